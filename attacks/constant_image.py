@@ -1,0 +1,33 @@
+"""Control: one flat colour, the mean of public images, for every victim. A floor that any attack must beat.
+
+Source: ours
+
+It reads nothing of the update and spends no evaluation.
+
+Shapes: images (B, C, H, W) in [-1, 1], constant over H and W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from benchmark.plugins import Attack
+from benchmark.types import Observation, Reconstruction
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantImage(Attack):
+    """No hyper-parameters."""
+
+    control: ClassVar[bool] = True
+
+    def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
+        """See `Attack.run`."""
+        return [
+            Reconstruction(seen.mean_colour.view(1, -1, 1, 1).expand(seen.batch_shape).clone(), evaluations=0)
+            for seen in observations
+        ]

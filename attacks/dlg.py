@@ -1,0 +1,72 @@
+"""Deep Leakage from Gradients: L-BFGS on the squared distance between the guessed and the seen update.
+
+Source: Zhu, Liu and Han 2019 (arXiv 1906.08935); github mit-han-lab/dlg at commit 00d4f86, main.py
+
+As there: dummy data from N(0, 1), the squared distance summed over all parameters, torch's L-BFGS with step 1.
+
+Assumes the timestep is known. Where the noise is private it is a second dummy variable, optimised together with the images,
+as the paper does with labels.
+
+Deviations, ours: a strong Wolfe line search (the reference code has none and often diverges); the budget counts evaluations
+(one loss with gradient), where the reference takes 300 steps of up to 20 iterations each; restarts share the budget and the
+lowest matching loss wins (the reference has one start).
+
+Shapes: images (B, C, H, W), unbounded during the search. Cost: one double backward through the network per evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from benchmark.matching.objectives import squared_distance
+from benchmark.matching.problem import defect, gaussian, guessed_update
+from benchmark.matching.search import Variables, best_of, lbfgs
+from benchmark.plugins import Attack
+from benchmark.types import Capability, Observation, Reconstruction
+
+
+@dataclass(frozen=True, kw_only=True)
+class DLG(Attack):
+    """Hyper-parameters.
+
+    Attributes:
+        evaluations: budget for one victim, restarts included.
+        restarts: independent starts among which the matching loss chooses.
+    """
+
+    needs: ClassVar[frozenset[Capability]] = frozenset({Capability.TIMESTEP})
+
+    evaluations: int = 300
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.restarts <= self.evaluations:
+            raise ValueError(f"restarts must be from 1 to evaluations ({self.evaluations}), not {self.restarts}")
+
+    def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
+        """See `Attack.run`."""
+        return [self._invert(observation, generator) for observation in observations]
+
+    def _invert(self, observation: Observation, generator: torch.Generator) -> Reconstruction:
+        starts = [self._start(observation, generator) for _ in range(self.restarts)]
+        if reason := defect(observation):
+            return Reconstruction(starts[0]["x_0"], evaluations=0, diverged=reason)
+        t = observation.timesteps
+        assert t is not None
+
+        def cost(variables: Variables) -> torch.Tensor:
+            eps = observation.noise if observation.noise is not None else variables["eps"]
+            return squared_distance(guessed_update(observation, variables["x_0"], t, eps), observation.update)
+
+        best = best_of([lbfgs(cost, start, self.evaluations // self.restarts) for start in starts])
+        return Reconstruction(best.variables["x_0"], best.evaluations, best.loss, diverged=best.diverged)
+
+    def _start(self, observation: Observation, generator: torch.Generator) -> Variables:
+        start = {"x_0": gaussian(observation, generator)}
+        if observation.noise is None:
+            start["eps"] = gaussian(observation, generator)
+        return start

@@ -1,0 +1,75 @@
+"""Inverting Gradients: signed Adam on the cosine distance between updates plus total variation of the image.
+
+Source: after the abstract of Geiping et al. 2020 (arXiv 2003.14053); github JonasGeiping/invertinggradients at commit 0356675
+
+As in reconstruct_image.py (`--optim ours`) and inversefed/reconstruction_algorithms.py there: start from N(0, 1), Adam on the
+gradient's sign with step 0.1, divided by ten at 3/8, 5/8 and 7/8 of 4,000 iterations, clipped to the image range after each
+one. A restart is scored by its matching loss.
+
+Assumes timestep and noise are known.
+
+Deviations, ours: images live in [-1, 1] (the reference normalises by the data set's mean and deviation, so step and total
+variation weigh somewhat differently); restarts share the budget; the best iterate by the regularised loss is returned, not the
+last; the weight of the total variation is chosen for images in [-1, 1] (the reference leaves it to its command line).
+
+Shapes: images (B, C, H, W) in [-1, 1]. Cost: one double backward through the network per evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from benchmark.matching.objectives import cosine_distance, total_variation
+from benchmark.matching.problem import defect, gaussian, guessed_update
+from benchmark.matching.search import Variables, best_of, signed_adam
+from benchmark.plugins import Attack
+from benchmark.types import Capability, Observation, Reconstruction
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvertingGradients(Attack):
+    """Hyper-parameters.
+
+    Attributes:
+        evaluations: budget for one victim, restarts included.
+        lr: first step of Adam, in units of the image range [-1, 1].
+        tv: weight of the total variation.
+        restarts: independent starts among which the matching loss chooses.
+    """
+
+    needs: ClassVar[frozenset[Capability]] = frozenset({Capability.TIMESTEP, Capability.NOISE})
+
+    evaluations: int = 4000
+    lr: float = 0.1
+    tv: float = 1e-4
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.restarts <= self.evaluations:
+            raise ValueError(f"restarts must be from 1 to evaluations ({self.evaluations}), not {self.restarts}")
+        if self.lr <= 0 or self.tv < 0:
+            raise ValueError(f"lr must be above 0 and tv at least 0, not {self.lr:g} and {self.tv:g}")
+
+    def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
+        """See `Attack.run`."""
+        return [self._invert(observation, generator) for observation in observations]
+
+    def _invert(self, observation: Observation, generator: torch.Generator) -> Reconstruction:
+        starts = [gaussian(observation, generator) for _ in range(self.restarts)]
+        if reason := defect(observation):
+            return Reconstruction(starts[0], evaluations=0, diverged=reason)
+        t, eps = observation.timesteps, observation.noise
+        assert t is not None and eps is not None
+
+        def cost(variables: Variables) -> torch.Tensor:
+            x_0 = variables["x_0"]
+            distance = cosine_distance(guessed_update(observation, x_0, t, eps), observation.update)
+            return distance + self.tv * total_variation(x_0)
+
+        share = self.evaluations // self.restarts
+        best = best_of([signed_adam(cost, {"x_0": start}, share, self.lr, (-1.0, 1.0)) for start in starts])
+        return Reconstruction(best.variables["x_0"], best.evaluations, best.loss, diverged=best.diverged)

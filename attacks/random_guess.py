@@ -1,0 +1,35 @@
+"""Control: pixels drawn uniformly. What an attack scores that learned nothing and knows nothing of images.
+
+Source: ours
+
+It reads nothing of the update and spends no evaluation.
+
+Shapes: images (B, C, H, W), independent and uniform in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from benchmark.plugins import Attack
+from benchmark.types import Observation, Reconstruction
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomGuess(Attack):
+    """No hyper-parameters."""
+
+    control: ClassVar[bool] = True
+
+    def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
+        """See `Attack.run`."""
+        return [
+            Reconstruction(
+                (2 * torch.rand(seen.batch_shape, generator=generator) - 1).to(seen.network.device), evaluations=0
+            )
+            for seen in observations
+        ]

@@ -1,0 +1,27 @@
+"""Check one plugin against the contract that every plugin keeps."""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmark.cli.options import add_include
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `check`."""
+    parser.add_argument("name", metavar="NAME", help="a plugin, for a data set that takes a path: folder:PATH")
+    add_include(parser)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Print a line per check. 0 if all hold, else 1."""
+    from benchmark.contract import examine
+    from benchmark.registry import Registry
+
+    failed = 0
+    for finding in examine(options.name, Registry(options.include)):
+        failed += finding.problem is not None
+        print(f"{'ok  ' if finding.problem is None else 'FAIL'}  {finding.rule}")
+        if finding.problem:
+            print(f"      {finding.problem}")
+    return 1 if failed else 0

@@ -1,0 +1,36 @@
+"""Compare two attacks of a run: the paired difference of their PSNR with its interval."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `compare`."""
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("first", metavar="ATTACK")
+    parser.add_argument("second", metavar="ATTACK")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Print a line per defense under which both attacks have finished."""
+    from benchmark.errors import UserError, unknown
+    from benchmark.report.leaderboard import paired_difference, read
+    from benchmark.store import Store
+
+    results = read(Store(options.run_dir))
+    names = set(results.samples.attack) if len(results.samples) else set()
+    for attack in (options.first, options.second):
+        if attack not in names:
+            raise unknown("attack in this run", attack, names)
+    rows = paired_difference(results, options.first, options.second)
+    if rows.empty:
+        raise UserError(f"'{options.first}' and '{options.second}' share no defense under which both have finished")
+    print(results.title)
+    print(f"PSNR of {options.first} minus {options.second}, median of paired differences in dB [95% interval]:")
+    for row in rows.itertuples():
+        interval = f" [{row.ci_low:+.2f}, {row.ci_high:+.2f}]" if row.ci_low == row.ci_low else ""
+        scene = f"{row.dataset} · {row.scenario} · {row.model}"
+        print(f"  {row.defense} ({scene}): {row.difference:+.2f}{interval}, n = {row.n}")
+    return 0

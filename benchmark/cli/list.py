@@ -1,0 +1,50 @@
+"""List attacks, defenses, datasets, models or grids."""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmark.cli.options import add_include
+
+THINGS = ("attacks", "defenses", "datasets", "models", "grids")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `list`."""
+    parser.add_argument("what", choices=THINGS, metavar="what", help=", ".join(THINGS))
+    add_include(parser)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Print name, one line, source, and what an attack needs or a defense hides; imports no plugin."""
+    if options.what == "grids":
+        from benchmark.grid import shipped
+
+        rows = [(name, title, []) for name, title in shipped().items()]
+    elif options.what == "models":
+        from benchmark.diffusion.models import PRESETS
+
+        rows = [(name, preset.summary, []) for name, preset in PRESETS.items()]
+        rows.append(("PATH", "any local diffusers U-Net directory with safetensors weights", []))
+    else:
+        rows = _plugins(options)
+    width = max(len(name) for name, _, _ in rows)
+    for name, summary, details in rows:
+        print(f"{name:<{width}}  {summary}")
+        for detail in details:
+            print(f"{'':<{width}}  {detail}")
+    return 0
+
+
+def _plugins(options: argparse.Namespace) -> list[tuple[str, str, list[str]]]:
+    from benchmark.registry import Registry
+
+    kind = options.what.removesuffix("s")
+    verb = {"attack": "needs", "defense": "hides"}.get(kind)
+    rows = []
+    for plugin in Registry(options.include).all(kind):
+        details = [f"source: {plugin.citation}"]
+        if verb:
+            details.append(f"{verb}: {', '.join(plugin.capabilities(verb)) or 'nothing'}")
+        rows.append((plugin.name, plugin.summary, details))
+    return rows

@@ -1,0 +1,25 @@
+"""Rebuild the tables and figures of a run directory from its records."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `report`."""
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Write and print the leaderboard."""
+    from rich.console import Console
+
+    from benchmark.report import tables
+    from benchmark.report.build import build
+    from benchmark.store import Store
+
+    results, table = build(Store(options.run_dir))
+    tables.show(results, table, Console())
+    print(f"Tables and figures: {options.run_dir}")
+    return 0

@@ -1,0 +1,174 @@
+"""Run a grid and leave a leaderboard; the same command again resumes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmark.cli.options import add_include
+from benchmark.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmark.grid import Cell, Grid
+    from benchmark.store import Store
+
+AXES = ("attacks", "defenses", "datasets", "models")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `run`."""
+    add = parser.add_argument
+    add("--grid", nargs="?", const="default", default="default", metavar="NAME|FILE.yaml", help="default: default")
+    for axis in AXES:
+        add(f"--{axis}", metavar="A,B[FIELD=VALUE]", help=f"replaces the grid's {axis}")
+    add("--victims", type=int, metavar="N", help="client steps per trial")
+    add("--trials", type=int, metavar="N", help="draws of victims")
+    add("--device", default="auto", metavar="auto|cpu|cuda[:i]")
+    add("--out", type=Path, metavar="DIR", help="the run directory; default: results/runs/NAME")
+    add_include(parser)
+    add("--cell-timeout", type=_seconds, metavar="S", help="give a cell up after so many seconds")
+    add("--set", action="append", default=[], metavar="attack.NAME.FIELD=VALUE", help="a hyper-parameter")
+    add("--dry-run", action="store_true", help="print the cells and an estimate, run nothing")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--force", action="store_true", help="run cells again that have finished")
+    again.add_argument("--only-failed", action="store_true", help="run only cells that have failed before")
+    add("--display", choices=("auto", "rich", "plain", "none"), default="auto", metavar="auto|rich|plain|none")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Plan, run what is missing, report. 0 if all cells are ok, diverged or skipped, else 1."""
+    from benchmark.environment import device_name
+    from benchmark.grid import plan, read
+    from benchmark.registry import Registry
+    from benchmark.store import Store
+
+    grid = _override(read(options.grid), options)
+    device = device_name(options.device)
+    cells = plan(grid, Registry(options.include), device)
+    store = Store(options.out or Path("results", "runs", Path(options.grid).stem))
+    missing = _missing(cells, store, options)
+    if options.dry_run:
+        return _dry_run(cells, missing, grid)
+    with store.writing():
+        store.save_plan(options.grid, grid.title, grid.success_db, [cell.identity for cell in cells])
+        interrupted = _run(missing, store, options)
+    if interrupted:
+        print(f"\nInterrupted: every finished cell is kept in {store.path}; the same command goes on from there.")
+        return 130
+    return _report(cells, store, options)
+
+
+def _override(grid: Grid, options: argparse.Namespace) -> Grid:
+    """The grid with what the command line replaces.
+
+    Raises:
+        UserError: a list or a `--set` that cannot be read, a number below 1.
+    """
+    from benchmark.spec import split
+
+    changes: dict[str, object] = {axis: tuple(split(text)) for axis in AXES if (text := getattr(options, axis))}
+    changes |= {name: value for name in ("victims", "trials") if (value := getattr(options, name)) is not None}
+    settings = {}
+    for text in options.set:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set '{text}' should read like attack.NAME.FIELD=VALUE")
+        settings[key.strip()] = value.strip()
+    try:
+        return dataclasses.replace(grid, set={**grid.set, **settings}, **changes)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+
+
+def _missing(cells: Sequence[Cell], store: Store, options: argparse.Namespace) -> list[Cell]:
+    """The cells that this command has to run."""
+    if options.force:
+        return list(cells)
+    records = {cell.identity: store.record(cell.identity) for cell in cells}
+    if options.only_failed:
+        return [cell for cell in cells if (record := records[cell.identity]) and not record.status.final]
+    return [cell for cell in cells if not ((record := records[cell.identity]) and record.status.final)]
+
+
+def _run(cells: list[Cell], store: Store, options: argparse.Namespace) -> bool:
+    """Run the cells, each saved as it ends. True if the user interrupted."""
+    from benchmark.display import choose
+    from benchmark.matching.search import watching
+    from benchmark.runner import run_cell
+
+    display = choose(options.display, cells)
+    try:
+        with display, watching(display.step):
+            for cell in cells:
+                display.begin(cell)
+                outcome = run_cell(cell, options.cell_timeout)
+                store.save(outcome.record, outcome.samples)
+                display.end(cell, outcome.record)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _report(cells: Sequence[Cell], store: Store, options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from benchmark.report import tables
+    from benchmark.report.build import build
+
+    results, table = build(store)
+    if options.display != "none":
+        tables.show(results, table, Console())
+        print(f"Tables and figures: {store.path}")
+    records = [store.record(cell.identity) for cell in cells]
+    failed = [record for record in records if record is not None and not record.status.final]
+    return 1 if failed else 0
+
+
+def _dry_run(cells: Sequence[Cell], missing: Sequence[Cell], grid: Grid) -> int:
+    waiting = {cell.identity for cell in missing}
+    print(grid.title)
+    for cell in cells:
+        state = f"{cell.victims} x {cell.budget} evaluations" if cell.identity in waiting else "done"
+        print(f"  {cell.name}: {state}")
+    seconds = sum(cell.budget * cell.victims * cost for cell, cost in zip(missing, _costs(missing), strict=True))
+    print(
+        f"{len(missing)} of {len(cells)} cells to run, at most {int(seconds) // 60} min {int(seconds) % 60} s of attacks "
+        "here, by the measured cost of an evaluation; skipped cells take none of it."
+    )
+    return 0
+
+
+def _costs(cells: Sequence[Cell]) -> list[float]:
+    """Seconds of one evaluation for each cell, measured once per model and scenario."""
+    measured: dict[tuple[str, str], float] = {}
+    for cell in cells:
+        key = (cell.model.label, str(cell.scenario))
+        if cell.budget and key not in measured:
+            measured[key] = _cost(cell)
+    return [measured.get((cell.model.label, str(cell.scenario)), 0.0) for cell in cells]
+
+
+def _cost(cell: Cell) -> float:
+    from benchmark.matching.problem import evaluation
+    from benchmark.runner import scene
+
+    victims, observations = scene(cell)
+    seen, victim = observations[0], victims[0]
+    evaluation(seen, victim.images, victim.timesteps, victim.noise)
+    start = time.perf_counter()
+    evaluation(seen, victim.images, victim.timesteps, victim.noise)
+    return time.perf_counter() - start
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"should be a number of seconds above 0, not '{text}'")
+    return seconds

@@ -1,0 +1,102 @@
+"""Frozen dataclasses from what a user wrote: every key known, every value of its field's type."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from benchmark.errors import UserError, unknown
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Mapping[str, object], what: str) -> T:
+    """Make the dataclass `cls` from text or YAML values; `what` names it in error messages.
+
+    Raises:
+        UserError: an unknown or missing field, a value of another type, or one that `cls` refuses with a ValueError.
+    """
+    hints = get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise unknown(f"field of {what}", str(name), known)
+    for name, f in known.items():
+        if name not in values and f.default is f.default_factory is dataclasses.MISSING:
+            raise UserError(f"{what} needs '{name}'")
+    arguments = {name: coerce(value, hints[name], f"{what}: {name}") for name, value in values.items()}
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from error
+
+
+def coerce(value: object, hint: Any, what: str) -> Any:
+    """Read `value` as the type `hint`: a scalar, a Literal, an optional or union of such, or a tuple.
+
+    Raises:
+        UserError: it is none.
+    """
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return _coerce_union(value, get_args(hint), what)
+    if origin is Literal:
+        if value not in get_args(hint):
+            raise unknown(what, str(value), map(str, get_args(hint)))
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise UserError(f"{what} should be a list, not {value!r}")
+        return tuple(coerce(item, get_args(hint)[0], what) for item in value)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{what} should be a mapping, not {value!r}")
+        return build(hint, value, what)  # type: ignore[arg-type]
+    return _coerce_scalar(value, hint, what)
+
+
+def _coerce_union(value: object, choices: Sequence[Any], what: str) -> Any:
+    if value is None or value == "none":
+        if type(None) in choices:
+            return None
+    for choice in choices:
+        if choice is not type(None):
+            try:
+                return coerce(value, choice, what)
+            except UserError:
+                continue
+    raise UserError(f"{what} should be {' or '.join(map(_name, choices))}, not {value!r}")
+
+
+def _coerce_scalar(value: object, hint: type, what: str) -> Any:
+    refusal = UserError(f"{what} should be {_name(hint)}, not {value!r}")
+    if hint is bool:
+        truth = {"true": True, "false": False}.get(str(value).lower())
+        if truth is None:
+            raise refusal
+        return truth
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise refusal
+    if hint is int and isinstance(value, float):
+        raise refusal
+    try:
+        return hint(value)
+    except ValueError:
+        raise refusal from None
+
+
+def _name(hint: Any) -> str:
+    if hint is type(None):
+        return "none"
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return f"a list of {_name(get_args(hint)[0])}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+
+
+def field_names(cls: type) -> list[str]:
+    """The names of the dataclass fields of `cls` that can be set."""
+    return [f.name for f in dataclasses.fields(cls) if f.init and f.type is not ClassVar]

@@ -1,0 +1,1 @@
+"""Noise schedule, training loss, U-Net presets and checkpoints, with diffusers underneath."""

@@ -1,0 +1,36 @@
+"""The network as client and server both hold it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+
+class Denoiser(nn.Module):
+    """A diffusers U-Net as a plain function of (x_t, t), always in evaluation mode: client and attacker see one function.
+
+    Gradient matching differentiates twice, and fused attention has no second derivative, so every attention layer gets
+    diffusers' plain processor.
+    """
+
+    def __init__(self, unet: UNet2DModel) -> None:
+        super().__init__()
+        self.unet = unet
+        for module in unet.modules():
+            if hasattr(module, "set_processor"):
+                module.set_processor(AttnProcessor())
+        self.eval()
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The prediction for noisy images `x_t` (B, C, H, W) at timesteps `t` (B,), of the images' shape."""
+        return cast(Tensor, self.unet(x_t, t).sample)
+
+    @property
+    def device(self) -> str:
+        """The device of the parameters."""
+        return str(next(self.parameters()).device)

@@ -1,0 +1,22 @@
+"""The training loss and its gradient: one definition for client and attacker, so that neither scales it differently."""
+
+from torch import Tensor, nn
+from torch.autograd import grad
+
+from benchmark.diffusion.schedule import Schedule
+
+
+def training_loss(network: nn.Module, schedule: Schedule, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """L = mean || target - net(x_t, t) ||^2 over batch, channels and pixels (Ho et al. 2020, arXiv 2006.11239: the simplified loss), a scalar.
+
+    Shapes: `x_0` and `eps` (B, C, H, W), `t` (B,).
+    """
+    prediction = network(schedule.add_noise(x_0, t, eps), t)
+    return (schedule.target(x_0, t, eps) - prediction).square().mean()
+
+
+def parameter_gradient(network: nn.Module, loss: Tensor, create_graph: bool = False) -> dict[str, Tensor]:
+    """The gradient of `loss` in each trainable parameter, by name; `create_graph` keeps it differentiable."""
+    named = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    gradients = grad(loss, list(named.values()), create_graph=create_graph)
+    return dict(zip(named, gradients, strict=True))

@@ -1,0 +1,65 @@
+"""The forward process and its training target, with the symbols of Ho et al. 2020 (arXiv 2006.11239)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
+
+PredictionType = Literal["epsilon", "v_prediction"]
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """A noise schedule and what the network predicts under it.
+
+    Attributes:
+        alpha_bar: (T,) float32, decreasing in (0, 1): the share of signal left at each timestep.
+        prediction_type: `epsilon` (the noise) or `v_prediction` (Salimans and Ho 2022, arXiv 2202.00512).
+    """
+
+    alpha_bar: Tensor
+    prediction_type: PredictionType
+
+    @property
+    def steps(self) -> int:
+        """T, the number of timesteps."""
+        return self.alpha_bar.numel()
+
+    def to(self, device: str) -> Schedule:
+        """The same schedule on another device."""
+        return Schedule(self.alpha_bar.to(device), self.prediction_type)
+
+    def add_noise(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
+
+        Args:
+            x_0: (B, C, H, W) images in [-1, 1].
+            t: (B,) int64 in [0, T).
+            eps: (B, C, H, W) standard normal noise.
+        """
+        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
+        return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
+
+    def target(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """What the network is trained to output: eps, or v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0."""
+        if self.prediction_type == "epsilon":
+            return eps
+        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
+        return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
+
+
+def from_scheduler(scheduler: DDPMScheduler) -> Schedule:
+    """Read a diffusers scheduler.
+
+    Raises:
+        ValueError: its prediction type is neither `epsilon` nor `v_prediction`.
+    """
+    prediction_type = scheduler.config.prediction_type
+    if prediction_type not in get_args(PredictionType):
+        raise ValueError(f"prediction type '{prediction_type}' is not one of {', '.join(get_args(PredictionType))}")
+    return Schedule(scheduler.alphas_cumprod.float().clone(), prediction_type)

@@ -1,0 +1,295 @@
+"""A grid: what to run, read from YAML and the command line, checked as a whole before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from benchmark import config
+from benchmark.errors import UserError, unknown
+from benchmark.scenario import Scenario
+from benchmark.spec import Spec, expand
+
+if TYPE_CHECKING:
+    from benchmark.diffusion.models import Model
+    from benchmark.plugins import Attack, Dataset, Defense
+    from benchmark.registry import Registry
+
+IDENTITY_VERSION = 1
+"""Part of every cell's identity; to be raised when the meaning of the identity changes."""
+
+ORACLE = "oracle"
+"""The name of the bench's own ceiling among the attacks."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The axes, and what all cells share.
+
+    Attributes:
+        title: what tables and figures are headed with.
+        datasets: names of data sets, `folder:PATH` among them.
+        models: presets or directories.
+        defenses: names, with parameters in brackets.
+        attacks: names; every control and the oracle join by themselves.
+        scenarios: the clients' practices.
+        victims: client steps per trial.
+        trials: draws of victims.
+        seed: the root of every random stream.
+        evaluations: budget of every attack that has one, else its paper's.
+        success_db: PSNR from which an image counts as recovered.
+        set: hyper-parameters as `attack.NAME.FIELD: VALUE`.
+    """
+
+    title: str
+    datasets: tuple[str, ...]
+    models: tuple[str, ...]
+    defenses: tuple[str, ...]
+    attacks: tuple[str, ...]
+    scenarios: tuple[Scenario, ...] = (Scenario(),)
+    victims: int = 4
+    trials: int = 1
+    seed: int = 0
+    evaluations: int | None = None
+    success_db: float = 30.0
+    set: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("victims", "trials"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.evaluations is not None and self.evaluations < 1:
+            raise ValueError(f"evaluations must be at least 1, not {self.evaluations}")
+        for axis in ("datasets", "models", "defenses", "attacks", "scenarios"):
+            if not getattr(self, axis):
+                raise ValueError(f"{axis} is empty")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the grid, with every axis resolved. An `attack` of None is the oracle.
+
+    `scenario.image_size` is always a number here.
+    """
+
+    dataset_label: str
+    defense_label: str
+    attack_label: str
+    scenario: Scenario
+    model: Model
+    dataset: Dataset
+    defense: Defense
+    attack: Attack | None
+    trial: int
+    victims: int
+    seed: int
+    success_db: float
+    device: str
+    identity: str
+
+    @property
+    def scene(self) -> tuple[object, ...]:
+        """What the victims' draw depends on, and nothing else."""
+        return (self.dataset_label, dataclasses.asdict(self.scenario), self.trial)
+
+    @property
+    def name(self) -> str:
+        """For people: the axes that usually differ."""
+        return f"{self.attack_label} vs {self.defense_label} · {self.dataset_label} · {self.model.label} · trial {self.trial}"
+
+    @property
+    def budget(self) -> int:
+        """Evaluations that the attack may spend on one victim."""
+        return self.attack.budget if self.attack else 0
+
+    @property
+    def control(self) -> bool:
+        """Whether it is a floor or the ceiling, not an attack."""
+        return self.attack is None or self.attack.control
+
+
+def shipped() -> dict[str, str]:
+    """Title of every grid inside the package, by name."""
+    found = {Path(f.name).stem: f for f in files("benchmark.grids").iterdir() if f.name.endswith(".yaml")}
+    return {name: str(yaml.safe_load(found[name].read_text())["title"]) for name in sorted(found)}
+
+
+def read(name: str) -> Grid:
+    """The grid of that name, or in that YAML file.
+
+    Raises:
+        UserError: there is none, or it is not a valid grid.
+    """
+    if name.endswith((".yaml", ".yml")):
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read grid {name}: {error}") from error
+    elif name in shipped():
+        text = files("benchmark.grids").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        raise unknown("grid", name, shipped())
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"grid {name} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"grid {name} should be a mapping of keys such as 'attacks' and 'defenses'")
+    return config.build(Grid, values, f"grid {name}")
+
+
+def plan(grid: Grid, registry: Registry, device: str) -> list[Cell]:
+    """Every cell of the grid, in the order they run: those of one scene together, controls first.
+
+    Raises:
+        UserError: any axis names something unknown, or values that do not go together.
+    """
+    planner = _Planner(grid, registry, device)
+    return [planner.cell(*axes) for axes in itertools.product(*planner.axes())]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A resolved plugin: its label in tables, the object, and all of it that can change an answer."""
+
+    label: str
+    value: Any
+    identity: Mapping[str, object]
+
+
+class _Planner:
+    def __init__(self, grid: Grid, registry: Registry, device: str) -> None:
+        from benchmark.registry import engine_hash
+
+        self.grid, self.registry, self.device = grid, registry, device
+        self.engine = engine_hash()
+        self.settings = self._settings()
+
+    def axes(self) -> list[Sequence[Any]]:
+        from benchmark.diffusion.models import resolve
+
+        controls = [plugin.name for plugin in self.registry.all("attack") if plugin.control]
+        attacks = dict.fromkeys([*controls, *self.grid.attacks])
+        attacks.pop(ORACLE, None)
+        models = [resolve(spec) for spec in expand(self.grid.models)]
+        datasets = [self._choice("dataset", spec) for spec in expand(self.grid.datasets)]
+        defenses = [self._choice("defense", spec) for spec in expand(self.grid.defenses)]
+        oracle = _Choice(ORACLE, None, {"name": ORACLE})
+        chosen = [oracle, *(self._choice("attack", spec) for spec in expand(attacks))]
+        for scenario, defense in itertools.product(self.grid.scenarios, defenses):
+            if reason := defense.value.refusal(scenario):
+                raise UserError(f"defense '{defense.label}': {reason}")
+        return [datasets, self.grid.scenarios, models, range(self.grid.trials), defenses, chosen]
+
+    def cell(
+        self, dataset: _Choice, scenario: Scenario, model: Model, trial: int, defense: _Choice, attack: _Choice
+    ) -> Cell:
+        scenario = self._fit(scenario, model)
+        everything = {
+            "version": IDENTITY_VERSION,
+            "engine": self.engine,
+            "dataset": dataset.identity,
+            "scenario": dataclasses.asdict(scenario),
+            "model": _model_identity(model),
+            "defense": defense.identity,
+            "attack": attack.identity,
+            "trial": trial,
+            "victims": self.grid.victims,
+            "seed": self.grid.seed,
+            "success_db": self.grid.success_db,
+            "device": self.device.partition(":")[0],
+        }
+        text = json.dumps(everything, sort_keys=True, separators=(",", ":"))
+        return Cell(
+            dataset_label=dataset.label,
+            defense_label=defense.label,
+            attack_label=attack.label,
+            scenario=scenario,
+            model=model,
+            dataset=dataset.value,
+            defense=defense.value,
+            attack=attack.value,
+            trial=trial,
+            victims=self.grid.victims,
+            seed=self.grid.seed,
+            success_db=self.grid.success_db,
+            device=self.device,
+            identity=hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
+        )
+
+    def _fit(self, scenario: Scenario, model: Model) -> Scenario:
+        """The scenario at the model's own image size, with timesteps that the model has."""
+        if scenario.image_size not in (None, model.image_size):
+            raise UserError(
+                f"model '{model.label}' is for {model.image_size}x{model.image_size} images, "
+                f"the scenario says {scenario.image_size}x{scenario.image_size}"
+            )
+        steps = model.steps
+        if any(not 0 <= t < steps for t in scenario.fixed_timesteps):
+            raise UserError(
+                f"the scenario's timesteps ({scenario.timestep_label}) must be from 0 to {steps - 1} "
+                f"for model '{model.label}'"
+            )
+        return dataclasses.replace(scenario, image_size=model.image_size)
+
+    def _choice(self, kind: str, spec: Spec) -> _Choice:
+        from benchmark.registry import load
+
+        name, colon, argument = spec.name.partition(":")
+        plugin = self.registry.get(kind, name)
+        cls = load(plugin)
+        values: dict[str, object] = dict(self.settings.get((kind, name), {}))
+        if kind == "attack" and self.grid.evaluations is not None and "evaluations" in config.field_names(cls):
+            values = {"evaluations": self.grid.evaluations, **values}
+        values |= dict(spec.params)
+        if colon:
+            fields = config.field_names(cls)
+            if not fields:
+                raise UserError(f"{kind} '{name}' takes nothing after a colon, not '{argument}'")
+            values[fields[0]] = argument
+        what = f"{kind} '{spec}'"
+        value = config.build(cls, values, what)
+        identity: dict[str, object] = {
+            "name": name,
+            "source": plugin.source_hash,
+            "fields": dataclasses.asdict(value),
+        }
+        if kind == "dataset":
+            identity["data"] = value.fingerprint()
+        return _Choice(str(spec), value, identity)
+
+    def _settings(self) -> dict[tuple[str, str], dict[str, object]]:
+        """Hyper-parameters of `set`, by kind and name of the plugin."""
+        settings: dict[tuple[str, str], dict[str, object]] = {}
+        for key, value in self.grid.set.items():
+            kind, _, rest = str(key).partition(".")
+            name, _, field_name = rest.rpartition(".")
+            if kind not in ("attack", "defense", "dataset") or not name or not field_name:
+                raise UserError(f"'{key}' should read like attack.NAME.FIELD")
+            self.registry.get(kind, name)
+            settings.setdefault((kind, name), {})[field_name] = value
+        return settings
+
+
+def _model_identity(model: Model) -> Mapping[str, object]:
+    if model.directory is None:
+        assert model.convention is not None
+        return {"preset": model.preset, "convention": dataclasses.asdict(model.convention)}
+    digest = hashlib.blake2b(digest_size=16)
+    for path in (*sorted(model.directory.iterdir()), model.scheduler):
+        if path is not None and path.is_file():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return {
+        "files": digest.hexdigest(),
+        "convention": dataclasses.asdict(model.convention) if model.convention else None,
+    }

@@ -1,0 +1,21 @@
+"""Between pictures and tensors: every image of the bench is (C, H, W) float32 in [-1, 1]."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """An RGB picture as (3, H, W) float32 in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32))
+    return pixels.permute(2, 0, 1).contiguous() / 127.5 - 1
+
+
+def to_unit(images: Tensor) -> NDArray[np.float64]:
+    """Clip to [-1, 1] and map to [0, 1]: (..., C, H, W) tensors become (..., H, W, C) float64 arrays, channels last."""
+    unit = (images.detach().cpu().double().clamp(-1, 1) + 1) / 2
+    return np.asarray(unit.movedim(-3, -1).numpy())

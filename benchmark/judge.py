@@ -1,0 +1,131 @@
+"""The judge: it alone holds the truth beside what was rebuilt. It clips, assigns within the batch, and measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmark.metrics import assign, lpips, mse, psnr, ssim
+from benchmark.types import Reconstruction, Victim
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One private image and what became of it: a row of `samples.parquet`.
+
+    Attributes:
+        victim: index of the client step within the trial.
+        image: index within the batch.
+        source: the photograph that the image comes from.
+        status: `ok` or `diverged`; all measurements of a diverged one are None.
+        reason: why it diverged, else empty.
+        mse: in units of the range [0, 1].
+        psnr: dB, peak 1, at most 100.
+        ssim: in [-1, 1].
+        lpips: None where its weights are missing.
+        success: whether the PSNR reached the threshold.
+        timestep: the truth.
+        timestep_estimate: the attack's own, None where it makes none.
+        timestep_error: absolute difference of the two.
+        loss: the attack's matching loss for the whole batch.
+        evaluations: spent on the whole batch.
+        original: (H, W, C) float32 in [-1, 1].
+        reconstruction: likewise, clipped.
+    """
+
+    victim: int
+    image: int
+    source: str
+    status: str
+    reason: str
+    mse: float | None
+    psnr: float | None
+    ssim: float | None
+    lpips: float | None
+    success: bool
+    timestep: int
+    timestep_estimate: int | None
+    timestep_error: int | None
+    loss: float | None
+    evaluations: int
+    original: NDArray[np.float32]
+    reconstruction: NDArray[np.float32]
+
+
+def oracle(victims: Sequence[Victim]) -> list[Reconstruction]:
+    """The ceiling in every table: the truth itself, put through the judge. Not a plugin, since it needs the truth."""
+    return [Reconstruction(victim.images.clone(), evaluations=0) for victim in victims]
+
+
+def judge(victims: Sequence[Victim], rebuilt: Sequence[Reconstruction], success_db: float) -> list[Sample]:
+    """Measure every image of every victim.
+
+    Args:
+        victims: the truth.
+        rebuilt: one reconstruction per victim, in the same order.
+        success_db: PSNR from which an image counts as recovered.
+
+    Raises:
+        ValueError: an attack returned another number of reconstructions, or images of another shape.
+    """
+    if len(victims) != len(rebuilt):
+        raise ValueError(f"the attack returned {len(rebuilt)} reconstructions for {len(victims)} victims")
+    return [
+        sample
+        for index, (victim, reconstruction) in enumerate(zip(victims, rebuilt, strict=True))
+        for sample in _judge_one(index, victim, reconstruction, success_db)
+    ]
+
+
+def _judge_one(index: int, victim: Victim, reconstruction: Reconstruction, success_db: float) -> list[Sample]:
+    images = reconstruction.images.detach().cpu().float()
+    if images.shape != victim.images.shape:
+        raise ValueError(f"the attack returned images of shape {tuple(images.shape)}, not {tuple(victim.images.shape)}")
+    reason = reconstruction.diverged
+    if reason is None and not torch.isfinite(images).all():
+        reason = "the images are not finite"
+    order = assign(victim.images, images) if reason is None else np.arange(len(images))
+    return [
+        _sample(index, i, victim, reconstruction, images[j].clamp(-1, 1), int(j), reason, success_db)
+        for i, j in enumerate(order)
+    ]
+
+
+def _sample(
+    victim_index: int,
+    i: int,
+    victim: Victim,
+    reconstruction: Reconstruction,
+    image: Tensor,
+    j: int,
+    reason: str | None,
+    success_db: float,
+) -> Sample:
+    truth, ok = victim.images[i], reason is None
+    timestep = int(victim.timesteps[i])
+    estimate = None if reconstruction.timesteps is None or not ok else int(reconstruction.timesteps[j])
+    quality = psnr(truth, image) if ok else None
+    return Sample(
+        victim=victim_index,
+        image=i,
+        source=victim.sources[i],
+        status="ok" if ok else "diverged",
+        reason=reason or "",
+        mse=mse(truth, image) if ok else None,
+        psnr=quality,
+        ssim=ssim(truth, image) if ok else None,
+        lpips=lpips(truth, image) if ok else None,
+        success=quality is not None and quality >= success_db,
+        timestep=timestep,
+        timestep_estimate=estimate,
+        timestep_error=None if estimate is None else abs(estimate - timestep),
+        loss=reconstruction.loss,
+        evaluations=reconstruction.evaluations,
+        original=truth.movedim(0, -1).numpy().copy(),
+        reconstruction=image.movedim(0, -1).numpy().copy(),
+    )

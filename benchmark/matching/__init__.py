@@ -1,0 +1,1 @@
+"""Gradient matching: find what, put through the client's step, gives the update that was seen."""

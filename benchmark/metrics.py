@@ -1,0 +1,91 @@
+"""How close a reconstruction is, always on images clipped to [-1, 1] and mapped to [0, 1], so the peak of PSNR is 1."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from benchmark.images import to_unit
+
+PSNR_CAP = 100.0
+"""dB: an exact image counts as this much, so that one of them does not make a mean infinite."""
+
+LPIPS_SMALLEST = 64
+"""Pixels: LPIPS' AlexNet needs images larger than 25, so smaller ones than this are scaled up to it (bilinear)."""
+
+_LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
+
+
+def mse(a: Tensor, b: Tensor) -> float:
+    """Mean squared error of two (C, H, W) images in units of the range [0, 1]."""
+    return float(np.square(to_unit(a) - to_unit(b)).mean())
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB, peak 1 on [0, 1] images, at most `PSNR_CAP`; symmetric in its arguments."""
+    error = mse(a, b)
+    return min(PSNR_CAP, -10 * float(np.log10(error))) if error > 0 else PSNR_CAP
+
+
+def ssim(a: Tensor, b: Tensor) -> float:
+    """Structural similarity of two (C, H, W) images by scikit-image: 7x7 uniform window, data range 1, mean of channels."""
+    from skimage.metrics import structural_similarity
+
+    return float(structural_similarity(to_unit(a), to_unit(b), data_range=1.0, channel_axis=-1))
+
+
+def assign(originals: Tensor, rebuilt: Tensor) -> NDArray[np.intp]:
+    """Which rebuilt image belongs to each original: the matching of least total squared error.
+
+    Args:
+        originals: (B, C, H, W).
+        rebuilt: (B, C, H, W) in any order.
+
+    Returns:
+        (B,) indices; `rebuilt[indices]` is in the order of `originals`.
+    """
+    a, b = to_unit(originals), to_unit(rebuilt)
+    cost = np.square(a[:, None] - b[None]).mean(axis=(2, 3, 4))
+    columns: NDArray[np.intp] = linear_sum_assignment(cost)[1]
+    return columns
+
+
+def lpips_missing() -> str | None:
+    """Why LPIPS cannot be measured on this machine, None where it can. Nothing is ever downloaded for it."""
+    backbone = Path(torch.hub.get_dir()) / "checkpoints" / _LPIPS_BACKBONE
+    if backbone.is_file():
+        return None
+    return f"LPIPS needs torchvision's AlexNet weights at {backbone}"
+
+
+def lpips(a: Tensor, b: Tensor) -> float | None:
+    """LPIPS (Zhang et al. 2018, arXiv 1801.03924; AlexNet, v0.1) of two (C, H, W) images, None where `lpips_missing`.
+
+    Images smaller than `LPIPS_SMALLEST` are scaled up to it first.
+    """
+    if lpips_missing():
+        return None
+    return lpips_with(_lpips_network(), a, b)
+
+
+def lpips_with(network: torch.nn.Module, a: Tensor, b: Tensor) -> float:
+    """LPIPS under a given network of the `lpips` package, which takes images in [-1, 1]."""
+    pair = torch.stack([a, b]).detach().cpu().float().clamp(-1, 1)
+    if min(pair.shape[-2:]) < LPIPS_SMALLEST:
+        pair = torch.nn.functional.interpolate(pair, size=LPIPS_SMALLEST, mode="bilinear", align_corners=False)
+    with torch.no_grad():
+        return float(network(pair[:1], pair[1:]))
+
+
+@cache
+def _lpips_network() -> torch.nn.Module:
+    import lpips as package
+
+    network: torch.nn.Module = package.LPIPS(net="alex", verbose=False).eval()
+    return network

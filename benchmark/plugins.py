@@ -1,0 +1,110 @@
+"""What an attack, a defense and a dataset are. A plugin is one file with one frozen dataclass that derives from one of them.
+
+The dataclass' fields are the hyper-parameters, with the paper's defaults; the file's stem is the plugin's name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from benchmark.scenario import Scenario
+from benchmark.types import Capability, Observation, Privacy, PublicParameters, Reconstruction, Update
+
+if TYPE_CHECKING:
+    from benchmark.federation import ClientStep
+
+
+class Attack(ABC):
+    """Rebuilds private images from observations.
+
+    Attributes:
+        needs: the private knowledge it cannot do without; where it is not granted, the cell is `skipped`.
+        adapts_to: fields of `PublicParameters` that it uses; where a defense discloses one, the attack is adaptive.
+        control: whether it is a floor that ships in every table, not an attack.
+    """
+
+    needs: ClassVar[frozenset[Capability]] = frozenset()
+    adapts_to: ClassVar[frozenset[str]] = frozenset()
+    control: ClassVar[bool] = False
+
+    @property
+    def budget(self) -> int:
+        """The most evaluations it spends on one victim, restarts included: its field `evaluations`, else 0."""
+        return int(getattr(self, "evaluations", 0))
+
+    @abstractmethod
+    def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
+        """Attack independent victims; one reconstruction each, in their order.
+
+        Args:
+            observations: what the server saw of each victim's step.
+            generator: the attack's own random stream, on the CPU; no other randomness may be used.
+        """
+
+
+class Defense(ABC):
+    """Changes what an honest client does, at the point where it really acts. The defaults change nothing.
+
+    Attributes:
+        hides: the private knowledge that is not granted to the attack.
+    """
+
+    hides: ClassVar[frozenset[Capability]] = frozenset()
+
+    def refusal(self, scenario: Scenario) -> str | None:
+        """Why it cannot be used in this scenario, None where it can."""
+        return None
+
+    def gradient(self, step: ClientStep, generator: torch.Generator) -> Update:
+        """How the examples' gradients are combined; by default the gradient of their mean loss."""
+        return step.gradient()
+
+    def release(self, update: Update, generator: torch.Generator) -> Update:
+        """What leaves the client, from the combined gradient; by default all of it."""
+        return update
+
+    def public(self, scenario: Scenario) -> PublicParameters:
+        """What everybody knows of the defense."""
+        return PublicParameters()
+
+    def privacy(self, scenario: Scenario) -> Privacy | None:
+        """Its differential-privacy guarantee, None where it has none."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One image with the photograph that it comes from: (C, H, W) float32 in [-1, 1]."""
+
+    image: Tensor
+    source: str
+
+
+class Dataset(ABC):
+    """Real images in two disjoint parts: public ones, that an attacker may know, and the victims' own."""
+
+    @abstractmethod
+    def victims(self, count: int, size: int, generator: torch.Generator) -> list[Picture]:
+        """Draw `count` private images of size `size` x `size`, from as many sources as there are.
+
+        Raises:
+            UserError: there are not so many, or one cannot be read.
+        """
+
+    @abstractmethod
+    def public(self, size: int) -> list[Picture]:
+        """The public images at that size, the same at every call, from sources that no victim comes from.
+
+        Raises:
+            UserError: there are none, or one cannot be read.
+        """
+
+    def fingerprint(self) -> str:
+        """What else than the plugin's own source and fields decides the images, e.g. a hash of files."""
+        return ""

@@ -1,0 +1,233 @@
+"""Name -> plugin, by scanning folders and entry points. Finding and listing read source text; only `load` imports a plugin."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from benchmark.errors import UserError, unknown
+
+KINDS = {"attack": "Attack", "defense": "Defense", "dataset": "Dataset"}
+"""Kind of plugin -> the base class in `benchmark.plugins` that marks it."""
+
+SHOWS_ONLY = frozenset({"cli", "report", "display.py", "environment.py", "contract.py"})
+"""Parts of `benchmark` that no answer depends on."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin as its source text describes it, without importing it.
+
+    Attributes:
+        kind: `attack`, `defense` or `dataset`.
+        name: the file's stem, or the entry point's name.
+        path: its source file.
+        module: the module to import it as; a file outside of any package has none and is loaded from its path.
+        class_name: the class in it.
+    """
+
+    kind: str
+    name: str
+    path: Path
+    module: str | None
+    class_name: str
+
+    @cached_property
+    def source_hash(self) -> str:
+        """A hash of the source file; part of the identity of every cell that uses the plugin."""
+        return hashlib.blake2b(self.path.read_bytes(), digest_size=16).hexdigest()
+
+    @cached_property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return (ast.get_docstring(self._tree) or "").partition("\n")[0]
+
+    @cached_property
+    def citation(self) -> str:
+        """The rest of the line that begins with `Source:` in its docstring, empty if there is none."""
+        lines = (ast.get_docstring(self._tree) or "").splitlines()
+        return next((line.removeprefix("Source:").strip() for line in lines if line.startswith("Source:")), "")
+
+    @property
+    def control(self) -> bool:
+        """For an attack, whether it is a control that ships in every table."""
+        value = self._attribute("control")
+        return isinstance(value, ast.Constant) and value.value is True
+
+    def capabilities(self, attribute: str) -> tuple[str, ...]:
+        """The members of `Capability` that the class attribute `needs` or `hides` names, in lower case."""
+        value = self._attribute(attribute)
+        nodes = ast.walk(value) if value else ()
+        return tuple(sorted(n.attr.lower() for n in nodes if isinstance(n, ast.Attribute)))
+
+    @cached_property
+    def _tree(self) -> ast.Module:
+        return _parse(self.path)
+
+    def _attribute(self, name: str) -> ast.expr | None:
+        for node in _class(self._tree, self.class_name).body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
+                return node.value
+        return None
+
+
+class Registry:
+    """All plugins: the shipped folders, the entry points `gidbench.attacks` and so on, and included folders.
+
+    Raises:
+        UserError: a folder is missing, a plugin's source cannot be read, or two plugins share a name.
+    """
+
+    def __init__(self, include: Sequence[Path] = ()) -> None:
+        self._plugins: dict[tuple[str, str], Plugin] = {}
+        for plugin in (*_shipped(), *_installed(), *_included(include)):
+            key = (plugin.kind, plugin.name)
+            if key in self._plugins:
+                other = self._plugins[key].path
+                raise UserError(f"two {plugin.kind}s are called '{plugin.name}': {other} and {plugin.path}")
+            self._plugins[key] = plugin
+
+    def all(self, kind: str) -> list[Plugin]:
+        """Every plugin of a kind, by name."""
+        return sorted((p for p in self._plugins.values() if p.kind == kind), key=lambda p: p.name)
+
+    def get(self, kind: str, name: str) -> Plugin:
+        """The plugin of that kind and name.
+
+        Raises:
+            UserError: there is none.
+        """
+        try:
+            return self._plugins[kind, name]
+        except KeyError:
+            raise unknown(kind, name, [p.name for p in self.all(kind)]) from None
+
+    def find(self, name: str) -> list[Plugin]:
+        """Every plugin of that name, of whatever kind.
+
+        Raises:
+            UserError: there is none.
+        """
+        found = [plugin for plugin in self._plugins.values() if plugin.name == name]
+        if not found:
+            raise unknown("plugin", name, {plugin.name for plugin in self._plugins.values()})
+        return found
+
+
+def load(plugin: Plugin) -> type[Any]:
+    """Import a plugin's class.
+
+    Raises:
+        UserError: the import fails.
+    """
+    try:
+        module = importlib.import_module(plugin.module) if plugin.module else _import_file(plugin.path)
+        found: type[Any] = getattr(module, plugin.class_name)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cannot import {plugin.kind} '{plugin.name}' ({plugin.path}): {error}") from error
+    return found
+
+
+def _shipped() -> Iterator[Plugin]:
+    """The three folders beside `benchmark`, which are its subpackages when installed (see `benchmark.__init__`)."""
+    for kind in KINDS:
+        package = f"benchmark.{kind}s"
+        for folder in importlib.import_module(package).__path__:
+            for path in sorted(Path(folder).glob("*.py")):
+                yield from _scan(path, f"{package}.{path.stem}", kind)
+
+
+def _installed() -> Iterator[Plugin]:
+    for kind in KINDS:
+        for point in entry_points(group=f"gidbench.{kind}s"):
+            yield Plugin(kind, point.name, _origin(point), point.module, point.attr)
+
+
+def _included(folders: Sequence[Path]) -> Iterator[Plugin]:
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"--include '{folder}' is not a folder")
+        for path in sorted(folder.resolve().glob("*.py")):
+            yield from _scan(path, None)
+
+
+def _scan(path: Path, module: str | None, kind: str | None = None) -> list[Plugin]:
+    """The one plugin of a file; none where no class derives from a plugin's base (a helper module).
+
+    Raises:
+        UserError: the file has several, or one of another kind than its folder's.
+    """
+    kinds = {base: kind for kind, base in KINDS.items()}
+    found = [
+        Plugin(kinds[base], path.stem, path, module, node.name)
+        for node in _parse(path).body
+        if isinstance(node, ast.ClassDef)
+        for base in map(ast.unparse, node.bases)
+        if base in kinds
+    ]
+    if len(found) > 1:
+        raise UserError(f"{path} holds {len(found)} plugins ({', '.join(p.class_name for p in found)}); one per file")
+    if found and kind and found[0].kind != kind:
+        raise UserError(f"{path} holds the {found[0].kind} {found[0].class_name}, but lies among the {kind}s")
+    return found
+
+
+def _origin(point: EntryPoint) -> Path:
+    try:
+        spec = importlib.util.find_spec(point.module)
+    except ImportError:
+        spec = None
+    if spec is None or spec.origin is None:
+        raise UserError(f"entry point '{point.name}' names the module {point.module}, which is not installed")
+    return Path(spec.origin)
+
+
+def _parse(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"cannot read plugin {path}: {error}") from error
+
+
+def _class(tree: ast.Module, name: str) -> ast.ClassDef:
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node
+    raise UserError(f"there is no class {name} at the top of its module")
+
+
+def _import_file(path: Path) -> Any:
+    name = f"gidbench_included_{hashlib.blake2b(str(path).encode(), digest_size=6).hexdigest()}_{path.stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def engine_hash() -> str:
+    """A hash of the bench's own code that can change an answer: all of `benchmark` but what only shows answers."""
+    root = Path(inspect.getfile(sys.modules["benchmark"])).parent
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(root.rglob("*.py")):
+        if path.relative_to(root).parts[0] not in SHOWS_ONLY:
+            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,191 @@
+"""Paper-ready figures, each as PNG and PDF: a heat map, PSNR with intervals, and a sheet of reconstructions per scene."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from benchmark.report.leaderboard import ORACLE, PAIR, SCENE, Results
+
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.titlesize": 9,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    "savefig.bbox": "tight",
+}
+SHEET_VICTIMS = 4
+BRIGHT = 55
+
+
+def write(results: Results, table: pd.DataFrame, directory: Path) -> list[Path]:
+    """Draw every figure of every scene into `directory`, and return the PNG files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    with plt.rc_context(STYLE):
+        for name, figure in _figures(results, table):
+            for suffix in ("png", "pdf"):
+                figure.savefig(directory / f"{name}.{suffix}", dpi=200)
+            plt.close(figure)
+            written.append(directory / f"{name}.png")
+    return written
+
+
+def _figures(results: Results, table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
+    for key, rows in table.groupby(SCENE, sort=False):
+        label = " · ".join(map(str, key))
+        ending = re.sub(r"[^A-Za-z0-9.=-]+", "-", "-".join(map(str, key))).strip("-")
+        samples = results.samples
+        if len(samples):
+            samples = samples[np.logical_and.reduce([samples[c] == v for c, v in zip(SCENE, key, strict=True)])]
+        yield f"heatmap-{ending}", heat_map(rows, f"{results.title}\n{label}")
+        if len(samples):
+            yield f"psnr-{ending}", psnr_by_attack(rows, f"{results.title}\n{label}")
+            yield f"reconstructions-{ending}", sheet(samples, f"{results.title}\n{label}")
+
+
+def heat_map(rows: pd.DataFrame, title: str) -> Figure:
+    """Median PSNR over attacks x defenses; a cell without a value says why, an incomplete one how many images it has."""
+    attacks, defenses = _order(rows), list(dict.fromkeys(rows.sort_values("defense").defense))
+    defenses.sort(key=lambda name: (name != "none", name))
+    figure, axes = plt.subplots(figsize=(1.3 + 1.0 * len(defenses), 1.2 + 0.42 * len(attacks)))
+    values = np.full((len(attacks), len(defenses)), np.nan)
+    for row in rows.itertuples():
+        values[attacks.index(row.attack), defenses.index(row.defense)] = row.psnr_median
+    colours = plt.get_cmap("viridis").with_extremes(bad="0.93")
+    image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=5, vmax=60, aspect="auto")
+    for row in rows.itertuples():
+        x, y = defenses.index(row.defense), attacks.index(row.attack)
+        value = values[y, x]
+        text = row.status if np.isnan(value) else f"{value:.1f}"
+        if row.n_ok < row.n_total and row.status != "skipped":
+            text += f"\n{row.n_ok}/{row.n_total}"
+        dark = not np.isnan(value) and value < BRIGHT * 0.6
+        axes.text(x, y, text, ha="center", va="center", color="white" if dark else "0.2", fontsize=7)
+    axes.set_xticks(range(len(defenses)), [_wrapped(name) for name in defenses])
+    axes.set_yticks(range(len(attacks)), [_with_budget(rows, name) for name in attacks])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, loc="left")
+    bar = figure.colorbar(image, ax=axes, extend="both", pad=0.02)
+    bar.set_label("median PSNR (dB)")
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return figure
+
+
+def psnr_by_attack(rows: pd.DataFrame, title: str) -> Figure:
+    """Median PSNR with its 95% interval, a panel per defense; the better floor is a dashed line."""
+    attacks, defenses = _order(rows)[::-1], list(dict.fromkeys(rows.defense))
+    defenses.sort(key=lambda name: (name != "none", name))
+    columns = min(3, len(defenses))
+    lines = -(-len(defenses) // columns)
+    figure, grid = plt.subplots(
+        lines,
+        columns,
+        figsize=(1.3 + 2.0 * columns, 0.7 + (0.45 + 0.22 * len(attacks)) * lines),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, defense in zip(grid.flat, defenses, strict=False):
+        _psnr_panel(axes, rows[rows.defense == defense], attacks)
+        axes.set_title(defense, loc="left")
+    for axes in grid.flat[len(defenses) :]:
+        axes.set_visible(False)
+    grid[0, 0].set_yticks(range(len(attacks)), [_with_budget(rows, name) for name in attacks])
+    grid[0, 0].set_xlim(0, 104)
+    figure.supxlabel("median PSNR (dB) with 95% interval; dashed: the better floor", fontsize=8)
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+def _psnr_panel(axes: Any, rows: pd.DataFrame, attacks: list[str]) -> None:
+    floors = rows[rows.attack.isin(_controls(rows)) & (rows.attack != ORACLE)].psnr_median
+    if floors.notna().any():
+        axes.axvline(floors.max(), color="0.6", linestyle="--", linewidth=0.8, zorder=0)
+    for row in rows.itertuples():
+        y = attacks.index(row.attack)
+        if np.isnan(row.psnr_median):
+            axes.text(2, y, row.status, va="center", color="0.5", fontsize=7, style="italic")
+            continue
+        colour = "0.55" if row.budget == 0 else "C0"
+        if not np.isnan(row.psnr_ci_low):
+            axes.plot([row.psnr_ci_low, row.psnr_ci_high], [y, y], color=colour, linewidth=1.4)
+        axes.plot(row.psnr_median, y, "o", color=colour, markersize=4)
+    axes.set_ylim(-0.6, len(attacks) - 0.4)
+    axes.grid(axis="x", color="0.92", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def sheet(samples: pd.DataFrame, title: str) -> Figure:
+    """Originals in the first row, below them what each attack rebuilt under each defense, with its PSNR."""
+    rows = samples[samples.attack != ORACLE].drop_duplicates(["attack", "defense", *PAIR])
+    images = rows[PAIR].drop_duplicates().sort_values(PAIR).head(SHEET_VICTIMS)
+    attacked = rows[~rows.control]
+    pairs = list(attacked[["attack", "defense"]].drop_duplicates().itertuples(index=False, name=None))
+    flat = rows[rows.control][["attack", "defense"]].drop_duplicates("attack").itertuples(index=False, name=None)
+    pairs = [*pairs, *flat]
+    figure, grid = plt.subplots(
+        len(pairs) + 1,
+        len(images),
+        figsize=(2.2 + 0.95 * len(images), 0.6 + 1.1 * (len(pairs) + 1)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for x, image in enumerate(images.itertuples(index=False, name=None)):
+        same = rows[(rows[PAIR] == image).all(axis=1)]
+        _picture(grid[0, x], same.iloc[0].original, same.iloc[0].source)
+        for y, (attack, defense) in enumerate(pairs, start=1):
+            found = same[(same.attack == attack) & (same.defense == defense)]
+            if len(found) and found.iloc[0].status == "ok":
+                _picture(grid[y, x], found.iloc[0].reconstruction, f"{found.iloc[0].psnr:.1f} dB")
+            else:
+                grid[y, x].text(0.5, 0.5, "diverged", ha="center", va="center", color="0.5", transform=grid[y, x].transAxes)
+    controls = set(rows[rows.control].attack)
+    names = ["original"] + [attack if attack in controls else f"{attack}\nvs {defense}" for attack, defense in pairs]
+    for axes, name in zip(grid[:, 0], names, strict=True):
+        axes.text(-0.12, 0.5, name, ha="right", va="center", transform=axes.transAxes)
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+def _picture(axes: Any, picture: np.ndarray[Any, np.dtype[np.float32]], title: str) -> None:
+    axes.imshow(np.clip((picture + 1) / 2, 0, 1), interpolation="nearest")
+    axes.set_title(title, pad=2, fontsize=7)
+
+
+def _order(rows: pd.DataFrame) -> list[str]:
+    """Attacks by their best median, the oracle on top and the other controls last."""
+    best = rows.groupby("attack").psnr_median.max()
+    controls = _controls(rows)
+    return sorted(best.index, key=lambda name: (name != ORACLE, name in controls, -np.nan_to_num(best[name], nan=-1)))
+
+
+def _controls(rows: pd.DataFrame) -> set[str]:
+    return set(rows.attack[rows.budget == 0])
+
+
+def _with_budget(rows: pd.DataFrame, attack: str) -> str:
+    budget = int(rows.budget[rows.attack == attack].max())
+    return f"{attack} ({budget})" if budget else attack
+
+
+def _wrapped(name: str) -> str:
+    return name.replace("_", "_\n") if len(name) > 12 else name

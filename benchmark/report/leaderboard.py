@@ -1,0 +1,294 @@
+"""The leaderboard: one row per dataset x scenario x model x defense x attack, over all trials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmark.report.statistics import median_interval, rate_interval
+from benchmark.store import Record, Status, Store
+
+COLUMNS = (
+    "status",
+    "reason",
+    "dataset",
+    "scenario",
+    "image_size",
+    "batch_size",
+    "local_steps",
+    "clients",
+    "timestep",
+    "model",
+    "model_state",
+    "prediction_type",
+    "prior",
+    "defense",
+    "attack",
+    "knows",
+    "adaptive",
+    "budget",
+    "n_ok",
+    "n_total",
+    "psnr_median",
+    "psnr_mean",
+    "psnr_ci_low",
+    "psnr_ci_high",
+    "psnr_gain",
+    "psnr_gain_ci_low",
+    "psnr_gain_ci_high",
+    "ssim_mean",
+    "lpips_mean",
+    "mse_mean",
+    "success_rate",
+    "success_ci_low",
+    "success_ci_high",
+    "timestep_accuracy",
+    "epsilon_round",
+    "epsilon_total",
+    "delta",
+    "seconds_per_victim",
+    "evaluations",
+)
+
+SCENE = ["dataset", "scenario", "model"]
+"""The columns that name a table of its own; within it, attacks meet defenses."""
+
+PAIR = ["trial", "victim", "image"]
+"""What identifies a private image within a scene: the same one under every attack and defense."""
+
+ORACLE = "oracle"
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run as it was read: its title, threshold, planned and finished cells, a row per cell and a row per image.
+
+    Attributes:
+        title: heads every table and figure.
+        success_db: PSNR from which an image counts as recovered.
+        planned: number of cells of the latest plan.
+        cells: a row per finished cell, axes and outcome.
+        samples: a row per image of these, axes, `trial`, measurements and pictures.
+        notes: what a table must say of its numbers.
+    """
+
+    title: str
+    success_db: float
+    planned: int
+    cells: pd.DataFrame
+    samples: pd.DataFrame
+    notes: Sequence[str]
+
+
+def read(store: Store) -> Results:
+    """Read the latest plan's finished cells.
+
+    Raises:
+        UserError: it is no run directory.
+    """
+    plan = store.plan()
+    records = [record for record in map(store.record, plan["cells"]) if record is not None]
+    cells = pd.DataFrame([{**_axes(record), **_outcome(record)} for record in records])
+    frames = [
+        store.samples(record.identity).assign(trial=record.config["trial"], control=record.control, **_axes(record))
+        for record in records
+        if record.status in (Status.OK, Status.DIVERGED)
+    ]
+    samples = pd.concat([frame for frame in frames if len(frame)], ignore_index=True) if frames else pd.DataFrame()
+    return Results(plan["title"], plan["success_db"], len(plan["cells"]), cells, samples, _notes(records))
+
+
+def leaderboard(results: Results) -> pd.DataFrame:
+    """A row per attack under each defense of each scene, with all of `COLUMNS`.
+
+    Ranked within a scene: defenses under which the attacker knows least first, among those the leakiest first (by the best
+    gain of any attack), and under a defense the attack with the best gain first.
+    """
+    if results.cells.empty:
+        return pd.DataFrame(columns=list(COLUMNS))
+    keys = [*SCENE, "defense", "attack"]
+    floors = _floors(results.samples)
+    rows = []
+    for key, cells in results.cells.groupby(keys, sort=False):
+        chosen = _select(results.samples, dict(zip(keys, key, strict=True)))
+        floor = floors.get(key[:-1])
+        rows.append({**_status(cells), **_axes_row(cells), **_measure(cells, chosen, floor)})
+    return _ranked(pd.DataFrame(rows, columns=list(COLUMNS)))
+
+
+def paired_difference(results: Results, first: str, second: str) -> pd.DataFrame:
+    """The paired difference in PSNR of two attacks, a row per defense of each scene that both have finished.
+
+    Columns: the scene, `defense`, `n`, `difference` (median of first minus second, dB), `ci_low`, `ci_high`.
+    """
+    rows = []
+    for key, group in results.samples.groupby([*SCENE, "defense"], sort=False) if len(results.samples) else ():
+        a, b = (_by_image(group[group.attack == attack]) for attack in (first, second))
+        both = a.join(b, rsuffix="_other", how="inner").dropna(subset=["psnr", "psnr_other"])
+        if both.empty:
+            continue
+        difference = (both.psnr - both.psnr_other).tolist()
+        low, high = median_interval(difference, both.source.tolist())
+        names = dict(zip([*SCENE, "defense"], key, strict=True))
+        rows.append({**names, "n": len(both), "difference": np.median(difference), "ci_low": low, "ci_high": high})
+    return pd.DataFrame(rows, columns=[*SCENE, "defense", "n", "difference", "ci_low", "ci_high"])
+
+
+def _ranked(table: pd.DataFrame) -> pd.DataFrame:
+    gain = table.psnr_gain.fillna(-np.inf)
+    attacks_only = gain.where(table.budget > 0, -np.inf)
+    order = {
+        "granted": table.knows.str.count(r"\+"),
+        "leak": -attacks_only.groupby([table[name] for name in (*SCENE, "defense")]).transform("max"),
+        "gain": -gain,
+    }
+    ranked = table.assign(**order).sort_values([*SCENE, "granted", "leak", "defense", "gain"], kind="stable")
+    return ranked.drop(columns=list(order)).reset_index(drop=True)
+
+
+def _axes(record: Record) -> dict[str, Any]:
+    """The columns that name a cell's place in the grid, trial excepted."""
+    config = record.config
+    scenario, model = config["scenario"], config["model"]
+    return {
+        "dataset": config["dataset"]["name"],
+        "scenario": _scenario_label(scenario),
+        "image_size": scenario["image_size"],
+        "batch_size": scenario["batch_size"],
+        "local_steps": scenario["local_steps"],
+        "clients": scenario["clients"],
+        "timestep": scenario["timesteps"],
+        "model": model["name"],
+        "model_state": model["state"],
+        "prediction_type": model["prediction_type"],
+        "prior": "none",
+        "defense": config["defense"]["name"],
+        "attack": config["attack"]["name"],
+        "knows": record.knows,
+        "adaptive": record.adaptive,
+        "budget": record.budget,
+    }
+
+
+def _scenario_label(scenario: dict[str, Any]) -> str:
+    size = scenario["image_size"]
+    label = f"{size}x{size} t={scenario['timesteps']} B={scenario['batch_size']}"
+    for key, symbol in (("local_steps", "E"), ("clients", "K")):
+        label += f" {symbol}={scenario[key]}" if scenario[key] > 1 else ""
+    return label + (f" poisson q={scenario['sample_rate']:g}" if scenario["sampling"] == "poisson" else "")
+
+
+def _outcome(record: Record) -> dict[str, Any]:
+    privacy = record.privacy or {}
+    return {
+        "status": record.status,
+        "reason": record.reason,
+        "control": record.control,
+        "n_total": record.n_total,
+        "seconds": record.seconds,
+        "victims": record.config["victims"],
+        "epsilon_round": float(privacy.get("epsilon_round", "nan")),
+        "epsilon_total": float(privacy.get("epsilon_total", "nan")),
+        "delta": float(privacy.get("delta", "nan")),
+    }
+
+
+def _status(cells: pd.DataFrame) -> dict[str, Any]:
+    """The worst status of the trials, with its reason."""
+    order = list(Status)
+    worst = max(cells.status, key=order.index)
+    reasons = [reason for reason in cells.reason[cells.status == worst] if reason]
+    return {"status": str(worst), "reason": reasons[0] if reasons else ""}
+
+
+def _axes_row(cells: pd.DataFrame) -> dict[str, Any]:
+    first = cells.iloc[0]
+    return {name: first[name] for name in COLUMNS if name in cells.columns and name not in ("status", "reason")}
+
+
+def _measure(cells: pd.DataFrame, samples: pd.DataFrame, floor: pd.DataFrame | None) -> dict[str, Any]:
+    """Everything measured over the images of a row; what has no value there stays NaN."""
+    total = int(cells.n_total.sum())
+    row: dict[str, Any] = {"n_ok": 0, "n_total": total, "success_rate": np.nan}
+    if samples.empty:
+        return row
+    ok = samples[samples.status == "ok"]
+    success_low, success_high = rate_interval(samples.success.tolist(), samples.source.tolist())
+    row |= {
+        "n_ok": len(ok),
+        "success_rate": float(samples.success.sum()) / total,
+        "success_ci_low": success_low,
+        "success_ci_high": success_high,
+        "evaluations": float(samples.evaluations.mean()),
+        "seconds_per_victim": float(cells.seconds.sum() / cells.victims[cells.seconds.notna()].sum()),
+    }
+    if ok.empty:
+        return row
+    low, high = median_interval(ok.psnr.tolist(), ok.source.tolist())
+    known = ok.timestep_error.dropna()
+    row |= {
+        "psnr_median": float(ok.psnr.median()),
+        "psnr_mean": float(ok.psnr.mean()),
+        "psnr_ci_low": low,
+        "psnr_ci_high": high,
+        "ssim_mean": float(ok.ssim.mean()),
+        "lpips_mean": float(pd.to_numeric(ok.lpips).mean()),
+        "mse_mean": float(ok.mse.mean()),
+        "timestep_accuracy": float((known == 0).mean()) if len(known) else np.nan,
+    }
+    if floor is not None:
+        row |= _gain(ok, floor)
+    return row
+
+
+def _gain(ok: pd.DataFrame, floor: pd.DataFrame) -> dict[str, float]:
+    """The paired gain in PSNR over the floor: median and its interval."""
+    both = _by_image(ok).join(_by_image(floor), rsuffix="_floor", how="inner")
+    gain = (both.psnr - both.psnr_floor).tolist()
+    if not gain:
+        return {}
+    low, high = median_interval(gain, both.source.tolist())
+    return {"psnr_gain": float(np.median(gain)), "psnr_gain_ci_low": low, "psnr_gain_ci_high": high}
+
+
+def _floors(samples: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
+    """The better floor (by median PSNR) of each scene and defense: its rows."""
+    if samples.empty:
+        return {}
+    floors = samples[samples.control & (samples.attack != ORACLE) & (samples.status == "ok")]
+    found = {}
+    for key, group in floors.groupby([*SCENE, "defense"], sort=False):
+        medians = group.groupby("attack").psnr.median()
+        found[key] = group[group.attack == medians.idxmax()]
+    return found
+
+
+def _by_image(samples: pd.DataFrame) -> pd.DataFrame:
+    return samples.set_index(PAIR)[["psnr", "source"]]
+
+
+def _select(frame: pd.DataFrame, values: dict[str, Any]) -> pd.DataFrame:
+    if frame.empty:
+        return frame
+    mask = np.logical_and.reduce([frame[name] == value for name, value in values.items()])
+    return frame[mask]
+
+
+def _notes(records: Sequence[Record]) -> list[str]:
+    """What stands below every table."""
+    notes = []
+    missing = {record.lpips_missing for record in records if record.lpips_missing}
+    notes += [f"No LPIPS: {reason}." for reason in sorted(missing)]
+    for record in records:
+        if record.privacy:
+            p = record.privacy
+            notes.append(
+                f"{record.config['defense']['name']}: epsilon for delta {p['delta']:g}, sample rate {p['sample_rate']:g}, "
+                f"{p['rounds']} rounds in total, to {p['adjacency']}, by the {p['accountant']} accountant; "
+                "no amplification from sampling clients."
+            )
+    return list(dict.fromkeys(notes))

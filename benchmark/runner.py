@@ -1,0 +1,247 @@
+"""Runs cells: draws the scene, plays the client, hands its observations to the attack, judges, and keeps the record.
+
+Whatever a cell does, it becomes a row: an exception ends the cell, not the run.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from benchmark.diffusion.denoiser import Denoiser
+from benchmark.diffusion.models import Model, build_network, build_schedule
+from benchmark.environment import describe
+from benchmark.errors import UserError
+from benchmark.federation import ClientStep, batch_sizes, draw_victim, observe
+from benchmark.grid import Cell
+from benchmark.judge import Sample, judge, oracle
+from benchmark.metrics import lpips_missing
+from benchmark.plugins import Dataset
+from benchmark.seeds import stream
+from benchmark.store import Record, Status
+from benchmark.types import Capability, Observation, Reconstruction, Victim
+
+
+class CellTimeout(BaseException):
+    """The cell's time is over. Not an `Exception`, so that an attack's own handlers let it pass."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A finished cell: its record and its samples."""
+
+    record: Record
+    samples: Sequence[Sample]
+
+
+def run_cell(cell: Cell, timeout: float | None = None) -> Outcome:
+    """Run one cell to its row, whatever happens in it.
+
+    Args:
+        cell: what to run.
+        timeout: seconds after which it is given up, None for no limit; needs the main thread.
+
+    Raises:
+        UserError: the data set or the model cannot be used at all.
+    """
+    status, reason, seconds = Status.FAILED, "", None
+    samples: list[Sample] = []
+    observations: list[Observation] = []
+    _reset_peak(cell.device)
+    try:
+        with _time_limit(timeout):
+            victims, observations = scene(cell)
+            reason = _lacks(cell, observations)
+            if reason:
+                status = Status.SKIPPED
+            else:
+                start = time.perf_counter()
+                rebuilt = attack(cell, victims, observations)
+                seconds = time.perf_counter() - start
+                samples = judge(victims, rebuilt, cell.success_db)
+                status, reason = _verdict(samples)
+    except UserError:
+        raise
+    except CellTimeout:
+        status, reason = Status.TIMEOUT, f"gave up after {timeout:g} s"
+    except Exception as error:
+        status = Status.OOM if _out_of_memory(error) else Status.FAILED
+        reason = _explain(error)
+    return Outcome(_record(cell, status, reason, seconds, observations), samples)
+
+
+def scene(cell: Cell) -> tuple[list[Victim], list[Observation]]:
+    """The cell's victims, and what the server sees of each under the cell's defense.
+
+    Victims, timesteps and noise depend on (dataset, scenario, trial) alone; the defense's randomness on the defense too.
+    """
+    axes = (cell.dataset_label, dataclasses.asdict(cell.scenario), cell.trial)
+    network, schedule = _network(cell.model, cell.seed), build_schedule(cell.model)
+    draw = stream(cell.seed, "victims", *axes)
+    sizes = batch_sizes(cell.scenario, cell.victims, draw)
+    # Pictures do not depend on the rest of the scenario: a curve over timesteps shows one set of photographs.
+    pictures = iter(
+        cell.dataset.victims(sum(sizes), _size(cell), stream(cell.seed, "pictures", cell.dataset_label, cell.trial))
+    )
+    victims = [draw_victim([next(pictures) for _ in range(n)], cell.scenario, schedule, draw) for n in sizes]
+    noise = stream(cell.seed, "defense", cell.defense_label, *axes)
+    network, schedule = network.to(cell.device), schedule.to(cell.device)
+    granted = copy.deepcopy(network)
+    colour = mean_colour(cell.dataset, _size(cell)).to(cell.device)
+    observations = [
+        observe(
+            ClientStep(network, schedule, _on(victim, cell.device), cell.scenario.batch_size),
+            cell.defense,
+            cell.scenario,
+            colour,
+            granted,
+            noise,
+        )
+        for victim in victims
+    ]
+    return victims, observations
+
+
+def attack(cell: Cell, victims: Sequence[Victim], observations: Sequence[Observation]) -> list[Reconstruction]:
+    """Let the cell's attack rebuild the victims from the observations alone; only the oracle is shown the victims."""
+    if cell.attack is None:
+        return oracle(victims)
+    axes = (cell.attack_label, cell.defense_label, cell.dataset_label, dataclasses.asdict(cell.scenario), cell.model.label)
+    return cell.attack.run(observations, stream(cell.seed, "attack", *axes, cell.trial))
+
+
+@lru_cache(maxsize=8)
+def mean_colour(dataset: Dataset, size: int) -> Tensor:
+    """(C,) the mean over the data set's public images."""
+    return torch.stack([picture.image for picture in dataset.public(size)]).mean(dim=(0, 2, 3))
+
+
+@lru_cache(maxsize=2)
+def _network(model: Model, seed: int) -> Denoiser:
+    return build_network(model, seed)
+
+
+def _size(cell: Cell) -> int:
+    assert cell.scenario.image_size is not None
+    return cell.scenario.image_size
+
+
+def _on(victim: Victim, device: str) -> Victim:
+    return Victim(victim.images.to(device), victim.timesteps.to(device), victim.noise.to(device), victim.sources)
+
+
+def _lacks(cell: Cell, observations: Sequence[Observation]) -> str:
+    """Why the attack cannot run on what was granted, empty where it can."""
+    if cell.attack is None:
+        return ""
+    missing = cell.attack.needs - observations[0].grants
+    names = " and ".join(sorted(capability.value for capability in missing))
+    return f"needs the {names}, which the client keeps private" if missing else ""
+
+
+def _verdict(samples: Sequence[Sample]) -> tuple[Status, str]:
+    lost = [sample for sample in samples if sample.status != "ok"]
+    if not lost:
+        return Status.OK, ""
+    reason = f"{len(lost)} of {len(samples)} images diverged: {lost[0].reason}"
+    return (Status.DIVERGED if len(lost) == len(samples) else Status.OK), reason
+
+
+def _record(
+    cell: Cell, status: Status, reason: str, seconds: float | None, observations: Sequence[Observation]
+) -> Record:
+    granted = frozenset(Capability) - cell.defense.hides
+    disclosed = cell.defense.public(cell.scenario).disclosed
+    privacy = cell.defense.privacy(cell.scenario)
+    images = sum(seen.batch_size for seen in observations) or cell.victims * cell.scenario.batch_size
+    return Record(
+        identity=cell.identity,
+        status=status,
+        reason=reason,
+        config=_config(cell),
+        knows="+".join(["weights", *sorted(capability.value for capability in granted)]),
+        adaptive=bool(cell.attack and cell.attack.adapts_to & disclosed),
+        control=cell.control,
+        budget=cell.budget,
+        n_total=images,
+        seconds=seconds,
+        peak_mib=_peak(cell.device),
+        privacy=dataclasses.asdict(privacy) if privacy else None,
+        lpips_missing=lpips_missing(),
+        environment=describe(cell.device),
+    )
+
+
+def _config(cell: Cell) -> dict[str, object]:
+    return {
+        "dataset": {"name": cell.dataset_label, **dataclasses.asdict(cell.dataset)},  # type: ignore[call-overload]
+        "scenario": {**dataclasses.asdict(cell.scenario), "timesteps": cell.scenario.timestep_label},
+        "model": {
+            "name": cell.model.label,
+            "state": cell.model.state,
+            "steps": cell.model.steps,
+            "prediction_type": build_schedule(cell.model).prediction_type,
+            "convention": dataclasses.asdict(cell.model.convention) if cell.model.convention else None,
+        },
+        "defense": {"name": cell.defense_label, **dataclasses.asdict(cell.defense)},  # type: ignore[call-overload]
+        "attack": {"name": cell.attack_label, **(dataclasses.asdict(cell.attack) if cell.attack else {})},  # type: ignore[call-overload]
+        "trial": cell.trial,
+        "victims": cell.victims,
+        "seed": cell.seed,
+        "success_db": cell.success_db,
+    }
+
+
+@contextmanager
+def _time_limit(seconds: float | None) -> Iterator[None]:
+    """Raise `CellTimeout` in the running code after `seconds`."""
+    if seconds is None:
+        yield
+        return
+
+    def over(signum: int, frame: object) -> None:
+        raise CellTimeout
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _explain(error: Exception) -> str:
+    """Type, message and place of an error on one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
+    message = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {message}{place}"
+
+
+def _reset_peak(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: str) -> float:
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale

@@ -1,0 +1,81 @@
+"""Anyone's own PNG and JPEG images: `folder:PATH` reads every one below PATH.
+
+Source: the user
+
+A file is a source of its own; every fifth one, in the order of a hash of its relative path, is public, the
+others are the victims'. The largest centred square of an image is scaled to S by area averaging where that makes it smaller,
+bicubic where larger.
+
+Images (3, S, S) float32 in [-1, 1]; grey images become three equal channels, transparency is laid on black.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from benchmark.errors import UserError
+from benchmark.images import from_pil
+from benchmark.plugins import Dataset, Picture
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+EVERY = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder(Dataset):
+    """Parameters.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: str
+
+    def victims(self, count: int, size: int, generator: torch.Generator) -> list[Picture]:
+        """See `Dataset.victims`: `count` different files."""
+        files = [file for i, file in enumerate(self._files()) if i % EVERY]
+        if count > len(files):
+            raise UserError(f"folder '{self.path}' has {len(files)} images for victims, not {count}")
+        order = torch.randperm(len(files), generator=generator)[:count]
+        return [self._picture(files[i], size) for i in order.tolist()]
+
+    def public(self, size: int) -> list[Picture]:
+        """See `Dataset.public`: every fifth file."""
+        return [self._picture(file, size) for file in self._files()[::EVERY]]
+
+    def fingerprint(self) -> str:
+        """See `Dataset.fingerprint`: a hash over the files' relative paths and contents."""
+        digest = hashlib.blake2b(digest_size=16)
+        for file in self._files():
+            digest.update(str(file.relative_to(self.path)).encode())
+            digest.update(hashlib.blake2b(file.read_bytes()).digest())
+        return digest.hexdigest()
+
+    def _files(self) -> list[Path]:
+        root = Path(self.path)
+        if not root.is_dir():
+            raise UserError(f"folder '{self.path}' does not exist")
+        files = [file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+        if len(files) < 2:
+            found = "one PNG or JPEG image" if files else "no PNG or JPEG image"
+            raise UserError(f"folder '{self.path}' holds {found}; it takes two, a public one and a victim's")
+        return sorted(files, key=lambda file: hashlib.blake2b(str(file.relative_to(root)).encode()).digest())
+
+    def _picture(self, file: Path, size: int) -> Picture:
+        try:
+            with Image.open(file) as image:
+                rgb = image.convert("RGBA" if "transparency" in image.info or image.mode == "RGBA" else "RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"cannot read image {file}: {error}") from error
+        if rgb.mode == "RGBA":
+            rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "black"), rgb).convert("RGB")
+        side = min(rgb.size)
+        left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
+        square = rgb.crop((left, top, left + side, top + side))
+        filter_ = Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC
+        return Picture(from_pil(square.resize((size, size), filter_)), str(file.relative_to(self.path)))

@@ -1,0 +1,76 @@
+"""Crops of the real colour photographs that ship inside scikit-image, so that nothing has to be downloaded.
+
+Source: the photographs inside scikit-image (`skimage.data`)
+
+Victims are crops of `VICTIMS`, public images crops of `PUBLIC`: no
+photograph is in both, and the two views of the motorcycle stay on one side.
+
+A crop is a random square between a quarter and the whole of the photograph's shorter side, scaled down by area averaging.
+Crops of one photograph are not independent: the photograph is recorded as their source.
+
+Images (3, S, S) float32 in [-1, 1], S up to 128.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmark.errors import UserError
+from benchmark.images import from_pil
+from benchmark.plugins import Dataset, Picture
+from benchmark.seeds import stream
+
+VICTIMS = ("astronaut.png", "chelsea.png", "coffee.png", "ihc.png", "rocket.jpg")
+PUBLIC = ("hubble_deep_field.jpg", "motorcycle_left.png", "motorcycle_right.png", "retina.jpg")
+LARGEST = 128
+PUBLIC_CROPS = 64
+SMALLEST_SHARE = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photos(Dataset):
+    """No parameters."""
+
+    def victims(self, count: int, size: int, generator: torch.Generator) -> list[Picture]:
+        """See `Dataset.victims`: photographs in a random order, again and again, a fresh crop each time."""
+        return _crops(VICTIMS, count, size, generator)
+
+    def public(self, size: int) -> list[Picture]:
+        """See `Dataset.public`: always the same 64 crops."""
+        return _crops(PUBLIC, PUBLIC_CROPS, size, stream(0, "photos", "public"))
+
+
+def _crops(names: Sequence[str], count: int, size: int, generator: torch.Generator) -> list[Picture]:
+    if size > LARGEST:
+        raise UserError(f"data set 'photos' has images up to {LARGEST}x{LARGEST}, not {size}x{size}")
+    order = torch.randperm(len(names), generator=generator).tolist()
+    chosen = [names[order[i % len(names)]] for i in range(count)]
+    return [Picture(_crop(_photograph(name), size, generator), Path(name).stem) for name in chosen]
+
+
+def _crop(photograph: NDArray[np.uint8], size: int, generator: torch.Generator) -> torch.Tensor:
+    height, width = photograph.shape[:2]
+    whole = min(height, width)
+    smallest = max(size, int(SMALLEST_SHARE * whole))
+    share = torch.rand(3, generator=generator, dtype=torch.float64)
+    side = smallest + int(share[0] * (whole - smallest + 1))
+    top = int(share[1] * (height - side + 1))
+    left = int(share[2] * (width - side + 1))
+    square = Image.fromarray(photograph[top : top + side, left : left + side])
+    return from_pil(square.resize((size, size), Image.Resampling.BOX))
+
+
+@cache
+def _photograph(name: str) -> NDArray[np.uint8]:
+    import skimage
+
+    with Image.open(Path(skimage.__file__).parent / "data" / name) as image:
+        return np.asarray(image.convert("RGB"))

@@ -1,0 +1,48 @@
+"""Gradient pruning: only the coordinates of largest magnitude leave the client, the others are sent as zero.
+
+Source: after the abstract of Zhu, Liu and Han 2019 (arXiv 1906.08935)
+
+Ours: one threshold over the whole update, and no memory between rounds of what was pruned.
+
+`keep` is the share of coordinates that is kept, in (0, 1]; 1 changes nothing. Cost: one pass of selection over the update.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from benchmark.plugins import Defense
+from benchmark.scenario import Scenario
+from benchmark.types import PublicParameters, Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientPruning(Defense):
+    """Parameters.
+
+    Attributes:
+        keep: share of coordinates that is kept, in (0, 1].
+    """
+
+    keep: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep must be above 0 and at most 1, not {self.keep:g}")
+
+    def release(self, update: Update, generator: torch.Generator) -> Update:
+        """See `Defense.release`: exactly max(1, round(keep * n)) of the n coordinates stay as they are."""
+        magnitudes = torch.cat([value.abs().flatten() for value in update.values()])
+        kept = torch.zeros_like(magnitudes, dtype=torch.bool)
+        kept[magnitudes.topk(max(1, round(self.keep * magnitudes.numel()))).indices] = True
+        masks = kept.split([value.numel() for value in update.values()])
+        return {
+            name: torch.where(mask.view_as(value), value, 0.0)
+            for (name, value), mask in zip(update.items(), masks, strict=True)
+        }
+
+    def public(self, scenario: Scenario) -> PublicParameters:
+        """See `Defense.public`."""
+        return PublicParameters(kept_share=self.keep)

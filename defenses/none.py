@@ -1,0 +1,17 @@
+"""No defense: the exact gradient leaves the client, and the laboratory grants its timestep and noise.
+
+Source: ours, the reference that every defense is compared with (FedSGD, after the abstract of arXiv 1602.05629)
+
+Granting timestep and noise is a laboratory setting, since clients keep both private in real federations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmark.plugins import Defense
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoDefense(Defense):
+    """No parameters."""
