@@ -13,13 +13,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Write and print the leaderboard."""
-    from rich.console import Console
-
     from benchmark.report import tables
     from benchmark.report.build import build
     from benchmark.store import Store
 
     results, table = build(Store(options.run_dir))
-    tables.show(results, table, Console())
+    tables.show(results, table)
     print(f"Tables and figures: {options.run_dir}")
     return 0

@@ -114,14 +114,12 @@ def _run(cells: list[Cell], store: Store, options: argparse.Namespace) -> bool:
 
 
 def _report(cells: Sequence[Cell], store: Store, options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from benchmark.report import tables
     from benchmark.report.build import build
 
     results, table = build(store)
     if options.display != "none":
-        tables.show(results, table, Console())
+        tables.show(results, table)
         print(f"Tables and figures: {store.path}")
     records = [store.record(cell.identity) for cell in cells]
     failed = [record for record in records if record is not None and not record.status.final]

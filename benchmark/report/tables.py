@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmark.report.leaderboard import SCENE, Results
@@ -30,6 +31,12 @@ HEADINGS = {
     "status": "status",
 }
 
+TERMINAL = {"attack": 0, "budget": 6, "n ok": 4, "PSNR median": 20, "gain over floor": 20, "success": 7}
+"""Columns of the printed table and their widths; 0 is that of the longest name."""
+
+NARROWEST = 100
+"""Columns assumed where the output is no terminal."""
+
 
 def sections(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Heading and rows of each table that people read: per scene, the realistic setting first."""
@@ -38,7 +45,7 @@ def sections(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         realistic = scene.knows == "weights"
         for heading, rows in ((REALISTIC, scene[realistic]), (LABORATORY, scene[~realistic])):
             if len(rows):
-                yield f"{heading} — {name}", rows
+                yield f"{heading} · {name}", rows
 
 
 def readable(rows: pd.DataFrame) -> pd.DataFrame:
@@ -83,33 +90,47 @@ def write(results: Results, table: pd.DataFrame, directory: Path) -> None:
     (directory / "leaderboard.tex").write_text(_latex(results, table), encoding="utf-8")
 
 
-def show(results: Results, table: pd.DataFrame, console: Console) -> None:
+def show(results: Results, table: pd.DataFrame) -> None:
     """Print the readable tables."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=NARROWEST)
     footnotes: dict[str, int] = {}
+    width = max(map(len, table.attack))
     for heading, rows in sections(table):
-        console.print(_terminal(heading, rows, footnotes))
-    console.print(results.title, style="bold")
+        console.print(f"\n{escape(heading)}", style="bold underline")
+        for defense, group in rows.groupby("defense", sort=False):
+            console.print()
+            console.print(_terminal(str(defense), group, width, footnotes))
+    console.print(f"\n{escape(results.title)}", style="bold")
     for reason, number in footnotes.items():
-        console.print(f"({number}) {reason}", style="dim", highlight=False)
+        console.print(f"({number}) {escape(reason)}", style="dim")
     for line in captions(results):
-        console.print(line, style="dim", highlight=False)
+        console.print(escape(line), style="dim")
 
 
-def _terminal(heading: str, rows: pd.DataFrame, footnotes: dict[str, int]) -> Table:
-    """A table that fits 80 columns: the defense is a line of its own, and reasons go to numbered `footnotes`."""
-    printed = Table(title=heading, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    printed = Table(
-        title=heading, title_justify="left", title_style="bold", box=None, pad_edge=False, collapse_padding=True
-    )
-    for name in ("attack", "budget", "n", "psnr", "gain", "success"):
-        left = name in ("attack", "psnr", "gain")
-        printed.add_column(HEADINGS[name].partition(" [")[0], justify="left" if left else "right", no_wrap=left)
-    for defense, group in rows.groupby("defense", sort=False):
-        epsilon = _number(group.epsilon_total.iloc[0], ".3g")
-        guarantee = f", epsilon {epsilon} in total" if epsilon != "–" else ""
-        printed.add_row(f"[bold]{defense}[/]", end_section=False)
-        for row, shown in zip(group.itertuples(), readable(group).itertuples(index=False), strict=True):
-            mark = f" ({footnotes.setdefault(row.reason, len(footnotes) + 1)})" if row.reason else ""
+def _terminal(defense: str, rows: pd.DataFrame, width: int, footnotes: dict[str, int]) -> Table:
+    """The rows of one defense in 80 columns; reasons go to the numbered `footnotes`."""
+    first = rows.iloc[0]
+    guarantee = "" if pd.isna(first.epsilon_total) else f", epsilon {first.epsilon_total:.3g} in total"
+    title = f"[bold]{escape(defense)}[/] [dim]· knows {first.knows}{guarantee}[/]"
+    printed = Table(title=title, title_justify="left", title_style="", box=None, padding=(0, 1, 0, 0))
+    for name, columns in TERMINAL.items():
+        text = name in ("attack", "PSNR median", "gain over floor")
+        printed.add_column(
+            name, justify="left" if text else "right", min_width=columns or width, no_wrap=True, style="", header_style="dim"
+        )
+    for row in rows.itertuples():
+        mark = f" ({footnotes.setdefault(row.reason, len(footnotes) + 1)})" if row.reason else ""
+        psnr = _interval(row.psnr_median, row.psnr_ci_low, row.psnr_ci_high, ".1f")
+        printed.add_row(
+            escape(row.attack),
+            str(row.budget),
+            f"{row.n_ok}/{row.n_total}",
+            (row.status if psnr == "–" else psnr) + mark,
+            _interval(row.psnr_gain, row.psnr_gain_ci_low, row.psnr_gain_ci_high, "+.1f"),
+            _number(row.success_rate, ".0%"),
+        )
     return printed
 
 

@@ -1,0 +1,380 @@
+"""The contract that every plugin keeps, shipped or of a third party: what `check NAME` and the tests examine.
+
+Each rule is a function that returns the first problem it finds, or None. A rule that raises has failed too.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmark import config
+from benchmark.diffusion.denoiser import Denoiser
+from benchmark.diffusion.schedule import Schedule, from_scheduler
+from benchmark.errors import UserError
+from benchmark.federation import ClientStep, draw_victim, observe
+from benchmark.plugins import Attack, Dataset, Defense, Picture
+from benchmark.registry import Plugin, Registry, load
+from benchmark.scenario import Scenario
+from benchmark.seeds import stream
+from benchmark.types import Capability, Observation, PublicParameters, Reconstruction, Victim
+
+BUDGET = 3
+"""Evaluations that an attack gets under examination."""
+
+OPEN_TO_ATTACKS = frozenset(
+    {"benchmark.types", "benchmark.plugins", "benchmark.scenario", "benchmark.errors", "benchmark.attacks"}
+)
+"""Modules of the bench that an attack may import, besides `benchmark.diffusion` and `benchmark.matching`."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule and what breaks it, None where it is kept."""
+
+    rule: str
+    problem: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Toy:
+    """A tiny client with two private images, for examination."""
+
+    network: Denoiser
+    schedule: Schedule
+    victim: Victim
+    scenario: Scenario
+
+    def step(self) -> ClientStep:
+        """The client's step."""
+        return ClientStep(self.network, self.schedule, self.victim, len(self.victim.images))
+
+    def observe(self, defense: Defense, seed: int = 0) -> Observation:
+        """What the server sees of it under a defense."""
+        granted = copy.deepcopy(self.network)
+        return observe(self.step(), defense, self.scenario, torch.zeros(3), granted, stream(seed, "defense"))
+
+
+class Exposed(Defense):
+    """Grants everything and changes nothing."""
+
+
+def toy(size: int = 8, batch: int = 2) -> Toy:
+    """A U-Net of a few thousand parameters, with every kind of layer that the presets have, and random images."""
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet2DModel(
+            sample_size=size,
+            block_out_channels=(4, 8),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=2,
+            attention_head_dim=4,
+        )
+    scenario = Scenario(image_size=size, batch_size=batch)
+    schedule = from_scheduler(DDPMScheduler(num_train_timesteps=1000))
+    draw = stream(0, "toy")
+    pictures = [Picture(2 * torch.rand(3, size, size, generator=draw) - 1, f"toy-{i}") for i in range(batch)]
+    return Toy(Denoiser(unet), schedule, draw_victim(pictures, scenario, schedule, draw), scenario)
+
+
+def examine(name: str, registry: Registry) -> Iterator[Finding]:
+    """Examine every plugin of that name, which for a data set may carry its argument (`folder:PATH`).
+
+    Raises:
+        UserError: there is no such plugin, or its fields cannot be filled.
+    """
+    stem, _, argument = name.partition(":")
+    for plugin in registry.find(stem):
+        cls = load(plugin)
+        fields = config.field_names(cls)
+        values: dict[str, object] = {fields[0]: argument} if argument and fields else {}
+        if plugin.kind == "attack" and "evaluations" in fields:
+            values["evaluations"] = BUDGET
+        instance = config.build(cls, values, f"{plugin.kind} '{name}'")
+        rules: Mapping[str, Callable[[Plugin, Any], str | None]] = {**COMMON, **RULES[plugin.kind]}
+        for rule, check in rules.items():
+            yield Finding(f"{plugin.kind} {name}: {rule}", _problem(check, plugin, instance))
+
+
+def _problem(check: Callable[[Plugin, Any], str | None], plugin: Plugin, instance: Any) -> str | None:
+    try:
+        return check(plugin, instance)
+    except UserError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _documented(plugin: Plugin, instance: Any) -> str | None:
+    if not plugin.summary:
+        return "the module has no docstring"
+    return None if plugin.citation else "the docstring has no line 'Source: ...'"
+
+
+def _frozen(plugin: Plugin, instance: Any) -> str | None:
+    if not dataclasses.is_dataclass(instance) or not type(instance).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        return "it is not a frozen dataclass"
+    hash(instance)
+    return None
+
+
+def _reaches(plugin: Plugin, attack: Attack) -> str | None:
+    """Walks the import graph, through the bench's own modules, from the source text."""
+    for name in _imports(plugin.path):
+        forbidden = _forbidden(name)
+        if forbidden:
+            return f"it imports {forbidden}"
+    return None
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Names of the bench's modules that a file reaches, directly or through one another, type hints included."""
+    seen: set[str] = set()
+    waiting = [path]
+    while waiting:
+        for name in _direct_imports(waiting.pop()):
+            if name in seen:
+                continue
+            seen.add(name)
+            yield name
+            spec = importlib.util.find_spec(name)
+            if spec and spec.origin and not _forbidden(name) and name != "benchmark.plugins":
+                waiting.append(Path(spec.origin))
+
+
+def _direct_imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] == "benchmark" and _is_module(name):
+                yield name
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:
+        return False
+
+
+def _forbidden(name: str) -> str | None:
+    open_packages = ("benchmark.diffusion", "benchmark.matching", "benchmark.config", "benchmark.spec", "benchmark.seeds")
+    if name == "benchmark" or name in OPEN_TO_ATTACKS or name.startswith((*open_packages, "benchmark.attacks.")):
+        return None
+    return name
+
+
+def _observations(attack: Attack) -> tuple[Toy, list[Observation]]:
+    scene = toy()
+    return scene, [scene.observe(Exposed())]
+
+
+def _run(attack: Attack, observations: Sequence[Observation], seed: int = 1) -> list[Reconstruction]:
+    return attack.run(observations, stream(seed, "attack"))
+
+
+def _needs(plugin: Plugin, attack: Attack) -> str | None:
+    if not all(isinstance(need, Capability) for need in attack.needs):
+        return "needs holds something else than Capability"
+    listed = {need.value for need in attack.needs}
+    if listed != set(plugin.capabilities("needs")):
+        return f"its source text says {plugin.capabilities('needs')}, the class {sorted(listed)}"
+    fields = {f.name for f in dataclasses.fields(PublicParameters)}
+    strange = attack.adapts_to - fields
+    return f"adapts_to names {sorted(strange)}, which are no public parameters" if strange else None
+
+
+def _returns(plugin: Plugin, attack: Attack) -> str | None:
+    scene, _ = _observations(attack)
+    observations = [scene.observe(Exposed()) for _ in range(2)]
+    rebuilt = _run(attack, observations)
+    if len(rebuilt) != 2:
+        return f"{len(rebuilt)} reconstructions for 2 observations"
+    for seen, reconstruction in zip(observations, rebuilt, strict=True):
+        if tuple(reconstruction.images.shape) != seen.batch_shape:
+            return f"images of shape {tuple(reconstruction.images.shape)} for a batch of {seen.batch_shape}"
+        if reconstruction.images.requires_grad:
+            return "images still require gradients"
+        if not torch.isfinite(reconstruction.images).all():
+            return "images that are not finite"
+    return None
+
+
+def _budgeted(plugin: Plugin, attack: Attack) -> str | None:
+    _, observations = _observations(attack)
+    spent = _run(attack, observations)[0].evaluations
+    return None if spent <= attack.budget else f"it spent {spent} evaluations of {attack.budget}"
+
+
+def _repeats(plugin: Plugin, attack: Attack) -> str | None:
+    _, observations = _observations(attack)
+    before = torch.get_rng_state()
+    first, second = _run(attack, observations)[0], _run(attack, observations)[0]
+    if not torch.equal(first.images, second.images):
+        return "the same generator gives other images"
+    if not torch.equal(before, torch.get_rng_state()):
+        return "it draws from torch's global random state instead of its generator"
+    return None
+
+
+def _leaves(plugin: Plugin, attack: Attack) -> str | None:
+    _, observations = _observations(attack)
+    before = copy.deepcopy(observations[0])
+    _run(attack, observations)
+    changed = _difference(before, observations[0])
+    return f"it changed the observation's {changed}" if changed else None
+
+
+def _difference(a: Observation, b: Observation) -> str | None:
+    for name in ("mean_colour", "timesteps", "noise"):
+        if not torch.equal(getattr(a, name), getattr(b, name)):
+            return name
+    if any(not torch.equal(a.update[name], b.update[name]) for name in a.update):
+        return "update"
+    states = zip(a.network.parameters(), b.network.parameters(), strict=True)
+    return "network" if any(not torch.equal(p, q) for p, q in states) else None
+
+
+def _blind(plugin: Plugin, attack: Attack) -> str | None:
+    scene, observations = _observations(attack)
+    before = _run(attack, observations)[0].images
+    for truth in (scene.victim.images, scene.victim.noise, *scene.network.parameters()):
+        truth.detach().fill_(float("nan"))
+    scene.victim.timesteps.fill_(-1)
+    after = _run(attack, observations)[0].images
+    return None if torch.equal(before, after) else "poisoning the truth changed its images"
+
+
+def _survives(plugin: Plugin, attack: Attack) -> str | None:
+    _, observations = _observations(attack)
+    broken = {name: torch.full_like(value, float("nan")) for name, value in observations[0].update.items()}
+    good, bad = observations[0], dataclasses.replace(observations[0], update=broken)
+    rebuilt = _run(attack, [bad, good])
+    if rebuilt[1].diverged is not None:
+        return "an update that is not finite made the next victim diverge"
+    if not attack.control and rebuilt[0].diverged is None:
+        return "an update that is not finite was not reported as diverged"
+    return None
+
+
+def _hides(plugin: Plugin, defense: Defense) -> str | None:
+    listed = {capability.value for capability in defense.hides}
+    if listed != set(plugin.capabilities("hides")):
+        return f"its source text says {plugin.capabilities('hides')}, the class {sorted(listed)}"
+    shown = toy().observe(defense).grants & defense.hides
+    return f"the observation still grants {sorted(c.value for c in shown)}" if shown else None
+
+
+def _update(plugin: Plugin, defense: Defense) -> str | None:
+    scene = toy()
+    update = scene.observe(defense).update
+    shapes = {name: p.shape for name, p in scene.network.named_parameters()}
+    for name, value in update.items():
+        if shapes.get(name) != value.shape:
+            return f"'{name}' of shape {tuple(value.shape)} is not a parameter of the network"
+        if not torch.isfinite(value).all():
+            return f"'{name}' is not finite"
+    return None
+
+
+def _defense_repeats(plugin: Plugin, defense: Defense) -> str | None:
+    before = torch.get_rng_state()
+    first, second = toy().observe(defense).update, toy().observe(defense).update
+    if any(not torch.equal(first[name], second[name]) for name in first):
+        return "the same generator gives another update"
+    return None if torch.equal(before, torch.get_rng_state()) else "it draws from torch's global random state"
+
+
+def _client_unharmed(plugin: Plugin, defense: Defense) -> str | None:
+    scene = toy()
+    before, weights = copy.deepcopy(scene.victim), copy.deepcopy(scene.network.state_dict())
+    scene.observe(defense)
+    if not all(torch.equal(getattr(before, n), getattr(scene.victim, n)) for n in ("images", "timesteps", "noise")):
+        return "it changed the client's images, timesteps or noise"
+    if any(not torch.equal(weights[name], value) for name, value in scene.network.state_dict().items()):
+        return "it changed the client's weights"
+    return "it left the network in training mode" if scene.network.training else None
+
+
+def _separate(plugin: Plugin, defense: Defense) -> str | None:
+    """Granted tensors and the update share no storage with anything that the victim holds."""
+    scene = toy()
+    seen = scene.observe(defense)
+    truth = [scene.victim.images, scene.victim.timesteps, scene.victim.noise, *scene.network.parameters()]
+    held = {tensor.untyped_storage().data_ptr() for tensor in truth}
+    shown = [*seen.update.values(), *seen.network.parameters(), seen.mean_colour, seen.timesteps, seen.noise]
+    shared = any(t is not None and t.untyped_storage().data_ptr() in held for t in shown)
+    return "the observation shares storage with the truth" if shared else None
+
+
+def _pictures(plugin: Plugin, dataset: Dataset) -> str | None:
+    for pictures in (dataset.victims(2, 16, stream(0, "a")), dataset.public(16)):
+        for picture in pictures:
+            image = picture.image
+            if tuple(image.shape) != (3, 16, 16) or image.dtype != torch.float32:
+                return f"an image of shape {tuple(image.shape)} and type {image.dtype}, not (3, 16, 16) float32"
+            if not (image.min() >= -1 and image.max() <= 1):
+                return f"an image with values from {image.min():g} to {image.max():g}, not in [-1, 1]"
+    return None
+
+
+def _dataset_repeats(plugin: Plugin, dataset: Dataset) -> str | None:
+    first, second = (dataset.victims(2, 16, stream(0, "a")) for _ in range(2))
+    same = all(torch.equal(a.image, b.image) and a.source == b.source for a, b in zip(first, second, strict=True))
+    return None if same else "the same generator gives other images"
+
+
+def _disjoint(plugin: Plugin, dataset: Dataset) -> str | None:
+    public = {picture.source for picture in dataset.public(16)}
+    if not public:
+        return "there are no public images"
+    private = {p.source for seed in range(20) for p in dataset.victims(2, 16, stream(seed, "a"))}
+    return f"both public and private: {sorted(public & private)}" if public & private else None
+
+
+COMMON: Mapping[str, Callable[[Plugin, Any], str | None]] = {
+    "its docstring says what it is and where it comes from": _documented,
+    "it is a frozen, hashable dataclass": _frozen,
+}
+
+RULES: Mapping[str, Mapping[str, Callable[[Plugin, Any], str | None]]] = {
+    "attack": {
+        "it imports no data set, no client and no judge": _reaches,
+        "what it needs is listed as it is": _needs,
+        "one finite reconstruction of the batch per victim": _returns,
+        "it keeps its budget of evaluations": _budgeted,
+        "the same generator gives the same images, and no other randomness is used": _repeats,
+        "it leaves the observation as it was": _leaves,
+        "poisoned truth changes nothing": _blind,
+        "an update that is not finite diverges alone": _survives,
+    },
+    "defense": {
+        "what it hides is listed as it is and not granted": _hides,
+        "the update fits the network and is finite": _update,
+        "the same generator gives the same update, and no other randomness is used": _defense_repeats,
+        "the client's data and weights stay as they were": _client_unharmed,
+        "the observation shares no storage with the truth": _separate,
+    },
+    "dataset": {
+        "images are (3, S, S) float32 in [-1, 1]": _pictures,
+        "the same generator gives the same images": _dataset_repeats,
+        "public and private sources are disjoint": _disjoint,
+    },
+}
