@@ -1,16 +1,17 @@
 """Inverting Gradients: signed Adam on the cosine distance between updates plus total variation of the image.
 
-Source: after the abstract of Geiping et al. 2020 (arXiv 2003.14053); github JonasGeiping/invertinggradients at commit 0356675
+Source: after the abstract of Geiping et al. 2020 (arXiv 2003.14053); github JonasGeiping/invertinggradients at commit
+0356675
 
-As in reconstruct_image.py (`--optim ours`) and inversefed/reconstruction_algorithms.py there: start from N(0, 1), Adam on the
-gradient's sign with step 0.1, divided by ten at 3/8, 5/8 and 7/8 of 4,000 iterations, clipped to the image range after each
-one. A restart is scored by its matching loss.
+As in reconstruct_image.py (`--optim ours`) and inversefed/reconstruction_algorithms.py there: start from N(0, 1), Adam on
+the gradient's sign with step 0.1, divided by ten at 3/8, 5/8 and 7/8 of 4,000 iterations, clipped to the image range after
+each one. A restart is scored by its matching loss.
 
 Assumes timestep and noise are known.
 
 Deviations, ours: images live in [-1, 1] (the reference normalises by the data set's mean and deviation, so step and total
-variation weigh somewhat differently); restarts share the budget; the best iterate by the regularised loss is returned, not the
-last; the weight of the total variation is chosen for images in [-1, 1] (the reference leaves it to its command line).
+variation weigh somewhat differently); restarts share the budget; the best iterate by the regularised loss is returned, not
+the last; the weight of the total variation is chosen for images in [-1, 1] (the reference leaves it to its command line).
 
 Shapes: images (B, C, H, W) in [-1, 1]. Cost: one double backward through the network per evaluation.
 """

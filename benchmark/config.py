@@ -34,7 +34,7 @@ def build(cls: type[T], values: Mapping[str, object], what: str) -> T:
 
 
 def coerce(value: object, hint: Any, what: str) -> Any:
-    """Read `value` as the type `hint`: a scalar, a Literal, an optional or union of such, or a tuple.
+    """Read `value` as the type `hint`: a scalar, a Literal, a union, a tuple, a mapping or another dataclass.
 
     Raises:
         UserError: it is none.
@@ -50,17 +50,16 @@ def coerce(value: object, hint: Any, what: str) -> Any:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise UserError(f"{what} should be a list, not {value!r}")
         return tuple(coerce(item, get_args(hint)[0], what) for item in value)
-    if dataclasses.is_dataclass(hint):
+    if origin is Mapping or dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise UserError(f"{what} should be a mapping, not {value!r}")
-        return build(hint, value, what)  # type: ignore[arg-type]
+        return dict(value) if origin is Mapping else build(hint, value, what)
     return _coerce_scalar(value, hint, what)
 
 
 def _coerce_union(value: object, choices: Sequence[Any], what: str) -> Any:
-    if value is None or value == "none":
-        if type(None) in choices:
-            return None
+    if value in (None, "none") and type(None) in choices:
+        return None
     for choice in choices:
         if choice is not type(None):
             try:

@@ -124,7 +124,7 @@ def _documented(plugin: Plugin, instance: Any) -> str | None:
 
 
 def _frozen(plugin: Plugin, instance: Any) -> str | None:
-    if not dataclasses.is_dataclass(instance) or not type(instance).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    if not dataclasses.is_dataclass(instance) or not getattr(instance, "__dataclass_params__").frozen:  # noqa: B009
         return "it is not a frozen dataclass"
     hash(instance)
     return None
@@ -175,7 +175,13 @@ def _is_module(name: str) -> bool:
 
 
 def _forbidden(name: str) -> str | None:
-    open_packages = ("benchmark.diffusion", "benchmark.matching", "benchmark.config", "benchmark.spec", "benchmark.seeds")
+    open_packages = (
+        "benchmark.diffusion",
+        "benchmark.matching",
+        "benchmark.config",
+        "benchmark.spec",
+        "benchmark.seeds",
+    )
     if name == "benchmark" or name in OPEN_TO_ATTACKS or name.startswith((*open_packages, "benchmark.attacks.")):
         return None
     return name

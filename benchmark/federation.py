@@ -54,9 +54,7 @@ def batch_sizes(scenario: Scenario, victims: int, generator: torch.Generator) ->
     return sizes
 
 
-def draw_victim(
-    pictures: Sequence[Picture], scenario: Scenario, schedule: Schedule, generator: torch.Generator
-) -> Victim:
+def draw_victim(pictures: Sequence[Picture], scenario: Scenario, schedule: Schedule, generator: torch.Generator) -> Victim:
     """The client's draw of timesteps and noise for its batch, on the CPU."""
     images = torch.stack([picture.image for picture in pictures])
     fixed = scenario.fixed_timesteps
@@ -91,11 +89,12 @@ def observe(
     victim = step.victim
     update = defense.release(defense.gradient(step, generator), generator)
     granted = frozenset(Capability) - defense.hides
+    channels, height, width = victim.images.shape[1:]
     return Observation(
         update={name: value.detach().clone() for name, value in update.items()},
         network=granted_network,
         schedule=copy.deepcopy(step.schedule),
-        image_shape=tuple(victim.images.shape[1:]),
+        image_shape=(channels, height, width),
         batch_size=len(victim.images),
         mean_colour=mean_colour.clone(),
         local_steps=scenario.local_steps,

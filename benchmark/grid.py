@@ -190,9 +190,7 @@ class _Planner:
                 raise UserError(f"defense '{defense.label}': {reason}")
         return [datasets, self.grid.scenarios, models, range(self.grid.trials), defenses, chosen]
 
-    def cell(
-        self, dataset: _Choice, scenario: Scenario, model: Model, trial: int, defense: _Choice, attack: _Choice
-    ) -> Cell:
+    def cell(self, dataset: _Choice, scenario: Scenario, model: Model, trial: int, defense: _Choice, attack: _Choice) -> Cell:
         scenario = self._fit(scenario, model)
         everything = {
             "version": IDENTITY_VERSION,
@@ -236,8 +234,7 @@ class _Planner:
         steps = model.steps
         if any(not 0 <= t < steps for t in scenario.fixed_timesteps):
             raise UserError(
-                f"the scenario's timesteps ({scenario.timestep_label}) must be from 0 to {steps - 1} "
-                f"for model '{model.label}'"
+                f"the scenario's timesteps ({scenario.timestep_label}) must be from 0 to {steps - 1} for model '{model.label}'"
             )
         return dataclasses.replace(scenario, image_size=model.image_size)
 

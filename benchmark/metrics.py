@@ -58,10 +58,9 @@ def assign(originals: Tensor, rebuilt: Tensor) -> NDArray[np.intp]:
 
 def lpips_missing() -> str | None:
     """Why LPIPS cannot be measured on this machine, None where it can. Nothing is ever downloaded for it."""
-    backbone = Path(torch.hub.get_dir()) / "checkpoints" / _LPIPS_BACKBONE
-    if backbone.is_file():
+    if (Path(torch.hub.get_dir()) / "checkpoints" / _LPIPS_BACKBONE).is_file():
         return None
-    return f"LPIPS needs torchvision's AlexNet weights at {backbone}"
+    return f"torchvision's AlexNet weights ({_LPIPS_BACKBONE}) are not in torch's hub cache"
 
 
 def lpips(a: Tensor, b: Tensor) -> float | None:

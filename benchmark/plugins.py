@@ -48,7 +48,7 @@ class Attack(ABC):
         """
 
 
-class Defense(ABC):
+class Defense:
     """Changes what an honest client does, at the point where it really acts. The defaults change nothing.
 
     Attributes:

@@ -118,7 +118,13 @@ def attack(cell: Cell, victims: Sequence[Victim], observations: Sequence[Observa
     """Let the cell's attack rebuild the victims from the observations alone; only the oracle is shown the victims."""
     if cell.attack is None:
         return oracle(victims)
-    axes = (cell.attack_label, cell.defense_label, cell.dataset_label, dataclasses.asdict(cell.scenario), cell.model.label)
+    axes = (
+        cell.attack_label,
+        cell.defense_label,
+        cell.dataset_label,
+        dataclasses.asdict(cell.scenario),
+        cell.model.label,
+    )
     return cell.attack.run(observations, stream(cell.seed, "attack", *axes, cell.trial))
 
 
@@ -159,9 +165,7 @@ def _verdict(samples: Sequence[Sample]) -> tuple[Status, str]:
     return (Status.DIVERGED if len(lost) == len(samples) else Status.OK), reason
 
 
-def _record(
-    cell: Cell, status: Status, reason: str, seconds: float | None, observations: Sequence[Observation]
-) -> Record:
+def _record(cell: Cell, status: Status, reason: str, seconds: float | None, observations: Sequence[Observation]) -> Record:
     granted = frozenset(Capability) - cell.defense.hides
     disclosed = cell.defense.public(cell.scenario).disclosed
     privacy = cell.defense.privacy(cell.scenario)

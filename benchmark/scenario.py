@@ -30,6 +30,16 @@ class Scenario:
     sample_rate: float = 1.0
 
     def __post_init__(self) -> None:
+        self._check_numbers()
+        if self.sample_rate < 1 and self.sampling != "poisson":
+            raise ValueError("a sample_rate below 1 needs 'sampling: poisson': fixed batches amplify no privacy")
+        if isinstance(self.timesteps, tuple):
+            if self.sampling == "poisson":
+                raise ValueError("timesteps per image need 'sampling: fixed', since Poisson batches vary in size")
+            if len(self.timesteps) != self.batch_size:
+                raise ValueError(f"{len(self.timesteps)} timesteps for a batch of {self.batch_size}")
+
+    def _check_numbers(self) -> None:
         if self.image_size is not None and not 8 <= self.image_size <= 1024:
             raise ValueError(f"image_size must be from 8 to 1024, not {self.image_size}")
         for name in ("batch_size", "local_steps", "clients"):
@@ -40,13 +50,6 @@ class Scenario:
                 raise ValueError(f"{name} above 1 is not built yet")
         if not 0 < self.sample_rate <= 1:
             raise ValueError(f"sample_rate must be above 0 and at most 1, not {self.sample_rate:g}")
-        if self.sample_rate < 1 and self.sampling != "poisson":
-            raise ValueError("a sample_rate below 1 needs 'sampling: poisson': fixed batches amplify no privacy")
-        if isinstance(self.timesteps, tuple):
-            if self.sampling == "poisson":
-                raise ValueError("timesteps per image need 'sampling: fixed', since Poisson batches vary in size")
-            if len(self.timesteps) != self.batch_size:
-                raise ValueError(f"{len(self.timesteps)} timesteps for a batch of {self.batch_size}")
 
     @property
     def fixed_timesteps(self) -> tuple[int, ...]:

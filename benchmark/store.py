@@ -1,8 +1,8 @@
 """The run directory. One directory per cell, complete or absent: it is written aside and renamed into place.
 
-    RUN/run.json                        title, and the cells of the latest plan in their order
-    RUN/cells/IDENTITY/record.json      the record, with the whole resolved configuration
-    RUN/cells/IDENTITY/samples.parquet  a row per private image, originals and reconstructions included
+RUN/run.json                        title, and the cells of the latest plan in their order
+RUN/cells/IDENTITY/record.json      the record, with the whole resolved configuration
+RUN/cells/IDENTITY/samples.parquet  a row per private image, originals and reconstructions included
 """
 
 from __future__ import annotations
@@ -155,8 +155,7 @@ class Store:
         frame = pd.read_parquet(self.cells / identity / "samples.parquet")
         for column in PICTURES:
             frame[column] = [
-                np.frombuffer(raw, dtype="<f4").reshape(shape)
-                for raw, shape in zip(frame[column], frame["shape"], strict=True)
+                np.frombuffer(raw, dtype="<f4").reshape(shape) for raw, shape in zip(frame[column], frame["shape"], strict=True)
             ]
         return frame.drop(columns="shape")
 

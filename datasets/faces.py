@@ -2,10 +2,11 @@
 
 Source: `skimage.data.lfw_subset`, from Labeled Faces in the Wild
 
-The first 100 of its 200 images; the others are not faces. Which person an image shows is not recorded there, so each image counts as a source of its own.
+The first 100 of its 200 images; the others are not faces. Which person an image shows is not recorded there, so each image
+counts as a source of its own.
 
-The first 20 are public, the other 80 are the victims'. Grey is repeated over three channels; bicubic scaling to S.
-Images (3, S, S) float32 in [-1, 1].
+The first 20 are public, the other 80 are the victims'. Grey is repeated over three channels; bicubic scaling to S. Images
+(3, S, S) float32 in [-1, 1].
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Source: the user
 
-A file is a source of its own; every fifth one, in the order of a hash of its relative path, is public, the
-others are the victims'. The largest centred square of an image is scaled to S by area averaging where that makes it smaller,
-bicubic where larger.
+A file is a source of its own; every fifth one, in the order of a hash of its relative path, is public, the others are the
+victims'. The largest centred square of an image is scaled to S by area averaging where that makes it smaller, bicubic where
+larger.
 
 Images (3, S, S) float32 in [-1, 1]; grey images become three equal channels, transparency is laid on black.
 """

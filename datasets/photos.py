@@ -2,8 +2,8 @@
 
 Source: the photographs inside scikit-image (`skimage.data`)
 
-Victims are crops of `VICTIMS`, public images crops of `PUBLIC`: no
-photograph is in both, and the two views of the motorcycle stay on one side.
+Victims are crops of `VICTIMS`, public images crops of `PUBLIC`: no photograph is in both, and the two views of the
+motorcycle stay on one side.
 
 A crop is a random square between a quarter and the whole of the photograph's shorter side, scaled down by area averaging.
 Crops of one photograph are not independent: the photograph is recorded as their source.

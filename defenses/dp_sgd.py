@@ -2,12 +2,12 @@
 
 Source: after the abstract of Abadi et al. 2016 (arXiv 1607.00133), as implemented by Opacus
 
-Opacus' `DPOptimizer` clips and adds noise. Per-example gradients come from Opacus' functorch path: its hand-written hooks give zero for convolutions that see
-channels-last activations, as those of a diffusers U-Net do.
+Opacus' `DPOptimizer` clips and adds noise. Per-example gradients come from Opacus' functorch path: its hand-written hooks
+give zero for convolutions that see channels-last activations, as those of a diffusers U-Net do.
 
 The guarantee is for one image added or removed. Epsilon comes from Opacus' PRV accountant (Gopi et al. 2021, arXiv
-2106.02848), an upper bound; above 100 from its looser RDP accountant. A sample rate below 1
-needs Poisson-sampled batches. Sampling of clients amplifies nothing here: the server, who attacks, knows who takes part.
+2106.02848), an upper bound; above 100 from its looser RDP accountant. A sample rate below 1 needs Poisson-sampled batches.
+Sampling of clients amplifies nothing here: the server, who attacks, knows who takes part.
 
 Cost: one gradient per example, in memory B times the network.
 """
@@ -87,9 +87,7 @@ class DPSGD(Defense):
 
     def public(self, scenario: Scenario) -> PublicParameters:
         """See `Defense.public`; the noise is that of each coordinate of the mean."""
-        return PublicParameters(
-            clip_norm=self.clip, noise_std=self.noise_multiplier * self.clip / scenario.batch_size
-        )
+        return PublicParameters(clip_norm=self.clip, noise_std=self.noise_multiplier * self.clip / scenario.batch_size)
 
     def privacy(self, scenario: Scenario) -> Privacy:
         """See `Defense.privacy`; without noise epsilon is infinite."""

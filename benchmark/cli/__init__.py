@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m benchmark", description=benchmark.__doc__.partition("\n")[0], allow_abbrev=False)  # type: ignore[union-attr]
+    parser = _Parser(prog="python -m benchmark", description=benchmark.__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"GIDBench {benchmark.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True, parser_class=_Parser)
     for name, module in VERBS.items():

@@ -12,6 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Print what records store of their environment, and what is missing."""
+    import torch
+
     from benchmark.environment import describe, device_name
     from benchmark.metrics import lpips_missing
 
@@ -19,7 +21,7 @@ def execute(options: argparse.Namespace) -> int:
         print(f"{name:<26}{value}")
     print("\nOptional weights")
     missing = lpips_missing()
-    print(f"  LPIPS: {missing or 'reachable'}")
+    print(f"  LPIPS: {missing or 'reachable'} (the cache is {torch.hub.get_dir()})")
     if missing:
         print("    to get it, where there is internet: python -c \"import lpips; lpips.LPIPS(net='alex')\"")
     print("\nData")

@@ -6,6 +6,9 @@ import argparse
 
 from benchmark.cli.options import add_include
 
+Row = tuple[str, str, list[str]]
+"""Name, summary, and further lines."""
+
 THINGS = ("attacks", "defenses", "datasets", "models", "grids")
 
 
@@ -20,9 +23,9 @@ def execute(options: argparse.Namespace) -> int:
     if options.what == "grids":
         from benchmark.grid import shipped
 
-        rows = [(name, title, []) for name, title in shipped().items()]
+        rows: list[Row] = [(name, title, []) for name, title in shipped().items()]
     elif options.what == "models":
-        from benchmark.diffusion.models import PRESETS
+        from benchmark.diffusion.presets import PRESETS
 
         rows = [(name, preset.summary, []) for name, preset in PRESETS.items()]
         rows.append(("PATH", "any local diffusers U-Net directory with safetensors weights", []))
@@ -36,7 +39,7 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def _plugins(options: argparse.Namespace) -> list[tuple[str, str, list[str]]]:
+def _plugins(options: argparse.Namespace) -> list[Row]:
     from benchmark.registry import Registry
 
     kind = options.what.removesuffix("s")

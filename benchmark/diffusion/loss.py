@@ -7,12 +7,15 @@ from benchmark.diffusion.schedule import Schedule
 
 
 def training_loss(network: nn.Module, schedule: Schedule, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """L = mean || target - net(x_t, t) ||^2 over batch, channels and pixels (Ho et al. 2020, arXiv 2006.11239: the simplified loss), a scalar.
+    """L = mean || target - net(x_t, t) ||^2 over batch, channels and pixels, a scalar.
+
+    The simplified loss of Ho et al. 2020 (arXiv 2006.11239).
 
     Shapes: `x_0` and `eps` (B, C, H, W), `t` (B,).
     """
     prediction = network(schedule.add_noise(x_0, t, eps), t)
-    return (schedule.target(x_0, t, eps) - prediction).square().mean()
+    residual: Tensor = schedule.target(x_0, t, eps) - prediction
+    return residual.square().mean()
 
 
 def parameter_gradient(network: nn.Module, loss: Tensor, create_graph: bool = False) -> dict[str, Tensor]:

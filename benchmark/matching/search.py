@@ -110,7 +110,7 @@ def lbfgs(cost: Cost, start: Variables, evaluations: int, history: int = 100) ->
                 tolerance_change=0,
                 line_search_fn="strong_wolfe",
             )
-            optimiser.step(search.evaluate)  # type: ignore[arg-type]
+            optimiser.step(search.evaluate)  # type: ignore[no-untyped-call]
             if search.best_loss >= before:
                 break
     except _Stop:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from benchmark.report.leaderboard import ORACLE, PAIR, SCENE, Results
 
-STYLE = {
+STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.spines.top": False,
@@ -28,7 +28,7 @@ STYLE = {
     "pdf.fonttype": 42,
     "savefig.bbox": "tight",
 }
-SHEET_VICTIMS = 4
+SHEET_IMAGES = 4
 BRIGHT = 55
 
 
@@ -83,7 +83,8 @@ def heat_map(rows: pd.DataFrame, title: str) -> Figure:
     axes.set_title(title, loc="left")
     bar = figure.colorbar(image, ax=axes, extend="both", pad=0.02)
     bar.set_label("median PSNR (dB)")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    axes.set_xlabel("in brackets: budget in evaluations per image batch", loc="left", color="0.4")
+    bar.outline.set_visible(False)
     return figure
 
 
@@ -109,7 +110,7 @@ def psnr_by_attack(rows: pd.DataFrame, title: str) -> Figure:
         axes.set_visible(False)
     grid[0, 0].set_yticks(range(len(attacks)), [_with_budget(rows, name) for name in attacks])
     grid[0, 0].set_xlim(0, 104)
-    figure.supxlabel("median PSNR (dB) with 95% interval; dashed: the better floor", fontsize=8)
+    figure.supxlabel("median PSNR (dB) with 95% interval; dashed: better floor; in brackets: evaluations", fontsize=8)
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 
@@ -121,9 +122,9 @@ def _psnr_panel(axes: Any, rows: pd.DataFrame, attacks: list[str]) -> None:
     for row in rows.itertuples():
         y = attacks.index(row.attack)
         if np.isnan(row.psnr_median):
-            axes.text(2, y, row.status, va="center", color="0.5", fontsize=7, style="italic")
+            axes.text(2, y, row.status, va="center", color="0.5", fontsize=7, style="italic", backgroundcolor="w")
             continue
-        colour = "0.55" if row.budget == 0 else "C0"
+        colour = "0.55" if row.control else "C0"
         if not np.isnan(row.psnr_ci_low):
             axes.plot([row.psnr_ci_low, row.psnr_ci_high], [y, y], color=colour, linewidth=1.4)
         axes.plot(row.psnr_median, y, "o", color=colour, markersize=4)
@@ -133,37 +134,48 @@ def _psnr_panel(axes: Any, rows: pd.DataFrame, attacks: list[str]) -> None:
 
 
 def sheet(samples: pd.DataFrame, title: str) -> Figure:
-    """Originals in the first row, below them what each attack rebuilt under each defense, with its PSNR."""
-    rows = samples[samples.attack != ORACLE].drop_duplicates(["attack", "defense", *PAIR])
-    images = rows[PAIR].drop_duplicates().sort_values(PAIR).head(SHEET_VICTIMS)
-    attacked = rows[~rows.control]
-    pairs = list(attacked[["attack", "defense"]].drop_duplicates().itertuples(index=False, name=None))
-    flat = rows[rows.control][["attack", "defense"]].drop_duplicates("attack").itertuples(index=False, name=None)
-    pairs = [*pairs, *flat]
+    """A row per private image: the original, what each attack rebuilt under each defense with its PSNR, and the floors."""
+    rows = samples[samples.attack != ORACLE]
+    images = list(rows[PAIR].drop_duplicates().sort_values(PAIR).head(SHEET_IMAGES).itertuples(index=False, name=None))
+    attacks, floors = rows[~rows.control], rows[rows.control]
+    columns = list(attacks.sort_values("defense", key=_none_first).groupby(["defense", "attack"], sort=False).groups)
+    columns += list(floors.drop_duplicates("attack").groupby(["defense", "attack"], sort=False).groups)
     figure, grid = plt.subplots(
-        len(pairs) + 1,
         len(images),
-        figsize=(2.2 + 0.95 * len(images), 0.6 + 1.1 * (len(pairs) + 1)),
+        len(columns) + 1,
+        figsize=(0.4 + 0.95 * (len(columns) + 1), 0.9 + 1.02 * len(images)),
         squeeze=False,
         layout="constrained",
     )
     for axes in grid.flat:
         axes.set_axis_off()
-    for x, image in enumerate(images.itertuples(index=False, name=None)):
-        same = rows[(rows[PAIR] == image).all(axis=1)]
-        _picture(grid[0, x], same.iloc[0].original, same.iloc[0].source)
-        for y, (attack, defense) in enumerate(pairs, start=1):
-            found = same[(same.attack == attack) & (same.defense == defense)]
-            if len(found) and found.iloc[0].status == "ok":
-                _picture(grid[y, x], found.iloc[0].reconstruction, f"{found.iloc[0].psnr:.1f} dB")
+    cells = {(row.defense, row.attack, row.trial, row.victim, row.image): row for row in rows.itertuples()}
+    headings = ["original", *(_heading(defense, attack, set(floors.attack)) for defense, attack in columns)]
+    for x, heading in enumerate(headings):
+        grid[0, x].text(0.5, 1.25, heading, ha="center", va="bottom", fontsize=7, transform=grid[0, x].transAxes)
+    for y, image in enumerate(images):
+        found = [cells.get((*column, *image)) for column in columns]
+        first = next(cell for cell in found if cell is not None)
+        _picture(grid[y, 0], first.original, first.source)
+        for axes, cell in zip(grid[y, 1:], found, strict=True):
+            if cell is not None and cell.status == "ok":
+                _picture(axes, cell.reconstruction, f"{cell.psnr:.1f} dB")
             else:
-                grid[y, x].text(0.5, 0.5, "diverged", ha="center", va="center", color="0.5", transform=grid[y, x].transAxes)
-    controls = set(rows[rows.control].attack)
-    names = ["original"] + [attack if attack in controls else f"{attack}\nvs {defense}" for attack, defense in pairs]
-    for axes, name in zip(grid[:, 0], names, strict=True):
-        axes.text(-0.12, 0.5, name, ha="right", va="center", transform=axes.transAxes)
+                _note(axes, cell.status if cell else "no result")
     figure.suptitle(title, x=0.01, ha="left")
     return figure
+
+
+def _heading(defense: str, attack: str, floors: set[str]) -> str:
+    return _wrapped(attack) if attack in floors else f"{_wrapped(attack)}\nvs {_wrapped(defense)}"
+
+
+def _note(axes: Any, text: str) -> None:
+    axes.text(0.5, 0.5, text, ha="center", va="center", color="0.5", style="italic", transform=axes.transAxes)
+
+
+def _none_first(names: pd.Series[str]) -> pd.Series[str]:
+    return names.where(names != "none", "")
 
 
 def _picture(axes: Any, picture: np.ndarray[Any, np.dtype[np.float32]], title: str) -> None:
@@ -179,7 +191,7 @@ def _order(rows: pd.DataFrame) -> list[str]:
 
 
 def _controls(rows: pd.DataFrame) -> set[str]:
-    return set(rows.attack[rows.budget == 0])
+    return set(rows.attack[rows.control.astype(bool)])
 
 
 def _with_budget(rows: pd.DataFrame, attack: str) -> str:

@@ -103,13 +103,11 @@ def read(store: Store) -> Results:
 
 
 def leaderboard(results: Results) -> pd.DataFrame:
-    """A row per attack under each defense of each scene, with all of `COLUMNS`.
+    """A row per attack under each defense of each scene, with all of `COLUMNS`, and `control` for who draws them.
 
     Ranked within a scene: defenses under which the attacker knows least first, among those the leakiest first (by the best
     gain of any attack), and under a defense the attack with the best gain first.
     """
-    if results.cells.empty:
-        return pd.DataFrame(columns=list(COLUMNS))
     keys = [*SCENE, "defense", "attack"]
     floors = _floors(results.samples)
     rows = []
@@ -117,7 +115,7 @@ def leaderboard(results: Results) -> pd.DataFrame:
         chosen = _select(results.samples, dict(zip(keys, key, strict=True)))
         floor = floors.get(key[:-1])
         rows.append({**_status(cells), **_axes_row(cells), **_measure(cells, chosen, floor)})
-    return _ranked(pd.DataFrame(rows, columns=list(COLUMNS)))
+    return _ranked(pd.DataFrame(rows, columns=[*COLUMNS, "control"]))
 
 
 def paired_difference(results: Results, first: str, second: str) -> pd.DataFrame:
@@ -140,7 +138,7 @@ def paired_difference(results: Results, first: str, second: str) -> pd.DataFrame
 
 def _ranked(table: pd.DataFrame) -> pd.DataFrame:
     gain = table.psnr_gain.fillna(-np.inf)
-    attacks_only = gain.where(table.budget > 0, -np.inf)
+    attacks_only = gain.where(~table.control.astype(bool), -np.inf)
     order = {
         "granted": table.knows.str.count(r"\+"),
         "leak": -attacks_only.groupby([table[name] for name in (*SCENE, "defense")]).transform("max"),
@@ -207,7 +205,7 @@ def _status(cells: pd.DataFrame) -> dict[str, Any]:
 
 def _axes_row(cells: pd.DataFrame) -> dict[str, Any]:
     first = cells.iloc[0]
-    return {name: first[name] for name in COLUMNS if name in cells.columns and name not in ("status", "reason")}
+    return {name: first[name] for name in (*COLUMNS, "control") if name in cells and name not in ("status", "reason")}
 
 
 def _measure(cells: pd.DataFrame, samples: pd.DataFrame, floor: pd.DataFrame | None) -> dict[str, Any]:

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmark.report.leaderboard import SCENE, Results
+from benchmark.report.leaderboard import COLUMNS, SCENE, Results
 
 REALISTIC = "Realistic: clients keep noise and timestep to themselves"
 LABORATORY = "Laboratory: timestep or noise is granted to the attack, which no real client does"
 
-HEADINGS = {
-    "attack": "attack",
-    "defense": "defense",
-    "knows": "knows",
-    "adaptive": "adaptive",
-    "budget": "budget",
-    "n": "n ok",
-    "psnr": "PSNR median [95%]",
-    "gain": "gain over floor [95%]",
-    "ssim": "SSIM",
-    "lpips": "LPIPS",
-    "success": "success [95%]",
-    "epsilon": "epsilon total",
-    "status": "status",
-}
+MEASUREMENTS = ("n ok", "PSNR median [95%]", "gain over floor [95%]", "SSIM", "LPIPS", "success [95%]")
 
 TERMINAL = {"attack": 0, "budget": 6, "n ok": 4, "PSNR median": 20, "gain over floor": 20, "success": 7}
 """Columns of the printed table and their widths; 0 is that of the longest name."""
@@ -48,8 +35,8 @@ def sections(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
                 yield f"{heading} · {name}", rows
 
 
-def readable(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with the columns and number formats that people read."""
+def _readable(rows: pd.DataFrame) -> pd.DataFrame:
+    """Every column that people read, as text."""
     shown = [
         {
             "attack": row.attack,
@@ -57,18 +44,13 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
             "knows": row.knows,
             "adaptive": "yes" if row.adaptive else "no",
             "budget": str(row.budget),
-            "n": f"{row.n_ok}/{row.n_total}",
-            "psnr": _interval(row.psnr_median, row.psnr_ci_low, row.psnr_ci_high, ".1f"),
-            "gain": _interval(row.psnr_gain, row.psnr_gain_ci_low, row.psnr_gain_ci_high, "+.1f"),
-            "ssim": _number(row.ssim_mean, ".3f"),
-            "lpips": _number(row.lpips_mean, ".3f"),
-            "success": _interval(row.success_rate, row.success_ci_low, row.success_ci_high, ".0%"),
-            "epsilon": _number(row.epsilon_total, ".3g"),
+            **dict(zip(MEASUREMENTS, _measurements(row), strict=True)),
+            "epsilon total": _number(row.epsilon_total, ".3g"),
             "status": row.status if not row.reason else f"{row.status}: {row.reason}",
         }
         for row in rows.itertuples()
     ]
-    return pd.DataFrame(shown).rename(columns=HEADINGS)
+    return pd.DataFrame(shown)
 
 
 def captions(results: Results) -> list[str]:
@@ -85,7 +67,7 @@ def captions(results: Results) -> list[str]:
 
 def write(results: Results, table: pd.DataFrame, directory: Path) -> None:
     """Write `leaderboard.csv` (every column), `leaderboard.md` and `leaderboard.tex` (the readable ones)."""
-    table.to_csv(directory / "leaderboard.csv", index=False)
+    table[list(COLUMNS)].to_csv(directory / "leaderboard.csv", index=False)
     (directory / "leaderboard.md").write_text(_markdown(results, table), encoding="utf-8")
     (directory / "leaderboard.tex").write_text(_latex(results, table), encoding="utf-8")
 
@@ -111,33 +93,24 @@ def show(results: Results, table: pd.DataFrame) -> None:
 
 def _terminal(defense: str, rows: pd.DataFrame, width: int, footnotes: dict[str, int]) -> Table:
     """The rows of one defense in 80 columns; reasons go to the numbered `footnotes`."""
-    first = rows.iloc[0]
-    guarantee = "" if pd.isna(first.epsilon_total) else f", epsilon {first.epsilon_total:.3g} in total"
-    title = f"[bold]{escape(defense)}[/] [dim]· knows {first.knows}{guarantee}[/]"
+    title = f"[bold]{escape(defense)}[/] [dim]· {_granted(rows)}[/]"
     printed = Table(title=title, title_justify="left", title_style="", box=None, padding=(0, 1, 0, 0))
     for name, columns in TERMINAL.items():
         text = name in ("attack", "PSNR median", "gain over floor")
         printed.add_column(
-            name, justify="left" if text else "right", min_width=columns or width, no_wrap=True, style="", header_style="dim"
+            name, justify="left" if text else "right", min_width=columns or width, no_wrap=True, header_style="dim"
         )
     for row in rows.itertuples():
         mark = f" ({footnotes.setdefault(row.reason, len(footnotes) + 1)})" if row.reason else ""
-        psnr = _interval(row.psnr_median, row.psnr_ci_low, row.psnr_ci_high, ".1f")
-        printed.add_row(
-            escape(row.attack),
-            str(row.budget),
-            f"{row.n_ok}/{row.n_total}",
-            (row.status if psnr == "–" else psnr) + mark,
-            _interval(row.psnr_gain, row.psnr_gain_ci_low, row.psnr_gain_ci_high, "+.1f"),
-            _number(row.success_rate, ".0%"),
-        )
+        success = _number(row.success_rate, ".0%")
+        printed.add_row(escape(_name(row)), str(row.budget), _count(row), _psnr(row) + mark, _gain(row), success)
     return printed
 
 
 def _markdown(results: Results, table: pd.DataFrame) -> str:
     parts = [f"# {results.title}", *captions(results)]
     for heading, rows in sections(table):
-        frame = readable(rows)
+        frame = _readable(rows)
         cells = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
         lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in cells]
         parts += [f"## {heading}", "\n".join(lines)]
@@ -145,20 +118,75 @@ def _markdown(results: Results, table: pd.DataFrame) -> str:
 
 
 def _latex(results: Results, table: pd.DataFrame) -> str:
-    """One table environment per section, for the booktabs package."""
-    parts = ["% needs \\usepackage{booktabs}"]
+    """One full-width table per section, a block of rows per defense; reasons stay in the other files."""
+    parts = ["% needs \\usepackage{booktabs,graphicx}"]
+    headings = ["attack", "budget", *MEASUREMENTS]
     for heading, rows in sections(table):
-        frame = readable(rows)
-        styler = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-        caption = _escape(f"{results.title}. {heading}. {' '.join(captions(results))}")
-        parts.append(styler.to_latex(hrules=True, position="t", position_float="centering", caption=caption))
+        lines = [_latex_row(headings)]
+        for defense, group in rows.groupby("defense", sort=False):
+            block = rf"\textit{{{_escape(str(defense))}}}, {_escape(_granted(group))}"
+            lines += [r"\midrule", rf"\multicolumn{{{len(headings)}}}{{l}}{{{block}}} \\"]
+            lines += [_latex_row([_name(row), str(row.budget), *_measurements(row)]) for row in group.itertuples()]
+        caption = " ".join([f"{results.title}. {heading}.", *captions(results)])
+        parts += [
+            r"\begin{table*}[t]",
+            r"\centering",
+            rf"\caption{{{_escape(caption)}}}",
+            r"\resizebox{\textwidth}{!}{%",
+            r"\begin{tabular}{lrrllrrl}",
+            r"\toprule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\end{table*}",
+            "",
+        ]
     return "\n".join(parts)
 
 
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join("--" if cell == "–" else _escape(cell) for cell in cells) + r" \\"
+
+
+def _measurements(row: Any) -> list[str]:
+    ssim, lpips = _number(row.ssim_mean, ".3f"), _number(row.lpips_mean, ".3f")
+    return [_count(row), _psnr(row), _gain(row), ssim, lpips, _success(row)]
+
+
 def _escape(text: str) -> str:
-    for character in "&%$#_{}":
-        text = text.replace(character, f"\\{character}")
-    return text.replace("~", r"\textasciitilde{}").replace("^", r"\textasciicircum{}").replace("·", r"$\cdot$")
+    """Text for LaTeX."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "·": r"$\cdot$"}
+    special |= {character: rf"\{character}" for character in "&%$#_{}"}
+    return "".join(special.get(character, character) for character in str(text))
+
+
+def _granted(rows: pd.DataFrame) -> str:
+    """What the attacker knows under one defense, and what the defense guarantees."""
+    first = rows.iloc[0]
+    guarantee = "" if pd.isna(first.epsilon_total) else f", epsilon {first.epsilon_total:.3g} in total"
+    return f"knows {first.knows}{guarantee}"
+
+
+def _name(row: Any) -> str:
+    return f"{row.attack} (adaptive)" if row.adaptive else str(row.attack)
+
+
+def _count(row: Any) -> str:
+    return f"{row.n_ok}/{row.n_total}"
+
+
+def _psnr(row: Any) -> str:
+    """The median, or why there is none."""
+    text = _interval(row.psnr_median, row.psnr_ci_low, row.psnr_ci_high, ".1f")
+    return str(row.status) if text == "–" else text
+
+
+def _gain(row: Any) -> str:
+    return _interval(row.psnr_gain, row.psnr_gain_ci_low, row.psnr_gain_ci_high, "+.1f")
+
+
+def _success(row: Any) -> str:
+    return _interval(row.success_rate, row.success_ci_low, row.success_ci_high, ".0%")
 
 
 def _number(value: float, form: str) -> str:

@@ -1,0 +1,186 @@
+import dataclasses
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmark import grid as grids
+from benchmark.errors import UserError
+from benchmark.grid import Grid, plan, read, shipped
+from benchmark.registry import Registry
+from benchmark.scenario import Scenario
+
+BASE = Grid("title", ("photos",), ("tiny",), ("none",), ("dlg",), evaluations=3)
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return Registry()
+
+
+def changed(**values):
+    return dataclasses.replace(BASE, **values)
+
+
+def identities(grid, registry, device="cpu"):
+    return {(c.attack_label, c.defense_label, c.trial): c.identity for c in plan(grid, registry, device)}
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_grid_can_be_planned(name, registry):
+    assert plan(read(name), registry, "cpu")
+
+
+def test_quick_grids_say_that_they_prove_nothing():
+    assert all("no evidence of protection" in title for title in shipped().values())
+
+
+def test_controls_and_the_ceiling_stand_in_every_grid(registry):
+    labels = [cell.attack_label for cell in plan(BASE, registry, "cpu")]
+    assert {"oracle", "constant_image", "random_guess", "dlg"} == set(labels) and len(labels) == 4
+
+
+def test_lists_of_parameters_become_rows(registry):
+    cells = plan(changed(defenses=("gradient_pruning[keep=0.1,0.5]",)), registry, "cpu")
+    assert {(c.defense_label, c.defense.keep) for c in cells} == {
+        ("gradient_pruning[keep=0.1]", 0.1),
+        ("gradient_pruning[keep=0.5]", 0.5),
+    }
+
+
+def test_settings_reach_their_attack_and_brackets_win(registry):
+    grid = changed(set={"attack.dlg.restarts": "2"}, attacks=("dlg", "dlg[evaluations=9]"))
+    cells = {c.attack_label: c.attack for c in plan(grid, registry, "cpu")}
+    assert (cells["dlg"].evaluations, cells["dlg"].restarts) == (3, 2)
+    assert cells["dlg[evaluations=9]"].evaluations == 9
+
+
+def test_image_size_is_the_models_own_where_the_scenario_is_silent(registry):
+    assert plan(changed(models=("small",)), registry, "cpu")[0].scenario.image_size == 32
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 1},
+        {"victims": 5},
+        {"success_db": 20.0},
+        {"evaluations": 4},
+        {"scenarios": (Scenario(timesteps=5),)},
+        {"models": ("tiny[prediction=v_prediction]",)},
+        {"set": {"attack.dlg.restarts": 2}},
+    ],
+)
+def test_whatever_can_change_the_answer_changes_the_identity(registry, other):
+    before, after = identities(BASE, registry), identities(changed(**other), registry)
+    assert before["dlg", "none", 0] != after["dlg", "none", 0]
+
+
+def test_the_kind_of_device_is_part_of_the_identity_but_not_its_number(registry):
+    names = [identities(BASE, registry, device)["dlg", "none", 0] for device in ("cpu", "cuda:0", "cuda:1")]
+    assert names[0] != names[1] == names[2]
+
+
+def test_what_cannot_change_the_answer_does_not(registry):
+    before = identities(BASE, registry)
+    after = identities(changed(title="other", trials=2, attacks=("inverting_gradients", "dlg")), registry)
+    assert all(after[key] == identity for key, identity in before.items())
+
+
+def test_a_changed_plugin_or_engine_is_another_cell(registry, tmp_path, monkeypatch):
+    source = Registry().get("attack", "dlg").path.read_text()
+    (tmp_path / "mine.py").write_text(source)
+    grid = changed(attacks=("mine",))
+    before = identities(grid, Registry([tmp_path]))["mine", "none", 0]
+    (tmp_path / "mine.py").write_text(source + "\n# another line\n")
+    assert identities(grid, Registry([tmp_path]))["mine", "none", 0] != before
+    monkeypatch.setattr("benchmark.registry.engine_hash", lambda: "other code")
+    assert identities(BASE, registry)["dlg", "none", 0] != identities_without_patch(registry, monkeypatch)
+
+
+def identities_without_patch(registry, monkeypatch):
+    monkeypatch.undo()
+    return identities(BASE, registry)["dlg", "none", 0]
+
+
+def test_changed_pictures_are_another_cell(registry, tmp_path):
+    from PIL import Image
+
+    for i in range(6):
+        Image.new("RGB", (16, 16), (i, i, i)).save(tmp_path / f"{i}.png")
+    grid = changed(datasets=(f"folder:{tmp_path}",), victims=1)
+    before = identities(grid, registry)["dlg", "none", 0]
+    Image.new("RGB", (16, 16), (99, 0, 0)).save(tmp_path / "0.png")
+    assert identities(grid, registry)["dlg", "none", 0] != before
+
+
+GOOD = {
+    "title": "t",
+    "datasets": ["photos"],
+    "models": ["tiny"],
+    "defenses": ["none"],
+    "attacks": ["dlg"],
+    "scenarios": [{"image_size": 16, "batch_size": 2, "local_steps": 1, "clients": 1, "timesteps": [1, 2]}],
+}
+
+
+@given(st.sampled_from(sorted(GOOD)), st.sampled_from([[], None, 3, "x", {"a": 1}, [[1]], ""]))
+def test_a_damaged_file_is_a_good_grid_or_one_sentence(key, value):
+    try:
+        built = grids.config.build(Grid, {**GOOD, key: value}, "grid")
+        plan(built, Registry(), "cpu")
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"atacks": ["dlg"]}, "unknown field of grid .*'atacks'; did you mean 'attacks'"),
+        ({"scenarios": [{"timestep": 5}]}, "did you mean 'timesteps'"),
+        ({"scenarios": [{"timesteps": 1000}]}, "from 0 to 999"),
+        ({"scenarios": [{"timesteps": [1, 2]}]}, "2 timesteps for a batch of 1"),
+        ({"scenarios": [{"local_steps": 2}]}, "local_steps above 1 is not built yet"),
+        ({"scenarios": [{"clients": 3}]}, "clients above 1 is not built yet"),
+        ({"scenarios": [{"image_size": 32}]}, "16x16 images, the scenario says 32x32"),
+        ({"scenarios": [{"sample_rate": 0.5}]}, "poisson"),
+        ({"scenarios": [{"sample_rate": 1.5}]}, "at most 1"),
+        ({"scenarios": [{"batch_size": 0}]}, "at least 1"),
+        ({"attacks": ["dgl"]}, "unknown attack 'dgl'; did you mean 'dlg'"),
+        ({"attacks": ["dlg[restart=2]"]}, "did you mean 'restarts'"),
+        ({"attacks": ["dlg[restarts=0]"]}, "restarts must be from 1"),
+        ({"defenses": ["gradient_pruning[keep=0]"]}, "keep must be above 0"),
+        ({"defenses": ["gradient_pruning[keep=nan]"]}, "keep must be above 0"),
+        ({"defenses": ["dp_sgd[delta=1]"]}, "delta must be between 0 and 1"),
+        ({"datasets": ["folder"]}, "needs 'path'"),
+        ({"datasets": ["photos:here"]}, "takes nothing after a colon"),
+        ({"datasets": ["folder:/nowhere/at/all"]}, "does not exist"),
+        ({"victims": 0}, "victims must be at least 1"),
+        ({"set": {"attack.dgl.x": 1}}, "did you mean 'dlg'"),
+        ({"set": {"dlg.x": 1}}, "attack.NAME.FIELD"),
+        ({"set": {"attack.dlg.restart": 1}}, "did you mean 'restarts'"),
+        ({"attacks": []}, "attacks is empty"),
+    ],
+)
+def test_a_mistake_is_found_before_anything_runs(change, words, tmp_path, registry):
+    path = tmp_path / "g.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, "scenarios": [{}], **change}))
+    with pytest.raises(UserError, match=words) as error:
+        plan(read(str(path)), registry, "cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "words"), [("defalt", "did you mean 'default'"), ("no.yaml", "cannot read grid no.yaml")])
+def test_a_grid_that_is_not_there(name, words):
+    with pytest.raises(UserError, match=words):
+        read(name)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "", "\t"])
+def test_a_file_that_is_no_grid(tmp_path, text):
+    path = tmp_path / "g.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        read(str(path))
+    assert "\n" not in str(error.value)

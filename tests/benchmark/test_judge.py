@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from benchmark.judge import judge, oracle
+from benchmark.seeds import stream
+from benchmark.types import Reconstruction, Victim
+
+
+@pytest.fixture
+def victim():
+    draw = stream(0, "victim")
+    images = torch.rand(3, 3, 8, 8, generator=draw) * 2 - 1
+    return Victim(images, torch.tensor([10, 20, 30]), torch.randn(3, 3, 8, 8, generator=draw), ("a", "b", "c"))
+
+
+def test_the_oracle_is_the_ceiling(victim):
+    samples = judge([victim], oracle([victim]), 30)
+    assert [s.psnr for s in samples] == [100.0] * 3
+    assert all(s.success and s.status == "ok" for s in samples)
+
+
+def test_order_within_the_batch_does_not_matter_and_timesteps_follow_their_image(victim):
+    # A cycle of three is not its own inverse, so an assignment in the wrong direction would show.
+    order = [1, 2, 0]
+    rebuilt = Reconstruction(victim.images[order], 5, timesteps=victim.timesteps[order])
+    samples = judge([victim], [rebuilt], 30)
+    assert [s.psnr for s in samples] == [100.0] * 3
+    assert [s.timestep_error for s in samples] == [0, 0, 0]
+    assert [s.source for s in samples] == ["a", "b", "c"]
+
+
+def test_a_wrong_timestep_is_measured(victim):
+    samples = judge([victim], [Reconstruction(victim.images, 5, timesteps=victim.timesteps + 7)], 30)
+    assert [s.timestep_error for s in samples] == [7, 7, 7]
+
+
+def test_images_are_clipped_before_they_are_measured_and_kept(victim):
+    wild = torch.where(victim.images > 0, victim.images + 100 * (victim.images > 0.99), victim.images)
+    sample = judge([victim], [Reconstruction(wild, 1)], 30)[0]
+    assert abs(sample.reconstruction).max() <= 1
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_images_that_are_not_finite_have_diverged_and_no_numbers(victim, broken):
+    images = victim.images.clone()
+    images[1, 0, 0, 0] = broken
+    samples = judge([victim], [Reconstruction(images, 1)], 30)
+    assert {s.status for s in samples} == {"diverged"}
+    assert all(s.psnr is None and s.ssim is None and not s.success for s in samples)
+
+
+def test_an_attack_cannot_return_a_latent_or_another_number_of_victims(victim):
+    with pytest.raises(ValueError, match="shape"):
+        judge([victim], [Reconstruction(torch.zeros(3, 4, 2, 2), 1)], 30)
+    with pytest.raises(ValueError, match="2 reconstructions for 1 victims"):
+        judge([victim], [Reconstruction(victim.images, 1)] * 2, 30)

@@ -1,0 +1,125 @@
+"""An attack learns what was granted and nothing else."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmark.contract import examine
+from benchmark.grid import Grid, plan
+from benchmark.registry import Registry, load
+from benchmark.runner import run_cell, scene
+from benchmark.seeds import seed
+from benchmark.store import Status
+from benchmark.types import Capability
+
+ROOT = Path(__file__).resolve().parents[2]
+ATTACKS = [plugin.name for plugin in Registry().all("attack")]
+
+GRID = Grid(
+    title="t",
+    datasets=("photos",),
+    models=("tiny",),
+    defenses=("none", "private_timestep", "private_noise", "private_noise_timestep", "gradient_pruning", "dp_sgd"),
+    attacks=("dlg", "inverting_gradients"),
+    victims=2,
+    evaluations=2,
+)
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return {(cell.attack_label, cell.defense_label): cell for cell in plan(GRID, Registry(), "cpu")}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_importing_an_attack_loads_no_data_set_client_or_judge(name):
+    code = (
+        f"import sys, benchmark.attacks.{name}; "
+        "print([m for m in sys.modules if m in ('benchmark.federation', 'benchmark.judge', 'benchmark.runner')"
+        " or m.startswith(('benchmark.datasets', 'benchmark.defenses', 'benchmark.store'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_granted_tensors_share_no_storage_with_the_truth(cells):
+    victims, observations = scene(cells["dlg", "none"])
+    held = {t.untyped_storage().data_ptr() for v in victims for t in (v.images, v.timesteps, v.noise)}
+    for seen in observations:
+        shown = [*seen.update.values(), seen.timesteps, seen.noise, seen.mean_colour, *seen.network.parameters()]
+        assert held.isdisjoint(t.untyped_storage().data_ptr() for t in shown)
+
+
+@pytest.mark.parametrize(
+    ("defense", "hidden"),
+    [
+        ("none", set()),
+        ("private_timestep", {Capability.TIMESTEP}),
+        ("private_noise", {Capability.NOISE}),
+        ("private_noise_timestep", {Capability.TIMESTEP, Capability.NOISE}),
+    ],
+)
+def test_what_a_defense_hides_is_not_in_the_observation(cells, defense, hidden):
+    for seen in scene(cells["dlg", defense])[1]:
+        assert (seen.timesteps is None) == (Capability.TIMESTEP in hidden)
+        assert (seen.noise is None) == (Capability.NOISE in hidden)
+        assert seen.grants == set(Capability) - hidden
+
+
+def test_an_attack_without_what_it_needs_is_skipped_with_the_reason(cells):
+    record = run_cell(cells["inverting_gradients", "private_noise_timestep"]).record
+    assert record.status == Status.SKIPPED
+    assert "noise and timestep" in record.reason
+
+
+def test_victims_are_the_same_under_every_attack_and_defense(cells):
+    first, *others = (scene(cell)[0] for cell in cells.values())
+    for victims in others:
+        for a, b in zip(first, victims, strict=True):
+            assert torch.equal(a.images, b.images)
+            assert torch.equal(a.timesteps, b.timesteps)
+            assert torch.equal(a.noise, b.noise)
+
+
+def test_victims_differ_between_trials():
+    grid = Grid(**{**GRID.__dict__, "trials": 2, "defenses": ("none",), "attacks": ("dlg",)})
+    first, second = (scene(c)[0] for c in plan(grid, Registry(), "cpu") if c.attack_label == "dlg")
+    assert not torch.equal(first[0].images, second[0].images)
+    assert not torch.equal(first[0].noise, second[0].noise)
+
+
+def test_streams_of_victim_defense_and_attack_differ():
+    axes = ("photos", {}, 0)
+    seeds = {seed(0, who, *axes) for who in ("pictures", "victims", "defense", "attack", "model")}
+    assert len(seeds) == 5
+    assert seed(0, "victims", "photos", 1) != seed(1, "victims", "photos", 1)
+
+
+def test_a_start_does_not_depend_on_the_private_noise(cells):
+    """The reference code starts the "unknown" noise at the true one; here two victims' starts depend on the stream alone."""
+    from benchmark.seeds import stream
+
+    attack = load(Registry().get("attack", "dlg"))(evaluations=1)
+    _, (first, second) = scene(cells["dlg", "private_noise"])
+    a, b = attack._start(first, stream(0, "s")), attack._start(second, stream(0, "s"))
+    assert set(a) == {"x_0", "eps"}
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_contract_catches_an_attack_that_imports_a_data_set(tmp_path):
+    (tmp_path / "peeping.py").write_text(
+        '"""Peeps.\n\nSource: ours\n"""\n'
+        "from dataclasses import dataclass\n"
+        "from benchmark.plugins import Attack\n"
+        "from benchmark.datasets.photos import Photos\n"
+        "from benchmark.types import Reconstruction\n\n"
+        "@dataclass(frozen=True)\nclass Peeping(Attack):\n"
+        "    def run(self, observations, generator):\n"
+        "        return [Reconstruction(Photos().victims(2, 8, generator)[0].image.expand(o.batch_shape).clone(), 0)"
+        " for o in observations]\n"
+    )
+    problems = {f.rule: f.problem for f in examine("peeping", Registry([tmp_path])) if f.problem}
+    assert any("imports benchmark.datasets.photos" in problem for problem in problems.values())

@@ -1,0 +1,181 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmark.judge import Sample
+from benchmark.report import figures, tables
+from benchmark.report.build import build
+from benchmark.report.leaderboard import COLUMNS, leaderboard, paired_difference, read
+from benchmark.store import Record, Status, Store
+
+CONTROLS = ("oracle", "constant_image", "random_guess")
+
+
+def config(attack, defense, trial):
+    return {
+        "dataset": {"name": "pictures"},
+        "scenario": {
+            "image_size": 8, "batch_size": 1, "local_steps": 1, "clients": 1, "timesteps": "200",
+            "sampling": "fixed", "sample_rate": 1.0,
+        },
+        "model": {"name": "tiny", "state": "random", "prediction_type": "epsilon"},
+        "defense": {"name": defense},
+        "attack": {"name": attack},
+        "trial": trial,
+        "victims": 4,
+    }  # fmt: skip
+
+
+def image_sample(i, psnr):
+    picture = np.full((8, 8, 3), 0.1 * i, dtype=np.float32)
+    lost = psnr is None
+    return Sample(
+        victim=i, image=0, source=f"source-{i}", status="diverged" if lost else "ok", reason="", psnr=psnr,
+        mse=None if lost else 0.1, ssim=None if lost else 0.5, lpips=None, success=not lost and psnr >= 30, timestep=200,
+        timestep_estimate=None, timestep_error=None, loss=0.1, evaluations=50, original=picture, reconstruction=picture,
+    )  # fmt: skip
+
+
+def add(store, attack, psnr, defense="none", trial=0, status=Status.OK, reason="", knows="weights+noise+timestep", **more):
+    """A cell with one image per entry of `psnr`; None is a diverged one."""
+    identity = f"{attack}-{defense}-{trial}"
+    record = Record(
+        identity=identity, status=status, reason=reason, config=config(attack, defense, trial), knows=knows,
+        adaptive=False, control=attack in CONTROLS, budget=0 if attack in CONTROLS else 50, n_total=more.get("n_total", 4),
+        seconds=8.0 if psnr else None, peak_mib=1.0, privacy=more.get("privacy"), lpips_missing="no weights", environment={},
+    )  # fmt: skip
+    store.save(record, [image_sample(i, value) for i, value in enumerate(psnr)])
+    return identity
+
+
+@pytest.fixture
+def run(tmp_path):
+    store = Store(tmp_path)
+    with store.writing():
+        cells = [
+            add(store, "oracle", [100.0] * 4),
+            add(store, "constant_image", [10.0, 12.0, 14.0, 16.0]),
+            add(store, "random_guess", [8.0, 8.0, 8.0, 8.0]),
+            add(store, "strong", [40.0, 50.0, 60.0, 20.0]),
+            add(store, "fragile", [90.0, None, None, None]),
+            add(store, "picky", [], status=Status.SKIPPED, reason="needs the noise"),
+            add(store, "broken", [], status=Status.FAILED, reason="RuntimeError: x"),
+            add(store, "constant_image", [10.0, 12.0, 14.0, 16.0], defense="strict", knows="weights"),
+            add(store, "strong", [10.0, 12.0, 14.5, 16.0], defense="strict", knows="weights"),
+        ]
+        store.save_plan("grid", "A title", 30.0, [*cells, "unfinished"])
+    return store
+
+
+@pytest.fixture
+def table(run):
+    return leaderboard(read(run))
+
+
+def row(table, attack, defense="none"):
+    (found,) = table[(table.attack == attack) & (table.defense == defense)].to_dict("records")
+    return found
+
+
+def test_the_columns_are_those_that_users_were_promised(table):
+    assert list(table.columns) == [*COLUMNS, "control"]
+    assert len(COLUMNS) == 39
+
+
+def test_medians_rates_and_paired_gains(table):
+    strong = row(table, "strong")
+    assert (strong["psnr_median"], strong["psnr_mean"]) == (45.0, 42.5)
+    assert strong["success_rate"] == 0.75
+    assert strong["psnr_gain"] == np.median([30.0, 38.0, 46.0, 4.0])
+    assert strong["psnr_gain_ci_low"] <= strong["psnr_gain"] <= strong["psnr_gain_ci_high"]
+    assert strong["seconds_per_victim"] == 2.0
+    assert math.isnan(strong["timestep_accuracy"]) and math.isnan(strong["lpips_mean"])
+
+
+def test_gain_is_over_the_better_floor(table):
+    assert row(table, "constant_image")["psnr_gain"] == 0
+    assert row(table, "random_guess")["psnr_gain"] == -5
+
+
+def test_a_diverged_image_is_no_survivor(table):
+    fragile = row(table, "fragile")
+    assert (fragile["n_ok"], fragile["n_total"], fragile["success_rate"]) == (1, 4, 0.25)
+    assert fragile["success_ci_high"] < 0.8
+
+
+def test_what_did_not_run_is_a_row_with_its_reason(table):
+    assert (row(table, "picky")["status"], row(table, "picky")["reason"]) == ("skipped", "needs the noise")
+    assert (row(table, "broken")["status"], row(table, "broken")["n_ok"]) == ("failed", 0)
+
+
+def test_trials_are_pooled_and_their_worst_status_shows(run):
+    with run.writing():
+        cells = [
+            add(run, "constant_image", [10.0] * 4, trial=0),
+            add(run, "constant_image", [10.0] * 4, trial=1),
+            add(run, "strong", [40.0] * 4, trial=0),
+            add(run, "strong", [], trial=1, status=Status.TIMEOUT, reason="gave up after 5 s"),
+        ]
+        run.save_plan("grid", "A title", 30.0, cells)
+    strong = row(leaderboard(read(run)), "strong")
+    assert (strong["status"], strong["reason"]) == ("timeout", "gave up after 5 s")
+    assert (strong["n_ok"], strong["n_total"], strong["success_rate"]) == (4, 8, 0.5)
+
+
+def test_the_realistic_setting_comes_first_and_the_best_attack_leads_its_defense(table):
+    assert list(dict.fromkeys(table.defense)) == ["strict", "none"]
+    in_none = [name for name in table[table.defense == "none"].attack if name not in CONTROLS]
+    assert in_none[0] == "fragile" and in_none[1] == "strong"
+    headings = [heading for heading, _ in tables.sections(table)]
+    assert headings[0].startswith("Realistic") and headings[1].startswith("Laboratory")
+
+
+def test_a_paired_difference_pairs_by_image(run):
+    found = paired_difference(read(run), "strong", "constant_image").set_index("defense")
+    assert found.difference["none"] == np.median([30.0, 38.0, 46.0, 4.0])
+    assert found.difference["strict"] == 0.0
+    assert (found.ci_low <= found.difference).all() and (found.difference <= found.ci_high).all()
+    opposite = paired_difference(read(run), "constant_image", "strong").set_index("defense")
+    assert opposite.difference["none"] == -found.difference["none"]
+
+
+def test_tables_and_figures_are_written_and_say_what_they_must(run):
+    build(run)
+    markdown, latex = (run.path / "leaderboard.md").read_text(), (run.path / "leaderboard.tex").read_text()
+    for text in (markdown, latex):
+        assert "A title" in text and "Unfinished: 9 of 10" in text and "no weights" in text
+        assert "1/4" in text and "skipped" in text
+    assert r"constant\_image" in latex
+    csv = pd.read_csv(run.path / "leaderboard.csv")
+    assert list(csv.columns) == list(COLUMNS) and len(csv) == 9
+    for kind in ("heatmap", "psnr", "reconstructions"):
+        for suffix in ("png", "pdf"):
+            (figure,) = (run.path / "figures").glob(f"{kind}-*.{suffix}")
+            assert figure.stat().st_size > 5000
+
+
+def test_figures_show_each_number_of_the_table(run, table):
+    results = read(run)
+    with figures.plt.rc_context(figures.STYLE):
+        texts = [t.get_text() for t in figures.heat_map(table, "title").axes[0].texts]
+    assert "45.0" in texts and "skipped" in texts and "90.0\n1/4" in texts and "failed\n0/4" in texts
+    sheet = figures.sheet(results.samples, "title")
+    titles = [axes.get_title() for axes in sheet.axes]
+    assert "40.0 dB" in titles and "source-0" in titles
+    figures.plt.close("all")
+
+
+def test_privacy_is_stated_with_what_it_depends_on(run):
+    privacy = dict(
+        epsilon_round=1.0, epsilon_total="inf", delta=1e-5, sample_rate=0.1, rounds=7,
+        adjacency="add or remove one image", accountant="PRV",
+    )  # fmt: skip
+    with run.writing():
+        cells = [add(run, "constant_image", [10.0] * 4), add(run, "strong", [40.0] * 4, privacy=privacy)]
+        run.save_plan("grid", "A title", 30.0, cells)
+    results = read(run)
+    note = " ".join(results.notes)
+    assert "sample rate 0.1" in note and "7 rounds" in note and "add or remove one image" in note
+    assert row(leaderboard(results), "strong")["epsilon_total"] == math.inf

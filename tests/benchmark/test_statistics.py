@@ -1,0 +1,42 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from benchmark.report.statistics import median_interval, rate_interval
+
+
+def test_the_interval_of_a_median_covers_it_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        values = rng.normal(size=25)
+        low, high = median_interval(values.tolist(), [str(i) for i in range(25)])
+        covered += low <= 0 <= high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_crops_of_one_photograph_count_once():
+    rng = np.random.default_rng(1)
+    centres = rng.normal(size=8) * 10
+    values = np.repeat(centres, 20) + rng.normal(size=160) * 0.01
+    clustered = median_interval(values.tolist(), [str(i // 20) for i in range(160)])
+    pretended = median_interval(values.tolist(), [str(i) for i in range(160)])
+    assert clustered[1] - clustered[0] > 2 * (pretended[1] - pretended[0])
+
+
+def test_one_photograph_has_no_interval():
+    assert all(map(math.isnan, median_interval([1.0, 2.0, 3.0], ["a"] * 3)))
+    assert all(map(math.isnan, rate_interval([], [])))
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 4), (4, 4), (3, 10), (50, 100)])
+def test_the_interval_of_a_rate_is_wilsons(hits, n):
+    found = rate_interval([i < hits for i in range(n)], [str(i) for i in range(n)])
+    expected = binomtest(hits, n).proportion_ci(method="wilson")
+    assert found == pytest.approx((expected.low, expected.high))
+
+
+def test_four_of_four_is_not_certainty():
+    assert rate_interval([True] * 4, list("abcd"))[0] < 0.6

@@ -1,0 +1,84 @@
+"""Every discovered plugin keeps the contract, and the contract notices when one does not."""
+
+import textwrap
+
+import pytest
+from PIL import Image
+
+from benchmark.contract import examine
+from benchmark.registry import KINDS, Registry
+
+PLUGINS = [(kind, plugin.name) for kind in KINDS for plugin in Registry().all(kind)]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for i in range(12):
+        Image.new("RGB", (20, 24), (20 * i, 100, 200 - 10 * i)).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("kind", "name"), PLUGINS)
+def test_plugin_keeps_the_contract(kind, name, pictures):
+    asked = f"{name}:{pictures}" if name == "folder" else name
+    findings = list(examine(asked, Registry()))
+    assert len(findings) >= 4
+    assert [finding for finding in findings if finding.problem] == []
+
+
+def broken_attack(tmp_path, body, fields="evaluations: int = 5"):
+    source = f'''
+        """Broken on purpose.
+
+        Source: ours
+        """
+        import torch
+        from dataclasses import dataclass
+        from benchmark.plugins import Attack
+        from benchmark.types import Reconstruction
+
+        @dataclass(frozen=True)
+        class Broken(Attack):
+            {fields}
+
+            def run(self, observations, generator):
+                {body}
+    '''
+    (tmp_path / "broken.py").write_text(textwrap.dedent(source))
+    return [f.rule for f in examine("broken", Registry([tmp_path])) if f.problem]
+
+
+GOOD = (
+    "Reconstruction(torch.rand(o.batch_shape, generator=generator), 1,"
+    " diverged=None if all(torch.isfinite(u).all() for u in o.update.values()) else 'no')"
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "rule"),
+    [
+        ("return []", "one finite reconstruction"),
+        ("return [Reconstruction(torch.zeros(1, 3, 2, 2), 1) for o in observations]", "one finite reconstruction"),
+        ("return [Reconstruction(torch.rand(o.batch_shape), 1) for o in observations]", "no other randomness"),
+        (
+            "return [Reconstruction(o.mean_colour.new_zeros(o.batch_shape), 99) for o in observations]",
+            "keeps its budget",
+        ),
+        (
+            "[o.mean_colour.add_(1) for o in observations]; return [Reconstruction(torch.zeros(o.batch_shape), 1)"
+            " for o in observations]",
+            "leaves the observation as it was",
+        ),
+        ("return [Reconstruction(torch.zeros(o.batch_shape), 1) for o in observations]", "diverges alone"),
+    ],
+)
+def test_a_broken_attack_is_noticed(tmp_path, body, rule):
+    import torch
+
+    state = torch.get_rng_state()
+    assert any(rule in found for found in broken_attack(tmp_path, body))
+    torch.set_rng_state(state)
+
+
+def test_a_good_attack_of_a_third_party_passes(tmp_path):
+    assert broken_attack(tmp_path, f"return [{GOOD} for o in observations]") == []
