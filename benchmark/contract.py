@@ -72,7 +72,7 @@ def toy(size: int = 8, batch: int = 2) -> Toy:
     from diffusers import DDPMScheduler, UNet2DModel
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         unet = UNet2DModel(
             sample_size=size,
             block_out_channels=(4, 8),
@@ -82,7 +82,7 @@ def toy(size: int = 8, batch: int = 2) -> Toy:
             norm_num_groups=2,
             attention_head_dim=4,
         )
-    scenario = Scenario(image_size=size, batch_size=batch)
+    scenario = Scenario(image_size=size, batch_size=batch, timesteps=200)
     schedule = from_scheduler(DDPMScheduler(num_train_timesteps=1000))
     draw = stream(0, "toy")
     pictures = [Picture(2 * torch.rand(3, size, size, generator=draw) - 1, f"toy-{i}") for i in range(batch)]

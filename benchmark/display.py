@@ -73,7 +73,7 @@ class Bar(Display):
 
     def __init__(self, cells: list[Cell], console: Console) -> None:
         self.console = console
-        self.planned = sum(cell.budget * cell.victims for cell in cells)
+        self.planned = sum(_planned(cell) for cell in cells)
         self.spent = 0
         self.before = 0
         self.started = time.monotonic()
@@ -107,7 +107,7 @@ class Bar(Display):
 
     def end(self, cell: Cell, record: Record) -> None:
         """See `Display.end`; a cell that spent less than its budget, skipped ones among them, leaves nothing open."""
-        self.spent = self.before + cell.budget * cell.victims
+        self.spent = self.before + _planned(cell)
         self.progress.update(self.task, advance=1, left=self._left())
         self.console.print(f"{cell.name}: {_outcome(record)}", style="dim", highlight=False)
 
@@ -125,6 +125,10 @@ def choose(name: str, cells: list[Cell]) -> Display:
     if name == "rich":
         return Bar(cells, Console())
     return Plain(len(cells)) if name == "plain" else Silent()
+
+
+def _planned(cell: Cell) -> int:
+    return 0 if cell.missing else cell.budget * cell.victims
 
 
 def _outcome(record: Record) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from benchmark.diffusion.models import Model
     from benchmark.plugins import Attack, Dataset, Defense
     from benchmark.registry import Registry
+    from benchmark.types import Capability
 
 IDENTITY_VERSION = 1
 """Part of every cell's identity; to be raised when the meaning of the identity changes."""
@@ -97,9 +98,9 @@ class Cell:
     identity: str
 
     @property
-    def scene(self) -> tuple[object, ...]:
-        """What the victims' draw depends on, and nothing else."""
-        return (self.dataset_label, dataclasses.asdict(self.scenario), self.trial)
+    def missing(self) -> frozenset[Capability]:
+        """What the attack needs and the defense does not grant; such a cell is skipped."""
+        return self.attack.needs & self.defense.hides if self.attack else frozenset()
 
     @property
     def name(self) -> str:
@@ -185,9 +186,6 @@ class _Planner:
         defenses = [self._choice("defense", spec) for spec in expand(self.grid.defenses)]
         oracle = _Choice(ORACLE, None, {"name": ORACLE})
         chosen = [oracle, *(self._choice("attack", spec) for spec in expand(attacks))]
-        for scenario, defense in itertools.product(self.grid.scenarios, defenses):
-            if reason := defense.value.refusal(scenario):
-                raise UserError(f"defense '{defense.label}': {reason}")
         return [datasets, self.grid.scenarios, models, range(self.grid.trials), defenses, chosen]
 
     def cell(self, dataset: _Choice, scenario: Scenario, model: Model, trial: int, defense: _Choice, attack: _Choice) -> Cell:

@@ -57,10 +57,6 @@ class Defense:
 
     hides: ClassVar[frozenset[Capability]] = frozenset()
 
-    def refusal(self, scenario: Scenario) -> str | None:
-        """Why it cannot be used in this scenario, None where it can."""
-        return None
-
     def gradient(self, step: ClientStep, generator: torch.Generator) -> Update:
         """How the examples' gradients are combined; by default the gradient of their mean loss."""
         return step.gradient()

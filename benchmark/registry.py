@@ -20,8 +20,8 @@ from benchmark.errors import UserError, unknown
 KINDS = {"attack": "Attack", "defense": "Defense", "dataset": "Dataset"}
 """Kind of plugin -> the base class in `benchmark.plugins` that marks it."""
 
-SHOWS_ONLY = frozenset({"cli", "report", "display.py", "environment.py", "contract.py"})
-"""Parts of `benchmark` that no answer depends on."""
+NOT_ENGINE = frozenset({"cli", "report", "display.py", "environment.py", "contract.py", *(f"{kind}s" for kind in KINDS)})
+"""Parts of `benchmark` that no answer depends on, and plugins, whose sources count for their own cells only."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +228,6 @@ def engine_hash() -> str:
     root = Path(inspect.getfile(sys.modules["benchmark"])).parent
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).parts[0] not in SHOWS_ONLY:
+        if path.relative_to(root).parts[0] not in NOT_ENGINE:
             digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -58,15 +58,14 @@ def run_cell(cell: Cell, timeout: float | None = None) -> Outcome:
     """
     status, reason, seconds = Status.FAILED, "", None
     samples: list[Sample] = []
-    observations: list[Observation] = []
     _reset_peak(cell.device)
     try:
         with _time_limit(timeout):
-            victims, observations = scene(cell)
-            reason = _lacks(cell, observations)
-            if reason:
-                status = Status.SKIPPED
+            if cell.missing:
+                names = " and ".join(sorted(capability.value for capability in cell.missing))
+                status, reason = Status.SKIPPED, f"needs the {names}, which the client keeps private"
             else:
+                victims, observations = scene(cell)
                 start = time.perf_counter()
                 rebuilt = attack(cell, victims, observations)
                 seconds = time.perf_counter() - start
@@ -79,7 +78,7 @@ def run_cell(cell: Cell, timeout: float | None = None) -> Outcome:
     except Exception as error:
         status = Status.OOM if _out_of_memory(error) else Status.FAILED
         reason = _explain(error)
-    return Outcome(_record(cell, status, reason, seconds, observations), samples)
+    return Outcome(_record(cell, status, reason, seconds), samples)
 
 
 def scene(cell: Cell) -> tuple[list[Victim], list[Observation]]:
@@ -87,16 +86,15 @@ def scene(cell: Cell) -> tuple[list[Victim], list[Observation]]:
 
     Victims, timesteps and noise depend on (dataset, scenario, trial) alone; the defense's randomness on the defense too.
     """
-    axes = (cell.dataset_label, dataclasses.asdict(cell.scenario), cell.trial)
     network, schedule = _network(cell.model, cell.seed), build_schedule(cell.model)
-    draw = stream(cell.seed, "victims", *axes)
-    sizes = batch_sizes(cell.scenario, cell.victims, draw)
+    draw = _draw(cell)
+    sizes = _sizes(cell, draw)
     # Pictures do not depend on the rest of the scenario: a curve over timesteps shows one set of photographs.
     pictures = iter(
         cell.dataset.victims(sum(sizes), _size(cell), stream(cell.seed, "pictures", cell.dataset_label, cell.trial))
     )
     victims = [draw_victim([next(pictures) for _ in range(n)], cell.scenario, schedule, draw) for n in sizes]
-    noise = stream(cell.seed, "defense", cell.defense_label, *axes)
+    noise = stream(cell.seed, "defense", cell.defense_label, *_axes(cell))
     network, schedule = network.to(cell.device), schedule.to(cell.device)
     granted = copy.deepcopy(network)
     colour = mean_colour(cell.dataset, _size(cell)).to(cell.device)
@@ -139,6 +137,19 @@ def _network(model: Model, seed: int) -> Denoiser:
     return build_network(model, seed)
 
 
+def _axes(cell: Cell) -> tuple[object, ...]:
+    return (cell.dataset_label, dataclasses.asdict(cell.scenario), cell.trial)
+
+
+def _draw(cell: Cell) -> torch.Generator:
+    """The victims' own stream: batch sizes first, then timesteps and noise."""
+    return stream(cell.seed, "victims", *_axes(cell))
+
+
+def _sizes(cell: Cell, draw: torch.Generator) -> list[int]:
+    return batch_sizes(cell.scenario, cell.victims, draw)
+
+
 def _size(cell: Cell) -> int:
     assert cell.scenario.image_size is not None
     return cell.scenario.image_size
@@ -146,15 +157,6 @@ def _size(cell: Cell) -> int:
 
 def _on(victim: Victim, device: str) -> Victim:
     return Victim(victim.images.to(device), victim.timesteps.to(device), victim.noise.to(device), victim.sources)
-
-
-def _lacks(cell: Cell, observations: Sequence[Observation]) -> str:
-    """Why the attack cannot run on what was granted, empty where it can."""
-    if cell.attack is None:
-        return ""
-    missing = cell.attack.needs - observations[0].grants
-    names = " and ".join(sorted(capability.value for capability in missing))
-    return f"needs the {names}, which the client keeps private" if missing else ""
 
 
 def _verdict(samples: Sequence[Sample]) -> tuple[Status, str]:
@@ -165,11 +167,10 @@ def _verdict(samples: Sequence[Sample]) -> tuple[Status, str]:
     return (Status.DIVERGED if len(lost) == len(samples) else Status.OK), reason
 
 
-def _record(cell: Cell, status: Status, reason: str, seconds: float | None, observations: Sequence[Observation]) -> Record:
+def _record(cell: Cell, status: Status, reason: str, seconds: float | None) -> Record:
     granted = frozenset(Capability) - cell.defense.hides
     disclosed = cell.defense.public(cell.scenario).disclosed
     privacy = cell.defense.privacy(cell.scenario)
-    images = sum(seen.batch_size for seen in observations) or cell.victims * cell.scenario.batch_size
     return Record(
         identity=cell.identity,
         status=status,
@@ -179,7 +180,7 @@ def _record(cell: Cell, status: Status, reason: str, seconds: float | None, obse
         adaptive=bool(cell.attack and cell.attack.adapts_to & disclosed),
         control=cell.control,
         budget=cell.budget,
-        n_total=images,
+        n_total=sum(_sizes(cell, _draw(cell))),
         seconds=seconds,
         peak_mib=_peak(cell.device),
         privacy=dataclasses.asdict(privacy) if privacy else None,

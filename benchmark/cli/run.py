@@ -130,12 +130,13 @@ def _dry_run(cells: Sequence[Cell], missing: Sequence[Cell], grid: Grid) -> int:
     waiting = {cell.identity for cell in missing}
     print(grid.title)
     for cell in cells:
-        state = f"{cell.victims} x {cell.budget} evaluations" if cell.identity in waiting else "done"
-        print(f"  {cell.name}: {state}")
-    seconds = sum(cell.budget * cell.victims * cost for cell, cost in zip(missing, _costs(missing), strict=True))
+        state = "will be skipped" if cell.missing else f"{cell.victims} x {cell.budget} evaluations"
+        print(f"  {cell.name}: {state if cell.identity in waiting else 'done'}")
+    attacked = [cell for cell in missing if not cell.missing]
+    seconds = sum(cell.budget * cell.victims * cost for cell, cost in zip(attacked, _costs(attacked), strict=True))
     print(
-        f"{len(missing)} of {len(cells)} cells to run, at most {int(seconds) // 60} min {int(seconds) % 60} s of attacks "
-        "here, by the measured cost of an evaluation; skipped cells take none of it."
+        f"{len(missing)} of {len(cells)} cells to run; their attacks take about {int(seconds) // 60} min "
+        f"{int(seconds) % 60} s here, by the measured cost of an evaluation."
     )
     return 0
 

@@ -156,8 +156,8 @@ def build_network(model: Model, base_seed: int) -> Denoiser:
         return Denoiser(unet)
     assert model.preset is not None
     preset = PRESETS[model.preset]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed(base_seed, "model", model.preset))
+    with torch.random.fork_rng(devices=[]):  # layers draw their init from the global state, which is put back
+        torch.default_generator.manual_seed(seed(base_seed, "model", model.preset))
         unet = UNet2DModel(
             sample_size=preset.image_size,
             block_out_channels=preset.block_out_channels,

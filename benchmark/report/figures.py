@@ -48,7 +48,7 @@ def write(results: Results, table: pd.DataFrame, directory: Path) -> list[Path]:
 def _figures(results: Results, table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     for key, rows in table.groupby(SCENE, sort=False):
         label = " · ".join(map(str, key))
-        ending = re.sub(r"[^A-Za-z0-9.=-]+", "-", "-".join(map(str, key))).strip("-")
+        ending = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(map(str, key)).replace("=", "")).strip("-")
         samples = results.samples
         if len(samples):
             samples = samples[np.logical_and.reduce([samples[c] == v for c, v in zip(SCENE, key, strict=True)])]

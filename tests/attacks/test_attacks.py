@@ -1,0 +1,97 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+from benchmark.attacks.constant_image import ConstantImage
+from benchmark.attacks.dlg import DLG
+from benchmark.attacks.inverting_gradients import InvertingGradients
+from benchmark.attacks.random_guess import RandomGuess
+from benchmark.defenses.private_noise import PrivateNoise
+
+from benchmark.contract import Exposed, toy
+from benchmark.metrics import psnr
+from benchmark.seeds import stream
+
+ATTACKS = [DLG(evaluations=8), InvertingGradients(evaluations=8)]
+
+
+@pytest.fixture
+def one():
+    return toy(batch=1)
+
+
+def quality(attack, toy_scene, defense=None):
+    seen = toy_scene.observe(defense or Exposed())
+    (rebuilt,) = attack.run([seen], stream(3, "attack"))
+    return psnr(rebuilt.images[0].clamp(-1, 1), toy_scene.victim.images[0]), rebuilt
+
+
+def test_defaults_are_those_of_the_reference_code():
+    assert DLG() == DLG(evaluations=300, restarts=1)
+    assert InvertingGradients() == InvertingGradients(evaluations=4000, lr=0.1, tv=1e-4, restarts=1)
+
+
+def test_dlg_recovers_an_image_from_the_gradient_of_a_u_net(one):
+    found, rebuilt = quality(DLG(evaluations=150), one)
+    floor, _ = quality(ConstantImage(), one)
+    assert found > 40 > floor
+    assert rebuilt.evaluations <= 150 and rebuilt.loss < 1e-3
+
+
+def test_inverting_gradients_recovers_it_more_slowly(one):
+    found, rebuilt = quality(InvertingGradients(evaluations=200), one)
+    assert found > quality(ConstantImage(), one)[0] + 5
+    assert rebuilt.images.abs().max() <= 1
+
+
+def test_private_noise_is_searched_together_with_the_image(one):
+    """The matching loss falls although nothing of the noise is known."""
+    losses = [quality(DLG(evaluations=n), one, PrivateNoise())[1].loss for n in (2, 60)]
+    assert losses[1] < 0.2 * losses[0]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+def test_restarts_share_the_budget_and_never_match_worse_than_their_first(attack, one):
+    seen = one.observe(Exposed())
+    single = dataclasses.replace(attack, evaluations=4).run([seen], stream(5, "a"))[0]
+    several = dataclasses.replace(attack, evaluations=16, restarts=4).run([seen], stream(5, "a"))[0]
+    assert several.evaluations <= 16
+    assert several.loss <= single.loss
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda update: {name: value * math.inf for name, value in update.items()}, "not finite"),
+        (lambda update: {name: value * 0 for name, value in update.items()}, "zero everywhere"),
+        (lambda update: {"unknown": next(iter(update.values()))}, "which the network does not"),
+        (lambda update: {name: value[None] for name, value in update.items()}, "shape"),
+    ],
+)
+def test_an_update_that_cannot_be_matched_says_why(attack, spoil, reason, one):
+    seen = one.observe(Exposed())
+    (rebuilt,) = attack.run([dataclasses.replace(seen, update=spoil(seen.update))], stream(0, "a"))
+    assert reason in rebuilt.diverged and rebuilt.evaluations == 0
+
+
+@pytest.mark.parametrize("fields", [{"restarts": 0}, {"evaluations": 2, "restarts": 3}])
+@pytest.mark.parametrize("kind", [DLG, InvertingGradients])
+def test_impossible_budgets_are_refused(kind, fields):
+    with pytest.raises(ValueError, match="restarts must be from 1 to evaluations"):
+        kind(**fields)
+
+
+def test_a_constant_image_is_the_public_mean_everywhere(one):
+    seen = dataclasses.replace(one.observe(Exposed()), mean_colour=torch.tensor([0.1, -0.2, 0.3]))
+    (rebuilt,) = ConstantImage().run([seen], stream(0, "a"))
+    assert torch.equal(rebuilt.images, torch.tensor([0.1, -0.2, 0.3]).view(1, 3, 1, 1).expand(1, 3, 8, 8))
+
+
+def test_a_random_guess_fills_the_range_and_ignores_the_update(one):
+    seen = one.observe(Exposed())
+    (first,) = RandomGuess().run([seen], stream(0, "a"))
+    (second,) = RandomGuess().run([dataclasses.replace(seen, update={})], stream(0, "a"))
+    assert torch.equal(first.images, second.images)
+    assert first.images.min() < -0.9 and first.images.max() > 0.9 and first.images.abs().max() <= 1

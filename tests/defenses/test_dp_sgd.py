@@ -1,0 +1,145 @@
+import math
+
+import pytest
+import torch
+from benchmark.defenses.dp_sgd import DPSGD
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+from benchmark.contract import Toy, toy
+from benchmark.diffusion.loss import parameter_gradient, training_loss
+from benchmark.diffusion.models import build_network, build_schedule, resolve
+from benchmark.diffusion.presets import PRESETS
+from benchmark.federation import ClientStep, draw_victim
+from benchmark.plugins import Picture
+from benchmark.scenario import Scenario
+from benchmark.seeds import stream
+from benchmark.spec import Spec
+
+
+def analytic_epsilon(sigma, delta):
+    """The Gaussian mechanism of sensitivity 1 (Balle and Wang 2018, arXiv 1805.06530): delta as a function of epsilon."""
+
+    def excess(epsilon):
+        a, b = 1 / (2 * sigma), epsilon * sigma
+        return norm.cdf(a - b) - math.exp(epsilon) * norm.cdf(-a - b) - delta
+
+    return brentq(excess, 0, 500)
+
+
+def one_at_a_time(step):
+    """Per-example gradients by the slow, obvious loop."""
+    victim = step.victim
+    return [
+        parameter_gradient(
+            step.network,
+            training_loss(
+                step.network, step.schedule, victim.images[i, None], victim.timesteps[i, None], victim.noise[i, None]
+            ),
+        )
+        for i in range(len(victim.images))
+    ]
+
+
+def norm_of(update):
+    return math.sqrt(sum(float(value.double().square().sum()) for value in update.values()))
+
+
+def distance(a, b):
+    return norm_of({name: a[name] - b[name] for name in b})
+
+
+def preset_step(name):
+    model = resolve(Spec(name))
+    schedule, draw = build_schedule(model), stream(0, "step")
+    size = model.image_size
+    pictures = [Picture(2 * torch.rand(3, size, size, generator=draw) - 1, "a") for _ in range(3)]
+    return ClientStep(
+        build_network(model, 0), schedule, draw_victim(pictures, Scenario(batch_size=3), schedule, draw), expected_batch_size=3
+    )
+
+
+@pytest.mark.parametrize("name", [*PRESETS, "toy"])
+@pytest.mark.parametrize("share", [0.5, 1e6])
+def test_clipped_per_example_gradients_equal_the_loop(name, share):
+    """At a clip below and far above the gradients' norms; every layer counts, so one that Opacus gets wrong shows."""
+    step = toy(batch=3).step() if name == "toy" else preset_step(name)
+    gradients = one_at_a_time(step)
+    clip = share * min(map(norm_of, gradients))
+    expected = {
+        key: torch.stack([g[key] * min(1.0, clip / norm_of(g)) for g in gradients]).sum(dim=0) / 3 for key in gradients[0]
+    }
+    found = DPSGD(noise_multiplier=0, clip=clip).gradient(step, stream(0, "noise"))
+    assert set(found) == set(expected)
+    assert distance(found, expected) < 1e-5 * norm_of(expected)
+    for key, value in expected.items():
+        assert distance({key: found[key]}, {key: value}) < 1e-4 * float(value.norm()) + 1e-7 * norm_of(expected), key
+
+
+def test_without_noise_and_with_a_huge_clip_it_is_no_defense(scene: Toy):
+    found = DPSGD(noise_multiplier=0, clip=1e9).gradient(scene.step(), stream(0, "noise"))
+    assert distance(found, scene.step().gradient()) < 1e-5 * norm_of(found)
+
+
+def test_noise_has_the_stated_deviation(scene: Toy):
+    defense = DPSGD(noise_multiplier=3.0, clip=0.5)
+    quiet = DPSGD(noise_multiplier=0, clip=0.5).gradient(scene.step(), stream(0, "noise"))
+    noisy = defense.gradient(scene.step(), stream(0, "noise"))
+    noise = torch.cat([(noisy[name] - quiet[name]).flatten() for name in quiet])
+    assert float(noise.std()) == pytest.approx(defense.public(scene.scenario).noise_std, rel=0.05)
+    assert defense.public(scene.scenario).noise_std == 3.0 * 0.5 / 2
+    assert abs(float(noise.mean())) < 4 * float(noise.std()) / math.sqrt(noise.numel())
+
+
+def test_noise_is_fresh_for_every_victim_of_a_stream(scene: Toy):
+    generator = stream(0, "noise")
+    first, second = (DPSGD().gradient(scene.step(), generator) for _ in range(2))
+    assert distance(first, second) > 0.1 * norm_of(first)
+
+
+def test_no_update_is_longer_than_the_clip(scene: Toy):
+    assert norm_of(DPSGD(noise_multiplier=0, clip=1e-3).gradient(scene.step(), stream(0, "n"))) <= 1e-3 * 1.0001
+
+
+def test_poisson_batches_are_divided_by_the_expected_size(scene: Toy):
+    step = ClientStep(scene.network, scene.schedule, scene.victim, expected_batch_size=8)
+    found = DPSGD(noise_multiplier=0, clip=1e9).gradient(step, stream(0, "n"))
+    expected = {name: value * 2 / 8 for name, value in scene.step().gradient().items()}
+    assert distance(found, expected) < 1e-5 * norm_of(expected)
+
+
+@pytest.mark.parametrize("sigma", [0.6, 1.0, 2.0, 8.0])
+@pytest.mark.parametrize("rounds", [1, 20])
+def test_epsilon_is_that_of_the_analytic_gaussian_mechanism_at_sample_rate_one(sigma, rounds):
+    privacy = DPSGD(noise_multiplier=sigma, rounds=rounds).privacy(Scenario())
+    assert privacy.epsilon_round == pytest.approx(analytic_epsilon(sigma, 1e-5), abs=0.03)
+    assert privacy.epsilon_total == pytest.approx(analytic_epsilon(sigma / math.sqrt(rounds), 1e-5), abs=0.03)
+    assert privacy.epsilon_round >= analytic_epsilon(sigma, 1e-5)
+    assert (privacy.delta, privacy.sample_rate, privacy.rounds) == (1e-5, 1.0, rounds)
+
+
+def test_epsilon_moves_as_theory_demands():
+    def total(sample_rate=1.0, **changes):
+        sampling = "poisson" if sample_rate < 1 else "fixed"
+        return DPSGD(**changes).privacy(Scenario(sampling=sampling, sample_rate=sample_rate)).epsilon_total
+
+    assert total(noise_multiplier=2.0) < total(noise_multiplier=1.0)
+    assert total(sample_rate=0.01) < total(sample_rate=0.1) < total()
+    assert total(rounds=10) < total(rounds=100)
+    assert total(delta=1e-3) < total(delta=1e-7)
+    assert total(noise_multiplier=0.0) == math.inf
+    assert total(clip=5.0) == total()
+
+
+def test_a_broken_guarantee_is_still_a_number():
+    privacy = DPSGD(noise_multiplier=0.01, rounds=100_000).privacy(Scenario())
+    assert 1e4 < privacy.epsilon_total < math.inf
+    assert privacy.accountant == "RDP"
+
+
+@pytest.mark.parametrize(
+    "fields", [{"delta": 0}, {"delta": 1}, {"clip": 0}, {"noise_multiplier": -1}, {"rounds": 0}, {"noise_multiplier": math.nan}]
+)
+def test_impossible_parameters_are_refused(fields):
+    with pytest.raises(ValueError, match="must be"):
+        DPSGD(**fields)
