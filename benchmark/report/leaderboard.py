@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmark.report.statistics import median_interval, rate_interval
+from benchmark.report.statistics import LEVEL, median_interval, rate_interval, reachable_level
 from benchmark.store import Record, Status, Store
 
 COLUMNS = (
@@ -99,7 +99,8 @@ def read(store: Store) -> Results:
         if record.status in (Status.OK, Status.DIVERGED)
     ]
     samples = pd.concat([frame for frame in frames if len(frame)], ignore_index=True) if frames else pd.DataFrame()
-    return Results(plan["title"], plan["success_db"], len(plan["cells"]), cells, samples, _notes(records))
+    notes = [*_few_sources(samples), *_notes(records)]
+    return Results(plan["title"], plan["success_db"], len(plan["cells"]), cells, samples, notes)
 
 
 def leaderboard(results: Results) -> pd.DataFrame:
@@ -274,6 +275,16 @@ def _select(frame: pd.DataFrame, values: dict[str, Any]) -> pd.DataFrame:
         return frame
     mask = np.logical_and.reduce([frame[name] == value for name, value in values.items()])
     return frame[mask]
+
+
+def _few_sources(samples: pd.DataFrame) -> list[str]:
+    """Where there are too few photographs for any interval of a median to cover what it says."""
+    if samples.empty:
+        return []
+    fewest = int(samples.groupby([*SCENE, "defense", "attack"], sort=False).source.nunique().min())
+    if reachable_level(fewest) >= LEVEL:
+        return []
+    return [f"With {fewest} photographs an interval of a median covers at most {reachable_level(fewest):.1%}, not {LEVEL:.0%}."]
 
 
 def _notes(records: Sequence[Record]) -> list[str]:

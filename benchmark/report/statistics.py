@@ -37,6 +37,11 @@ def rate_interval(successes: Sequence[bool], sources: Sequence[str]) -> tuple[fl
     return float(max(0.0, centre - half)), float(min(1.0, centre + half))
 
 
+def reachable_level(sources: int) -> float:
+    """The most coverage that any distribution-free interval of a median can have: its whole range covers 1 - 2^(1 - n)."""
+    return 1 - 2.0 ** (1 - sources)
+
+
 def _groups(values: Sequence[float], sources: Sequence[str]) -> list[NDArray[np.float64]]:
     array, names = np.asarray(values, dtype=float), np.asarray(sources)
     return [array[names == name] for name in sorted(set(sources))]

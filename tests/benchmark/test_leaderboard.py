@@ -146,6 +146,7 @@ def test_tables_and_figures_are_written_and_say_what_they_must(run):
     markdown, latex = (run.path / "leaderboard.md").read_text(), (run.path / "leaderboard.tex").read_text()
     for text in (markdown, latex):
         assert "A title" in text and "Unfinished: 9 of 10" in text and "no weights" in text
+        assert "With 4 photographs" in text and "87.5" in text
         assert "1/4" in text and "skipped" in text
     assert r"constant\_image" in latex
     csv = pd.read_csv(run.path / "leaderboard.csv")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from benchmark.report.statistics import median_interval, rate_interval
+from benchmark.report.statistics import median_interval, rate_interval, reachable_level
 
 
 def test_the_interval_of_a_median_covers_it_about_as_often_as_it_says():
@@ -24,6 +24,14 @@ def test_crops_of_one_photograph_count_once():
     clustered = median_interval(values.tolist(), [str(i // 20) for i in range(160)])
     pretended = median_interval(values.tolist(), [str(i) for i in range(160)])
     assert clustered[1] - clustered[0] > 2 * (pretended[1] - pretended[0])
+
+
+def test_the_whole_range_of_few_values_covers_the_median_as_often_as_can_be():
+    rng = np.random.default_rng(2)
+    for n in (2, 4, 6):
+        values = rng.normal(size=(20_000, n))
+        covered = ((values.min(axis=1) <= 0) & (values.max(axis=1) >= 0)).mean()
+        assert reachable_level(n) == pytest.approx(covered, abs=0.01)
 
 
 def test_one_photograph_has_no_interval():
