@@ -1,0 +1,12 @@
+"""Seconds until `--help` is printed, the whole process included: `tox -e perf`. It should stay under half a second."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_help(benchmark):
+    words = [sys.executable, "-m", "benchmark", "--help"]
+    benchmark.pedantic(subprocess.run, (words,), {"cwd": ROOT, "capture_output": True, "check": True}, rounds=10)
