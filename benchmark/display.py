@@ -81,7 +81,7 @@ class Bar(Display):
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[left]}"),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TextColumn("[dim]{task.fields[loss]}"),
             console=console,
         )
@@ -109,7 +109,7 @@ class Bar(Display):
         """See `Display.end`; a cell that spent less than its budget, skipped ones among them, leaves nothing open."""
         self.spent = self.before + _planned(cell)
         self.progress.update(self.task, advance=1, left=self._left())
-        self.console.print(f"{cell.name}: {_outcome(record)}", style="dim", highlight=False)
+        self.console.print(f"{cell.name}: {_outcome(record)}", style="dim", highlight=False, markup=False)
 
     def _left(self) -> str:
         if not self.spent:

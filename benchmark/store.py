@@ -142,6 +142,8 @@ class Store:
 
     def record(self, identity: str) -> Record | None:
         """The record of a cell, None where there is none that can be read in this version's form."""
+        if not (self.cells / identity / "samples.parquet").is_file():
+            return None
         try:
             values = json.loads((self.cells / identity / "record.json").read_text())
             if values["schema"] != SCHEMA_VERSION:

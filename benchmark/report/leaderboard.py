@@ -216,10 +216,11 @@ def _measure(cells: pd.DataFrame, samples: pd.DataFrame, floor: pd.DataFrame | N
     if samples.empty:
         return row
     ok = samples[samples.status == "ok"]
-    success_low, success_high = rate_interval(samples.success.tolist(), samples.source.tolist())
+    success_rate = float(samples.success.sum()) / total  # an image that was lost is an image that was not recovered
+    success_low, success_high = rate_interval(success_rate, samples.source.nunique())
     row |= {
         "n_ok": len(ok),
-        "success_rate": float(samples.success.sum()) / total,
+        "success_rate": success_rate,
         "success_ci_low": success_low,
         "success_ci_high": success_high,
         "evaluations": float(samples.evaluations.mean()),

@@ -23,17 +23,16 @@ def median_interval(values: Sequence[float], sources: Sequence[str]) -> tuple[fl
     return float(low), float(high)
 
 
-def rate_interval(successes: Sequence[bool], sources: Sequence[str]) -> tuple[float, float]:
+def rate_interval(rate: float, sources: int) -> tuple[float, float]:
     """Wilson's 95% interval of a rate, with as many independent observations as there are sources; NaN without any.
 
     A bootstrap would give [1, 1] when all succeed, however few they are.
     """
-    n = len(set(sources))
-    if n == 0:
+    if sources == 0:
         return (float("nan"), float("nan"))
-    p, z = float(np.mean(successes)), float(norm.ppf((1 + LEVEL) / 2))
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    n, z = sources, float(norm.ppf((1 + LEVEL) / 2))
+    centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
     return float(max(0.0, centre - half)), float(min(1.0, centre + half))
 
 

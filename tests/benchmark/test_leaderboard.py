@@ -122,6 +122,7 @@ def test_trials_are_pooled_and_their_worst_status_shows(run):
     strong = row(leaderboard(read(run)), "strong")
     assert (strong["status"], strong["reason"]) == ("timeout", "gave up after 5 s")
     assert (strong["n_ok"], strong["n_total"], strong["success_rate"]) == (4, 8, 0.5)
+    assert strong["success_ci_low"] < 0.5 < strong["success_ci_high"] < 1
 
 
 def test_the_realistic_setting_comes_first_and_the_best_attack_leads_its_defense(table):
