@@ -5,13 +5,10 @@ Each rule is a function that returns the first problem it finds, or None. A rule
 
 from __future__ import annotations
 
-import ast
 import copy
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.schedule import Schedule, from_scheduler
 from benchmark.errors import UserError
 from benchmark.federation import ClientStep, draw_victim, observe
+from benchmark.imports import reachable
 from benchmark.plugins import Attack, Dataset, Defense, Picture
 from benchmark.registry import Plugin, Registry, load
 from benchmark.scenario import Scenario
@@ -31,9 +29,21 @@ BUDGET = 3
 """Evaluations that an attack gets under examination."""
 
 OPEN_TO_ATTACKS = frozenset(
-    {"benchmark.types", "benchmark.plugins", "benchmark.scenario", "benchmark.errors", "benchmark.attacks"}
+    {
+        "benchmark",
+        "benchmark.attacks",
+        "benchmark.diffusion",
+        "benchmark.errors",
+        "benchmark.matching",
+        "benchmark.plugins",
+        "benchmark.scenario",
+        "benchmark.types",
+    }
 )
-"""Modules of the bench that an attack may import, besides `benchmark.diffusion` and `benchmark.matching`."""
+"""Modules of the bench that an attack may import, besides those inside its three open packages.
+
+`benchmark.seeds` is not among them: with it an attack could draw the private noise again.
+"""
 
 
 @dataclass(frozen=True)
@@ -132,59 +142,14 @@ def _frozen(plugin: Plugin, instance: Any) -> str | None:
 
 def _reaches(plugin: Plugin, attack: Attack) -> str | None:
     """Walks the import graph, through the bench's own modules, from the source text."""
-    for name in _imports(plugin.path):
-        forbidden = _forbidden(name)
-        if forbidden:
-            return f"it imports {forbidden}"
+    for name, _ in reachable(plugin.path, plugin.module, lambda name: _is_open(name) and name != "benchmark.plugins"):
+        if name.partition(".")[0] == "benchmark" and not _is_open(name):
+            return f"it imports {name}"
     return None
 
 
-def _imports(path: Path) -> Iterator[str]:
-    """Names of the bench's modules that a file reaches, directly or through one another, type hints included."""
-    seen: set[str] = set()
-    waiting = [path]
-    while waiting:
-        for name in _direct_imports(waiting.pop()):
-            if name in seen:
-                continue
-            seen.add(name)
-            yield name
-            spec = importlib.util.find_spec(name)
-            if spec and spec.origin and not _forbidden(name) and name != "benchmark.plugins":
-                waiting.append(Path(spec.origin))
-
-
-def _direct_imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        for name in names:
-            if name.split(".")[0] == "benchmark" and _is_module(name):
-                yield name
-
-
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ImportError:
-        return False
-
-
-def _forbidden(name: str) -> str | None:
-    open_packages = (
-        "benchmark.diffusion",
-        "benchmark.matching",
-        "benchmark.config",
-        "benchmark.spec",
-        "benchmark.seeds",
-    )
-    if name == "benchmark" or name in OPEN_TO_ATTACKS or name.startswith((*open_packages, "benchmark.attacks.")):
-        return None
-    return name
+def _is_open(name: str) -> bool:
+    return name in OPEN_TO_ATTACKS or name.startswith(("benchmark.diffusion.", "benchmark.matching.", "benchmark.attacks."))
 
 
 def _observations(attack: Attack) -> tuple[Toy, list[Observation]]:

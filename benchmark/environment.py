@@ -43,7 +43,7 @@ def device_name(choice: str) -> str:
     kind, _, index = choice.partition(":")
     if choice == "cpu":
         return "cpu"
-    if kind != "cuda" or (":" in choice and not index.isdigit()):
+    if kind != "cuda" or (":" in choice and not index.isdecimal()):
         raise UserError(f"unknown device '{choice}'; known are: auto, cpu, cuda, cuda:i")
     if int(index or 0) >= count:
         raise UserError(f"device '{choice}' is not there: this machine has {count or 'no'} CUDA device(s)")

@@ -8,6 +8,11 @@ class UserError(Exception):
     """A mistake of the user's. The command line prints it as one sentence and exits with 2, without a traceback."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest name that does.
 

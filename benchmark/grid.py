@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -68,6 +69,8 @@ class Grid:
         for name in ("victims", "trials"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not math.isfinite(self.success_db):
+            raise ValueError(f"success_db must be finite, not {self.success_db}")
         if self.evaluations is not None and self.evaluations < 1:
             raise ValueError(f"evaluations must be at least 1, not {self.evaluations}")
         for axis in ("datasets", "models", "defenses", "attacks", "scenarios"):
@@ -76,10 +79,22 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Keys:
+    """What each axis of a cell is, as canonical JSON: the names of its random streams."""
+
+    dataset: str
+    scenario: str
+    model: str
+    defense: str
+    attack: str
+
+
+@dataclass(frozen=True)
 class Cell:
     """One cell of the grid, with every axis resolved. An `attack` of None is the oracle.
 
-    `scenario.image_size` is always a number here.
+    `scenario.image_size` is always a number here. Random streams are named by `keys`, which say what an axis is; a label says
+    how it was asked for, and two labels may ask for the same.
     """
 
     dataset_label: str
@@ -96,6 +111,7 @@ class Cell:
     success_db: float
     device: str
     identity: str
+    keys: Keys
 
     @property
     def missing(self) -> frozenset[Capability]:
@@ -151,28 +167,36 @@ def read(name: str) -> Grid:
 def plan(grid: Grid, registry: Registry, device: str) -> list[Cell]:
     """Every cell of the grid, in the order they run: those of one scene together, controls first.
 
+    Two ways to ask for the same cell give one, under the first one's label.
+
     Raises:
         UserError: any axis names something unknown, or values that do not go together.
     """
     planner = _Planner(grid, registry, device)
-    return [planner.cell(*axes) for axes in itertools.product(*planner.axes())]
+    cells = [planner.cell(*axes) for axes in itertools.product(*planner.axes())]
+    return list({cell.identity: cell for cell in reversed(cells)}.values())[::-1]
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """A resolved plugin: its label in tables, the object, and all of it that can change an answer."""
+    """A resolved plugin: its label in tables, the object, what it is, and what of its source and data can change an answer."""
 
     label: str
     value: Any
-    identity: Mapping[str, object]
+    key: Mapping[str, object]
+    sources: Mapping[str, object]
 
 
 class _Planner:
     def __init__(self, grid: Grid, registry: Registry, device: str) -> None:
+        import torch
+
         from benchmark.registry import engine_hash
 
         self.grid, self.registry, self.device = grid, registry, device
         self.engine = engine_hash()
+        # Sums round differently when they are split over another number of threads.
+        self.hardware = [device.partition(":")[0], torch.get_num_threads() if device == "cpu" else None]
         self.settings = self._settings()
 
     def axes(self) -> list[Sequence[Any]]:
@@ -184,27 +208,30 @@ class _Planner:
         models = [resolve(spec) for spec in expand(self.grid.models)]
         datasets = [self._choice("dataset", spec) for spec in expand(self.grid.datasets)]
         defenses = [self._choice("defense", spec) for spec in expand(self.grid.defenses)]
-        oracle = _Choice(ORACLE, None, {"name": ORACLE})
+        oracle = _Choice(ORACLE, None, {"name": ORACLE}, {})
         chosen = [oracle, *(self._choice("attack", spec) for spec in expand(attacks))]
         return [datasets, self.grid.scenarios, models, range(self.grid.trials), defenses, chosen]
 
     def cell(self, dataset: _Choice, scenario: Scenario, model: Model, trial: int, defense: _Choice, attack: _Choice) -> Cell:
         scenario = self._fit(scenario, model)
+        keys = Keys(
+            dataset=_canonical(dataset.key),
+            scenario=_canonical(dataclasses.asdict(scenario)),
+            model=_canonical(_model_key(model)),
+            defense=_canonical(defense.key),
+            attack=_canonical(attack.key),
+        )
         everything = {
             "version": IDENTITY_VERSION,
             "engine": self.engine,
-            "dataset": dataset.identity,
-            "scenario": dataclasses.asdict(scenario),
-            "model": _model_identity(model),
-            "defense": defense.identity,
-            "attack": attack.identity,
+            "hardware": self.hardware,
+            "keys": dataclasses.asdict(keys),
+            "sources": [choice.sources for choice in (dataset, defense, attack)],
             "trial": trial,
             "victims": self.grid.victims,
             "seed": self.grid.seed,
             "success_db": self.grid.success_db,
-            "device": self.device.partition(":")[0],
         }
-        text = json.dumps(everything, sort_keys=True, separators=(",", ":"))
         return Cell(
             dataset_label=dataset.label,
             defense_label=defense.label,
@@ -219,7 +246,8 @@ class _Planner:
             seed=self.grid.seed,
             success_db=self.grid.success_db,
             device=self.device,
-            identity=hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
+            identity=hashlib.blake2b(_canonical(everything).encode(), digest_size=16).hexdigest(),
+            keys=keys,
         )
 
     def _fit(self, scenario: Scenario, model: Model) -> Scenario:
@@ -234,7 +262,9 @@ class _Planner:
             raise UserError(
                 f"the scenario's timesteps ({scenario.timestep_label}) must be from 0 to {steps - 1} for model '{model.label}'"
             )
-        return dataclasses.replace(scenario, image_size=model.image_size)
+        fixed = scenario.fixed_timesteps
+        timesteps = fixed[0] if len(set(fixed)) == 1 else scenario.timesteps
+        return dataclasses.replace(scenario, image_size=model.image_size, timesteps=timesteps)
 
     def _choice(self, kind: str, spec: Spec) -> _Choice:
         from benchmark.registry import load
@@ -253,29 +283,31 @@ class _Planner:
             values[fields[0]] = argument
         what = f"{kind} '{spec}'"
         value = config.build(cls, values, what)
-        identity: dict[str, object] = {
-            "name": name,
-            "source": plugin.source_hash,
-            "fields": dataclasses.asdict(value),
-        }
-        if kind == "dataset":
-            identity["data"] = value.fingerprint()
-        return _Choice(str(spec), value, identity)
+        sources = {"source": plugin.source_hash, "data": value.fingerprint() if kind == "dataset" else ""}
+        return _Choice(str(spec), value, {"name": name, "fields": dataclasses.asdict(value)}, sources)
 
     def _settings(self) -> dict[tuple[str, str], dict[str, object]]:
         """Hyper-parameters of `set`, by kind and name of the plugin."""
+        from benchmark.registry import load
+
         settings: dict[tuple[str, str], dict[str, object]] = {}
         for key, value in self.grid.set.items():
             kind, _, rest = str(key).partition(".")
             name, _, field_name = rest.rpartition(".")
             if kind not in ("attack", "defense", "dataset") or not name or not field_name:
                 raise UserError(f"'{key}' should read like attack.NAME.FIELD")
-            self.registry.get(kind, name)
+            known = config.field_names(load(self.registry.get(kind, name)))
+            if field_name not in known:
+                raise unknown(f"field of {kind} '{name}'", field_name, known)
             settings.setdefault((kind, name), {})[field_name] = value
         return settings
 
 
-def _model_identity(model: Model) -> Mapping[str, object]:
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def _model_key(model: Model) -> Mapping[str, object]:
     if model.directory is None:
         assert model.convention is not None
         return {"preset": model.preset, "convention": dataclasses.asdict(model.convention)}

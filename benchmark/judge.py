@@ -71,21 +71,40 @@ def judge(victims: Sequence[Victim], rebuilt: Sequence[Reconstruction], success_
         success_db: PSNR from which an image counts as recovered.
 
     Raises:
-        ValueError: an attack returned another number of reconstructions, or images of another shape.
+        ValueError: an attack returned another number of reconstructions, or something else than it should.
     """
     if len(victims) != len(rebuilt):
         raise ValueError(f"the attack returned {len(rebuilt)} reconstructions for {len(victims)} victims")
     return [
         sample
         for index, (victim, reconstruction) in enumerate(zip(victims, rebuilt, strict=True))
-        for sample in _judge_one(index, victim, reconstruction, success_db)
+        for sample in _judge_one(index, victim, _checked(victim, reconstruction), success_db)
     ]
 
 
+def _checked(victim: Victim, given: Reconstruction) -> Reconstruction:
+    """The reconstruction on the CPU with plain numbers; a third party's attack may have returned anything."""
+    if not isinstance(given, Reconstruction):
+        raise ValueError(f"the attack returned a {type(given).__name__}, not a Reconstruction")
+    if given.images.shape != victim.images.shape:
+        raise ValueError(f"the attack returned images of shape {tuple(given.images.shape)}, not {tuple(victim.images.shape)}")
+    evaluations = int(given.evaluations)
+    if evaluations < 0:
+        raise ValueError(f"the attack reports {evaluations} evaluations")
+    timesteps = given.timesteps
+    if timesteps is not None and timesteps.shape != victim.timesteps.shape:
+        raise ValueError(f"the attack returned timesteps of shape {tuple(timesteps.shape)}")
+    return Reconstruction(
+        images=given.images.detach().cpu().float(),
+        evaluations=evaluations,
+        loss=None if given.loss is None else float(given.loss),
+        timesteps=None if timesteps is None else timesteps.detach().cpu().long(),
+        diverged=None if given.diverged is None else str(given.diverged),
+    )
+
+
 def _judge_one(index: int, victim: Victim, reconstruction: Reconstruction, success_db: float) -> list[Sample]:
-    images = reconstruction.images.detach().cpu().float()
-    if images.shape != victim.images.shape:
-        raise ValueError(f"the attack returned images of shape {tuple(images.shape)}, not {tuple(victim.images.shape)}")
+    images = reconstruction.images
     reason = reconstruction.diverged
     if reason is None and not torch.isfinite(images).all():
         reason = "the images are not finite"

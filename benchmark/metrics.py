@@ -51,7 +51,7 @@ def assign(originals: Tensor, rebuilt: Tensor) -> NDArray[np.intp]:
         (B,) indices; `rebuilt[indices]` is in the order of `originals`.
     """
     a, b = to_unit(originals), to_unit(rebuilt)
-    cost = np.square(a[:, None] - b[None]).mean(axis=(2, 3, 4))
+    cost = np.stack([np.square(b - image).mean(axis=(1, 2, 3)) for image in a])
     columns: NDArray[np.intp] = linear_sum_assignment(cost)[1]
     return columns
 

@@ -15,7 +15,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from benchmark.errors import UserError, unknown
+from benchmark.errors import UserError, first_line, unknown
+from benchmark.imports import reachable
 
 KINDS = {"attack": "Attack", "defense": "Defense", "dataset": "Dataset"}
 """Kind of plugin -> the base class in `benchmark.plugins` that marks it."""
@@ -44,8 +45,18 @@ class Plugin:
 
     @cached_property
     def source_hash(self) -> str:
-        """A hash of the source file; part of the identity of every cell that uses the plugin."""
-        return hashlib.blake2b(self.path.read_bytes(), digest_size=16).hexdigest()
+        """A hash of its source and of what it imports from its own package; part of the identity of its cells.
+
+        The bench's own modules are left out: `engine_hash` covers them.
+        """
+        home = (self.module or "").rpartition(".")[0]
+        package = home if home.startswith("benchmark.") else (self.module or "").partition(".")[0]
+        digest = hashlib.blake2b(self.path.read_bytes(), digest_size=16)
+        if package:
+            near = dict(reachable(self.path, self.module, lambda name: f"{name}.".startswith(f"{package}.")))
+            for name in sorted(name for name in near if f"{name}.".startswith(f"{package}.")):
+                digest.update(name.encode() + b"\0" + near[name].read_bytes())
+        return digest.hexdigest()
 
     @cached_property
     def summary(self) -> str:
@@ -76,8 +87,9 @@ class Plugin:
 
     def _attribute(self, name: str) -> ast.expr | None:
         for node in _class(self._tree, self.class_name).body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
-                return node.value
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+                return node.value  # type: ignore[attr-defined, no-any-return]
         return None
 
 
@@ -128,7 +140,7 @@ def load(plugin: Plugin) -> type[Any]:
     """Import a plugin's class.
 
     Raises:
-        UserError: the import fails.
+        UserError: the import fails, or the class is no dataclass or lacks a method.
     """
     try:
         module = importlib.import_module(plugin.module) if plugin.module else _import_file(plugin.path)
@@ -136,7 +148,13 @@ def load(plugin: Plugin) -> type[Any]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"cannot import {plugin.kind} '{plugin.name}' ({plugin.path}): {error}") from error
+        raise UserError(f"cannot import {plugin.kind} '{plugin.name}' ({plugin.path}): {first_line(error)}") from error
+    if "__dataclass_params__" not in vars(found):
+        raise UserError(
+            f"{plugin.kind} '{plugin.name}' ({plugin.path}) is not a dataclass: put @dataclass(frozen=True) above it"
+        )
+    if lacking := sorted(getattr(found, "__abstractmethods__", ())):
+        raise UserError(f"{plugin.kind} '{plugin.name}' ({plugin.path}) lacks {', '.join(lacking)}")
     return found
 
 
@@ -174,7 +192,7 @@ def _scan(path: Path, module: str | None, kind: str | None = None) -> list[Plugi
         Plugin(kinds[base], path.stem, path, module, node.name)
         for node in _parse(path).body
         if isinstance(node, ast.ClassDef)
-        for base in map(ast.unparse, node.bases)
+        for base in (ast.unparse(base).rpartition(".")[2] for base in node.bases)
         if base in kinds
     ]
     if len(found) > 1:

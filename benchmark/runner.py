@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -23,15 +23,15 @@ from torch import Tensor
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.models import Model, build_network, build_schedule
 from benchmark.environment import describe
-from benchmark.errors import UserError
+from benchmark.errors import first_line
 from benchmark.federation import ClientStep, batch_sizes, draw_victim, observe
 from benchmark.grid import Cell
 from benchmark.judge import Sample, judge, oracle
 from benchmark.metrics import lpips_missing
-from benchmark.plugins import Dataset
+from benchmark.plugins import Dataset, Picture
 from benchmark.seeds import stream
 from benchmark.store import Record, Status
-from benchmark.types import Capability, Observation, Reconstruction, Victim
+from benchmark.types import Capability, Observation, Privacy, PublicParameters, Reconstruction, Victim
 
 
 class CellTimeout(BaseException):
@@ -52,15 +52,14 @@ def run_cell(cell: Cell, timeout: float | None = None) -> Outcome:
     Args:
         cell: what to run.
         timeout: seconds after which it is given up, None for no limit; needs the main thread.
-
-    Raises:
-        UserError: the data set or the model cannot be used at all.
     """
     status, reason, seconds = Status.FAILED, "", None
     samples: list[Sample] = []
+    claims = _Claims()
     _reset_peak(cell.device)
     try:
         with _time_limit(timeout):
+            claims = _Claims(cell.defense.public(cell.scenario), cell.defense.privacy(cell.scenario))
             if cell.missing:
                 names = " and ".join(sorted(capability.value for capability in cell.missing))
                 status, reason = Status.SKIPPED, f"needs the {names}, which the client keeps private"
@@ -71,36 +70,46 @@ def run_cell(cell: Cell, timeout: float | None = None) -> Outcome:
                 seconds = time.perf_counter() - start
                 samples = judge(victims, rebuilt, cell.success_db)
                 status, reason = _verdict(samples)
-    except UserError:
-        raise
     except CellTimeout:
         status, reason = Status.TIMEOUT, f"gave up after {timeout:g} s"
     except Exception as error:
         status = Status.OOM if _out_of_memory(error) else Status.FAILED
         reason = _explain(error)
-    return Outcome(_record(cell, status, reason, seconds), samples)
+    return Outcome(_record(cell, status, reason, seconds, claims), samples)
+
+
+def rehearse(cells: Sequence[Cell]) -> None:
+    """Load every model and draw every image that the cells will use, so that what is missing shows before anything runs.
+
+    Raises:
+        UserError: a model cannot be loaded, or a data set lacks images or holds one that cannot be read.
+    """
+    for model, seed in {(cell.model, cell.seed) for cell in cells}:
+        build_schedule(model)
+        _network(model, seed)
+    for cell in {(cell.keys.dataset, cell.keys.scenario, cell.trial): cell for cell in cells}.values():
+        mean_colour(cell.dataset, _size(cell))
+        _pictures(cell, sum(_sizes(cell, _draw(cell))))
 
 
 def scene(cell: Cell) -> tuple[list[Victim], list[Observation]]:
     """The cell's victims, and what the server sees of each under the cell's defense.
 
     Victims, timesteps and noise depend on (dataset, scenario, trial) alone; the defense's randomness on the defense too.
+    The client and its defense work on copies: whatever they break, the judge's truth and the next cell stay whole.
     """
-    network, schedule = _network(cell.model, cell.seed), build_schedule(cell.model)
+    schedule = build_schedule(cell.model)
     draw = _draw(cell)
     sizes = _sizes(cell, draw)
-    # Pictures do not depend on the rest of the scenario: a curve over timesteps shows one set of photographs.
-    pictures = iter(
-        cell.dataset.victims(sum(sizes), _size(cell), stream(cell.seed, "pictures", cell.dataset_label, cell.trial))
-    )
+    pictures = iter(_pictures(cell, sum(sizes)))
     victims = [draw_victim([next(pictures) for _ in range(n)], cell.scenario, schedule, draw) for n in sizes]
-    noise = stream(cell.seed, "defense", cell.defense_label, *_axes(cell))
-    network, schedule = network.to(cell.device), schedule.to(cell.device)
-    granted = copy.deepcopy(network)
+    network, granted = (copy.deepcopy(_network(cell.model, cell.seed)).to(cell.device) for _ in range(2))
+    schedule = schedule.to(cell.device)
     colour = mean_colour(cell.dataset, _size(cell)).to(cell.device)
+    noise = stream(cell.seed, "defense", cell.keys.defense, *_axes(cell))
     observations = [
         observe(
-            ClientStep(network, schedule, _on(victim, cell.device), cell.scenario.batch_size),
+            ClientStep(network, schedule, _copy(victim, cell.device), cell.scenario.batch_size),
             cell.defense,
             cell.scenario,
             colour,
@@ -116,14 +125,8 @@ def attack(cell: Cell, victims: Sequence[Victim], observations: Sequence[Observa
     """Let the cell's attack rebuild the victims from the observations alone; only the oracle is shown the victims."""
     if cell.attack is None:
         return oracle(victims)
-    axes = (
-        cell.attack_label,
-        cell.defense_label,
-        cell.dataset_label,
-        dataclasses.asdict(cell.scenario),
-        cell.model.label,
-    )
-    return cell.attack.run(observations, stream(cell.seed, "attack", *axes, cell.trial))
+    own = stream(cell.seed, "attack", cell.keys.attack, cell.keys.defense, cell.keys.model, *_axes(cell))
+    return cell.attack.run(observations, own)
 
 
 @lru_cache(maxsize=8)
@@ -138,7 +141,7 @@ def _network(model: Model, seed: int) -> Denoiser:
 
 
 def _axes(cell: Cell) -> tuple[object, ...]:
-    return (cell.dataset_label, dataclasses.asdict(cell.scenario), cell.trial)
+    return (cell.keys.dataset, cell.keys.scenario, cell.trial)
 
 
 def _draw(cell: Cell) -> torch.Generator:
@@ -155,8 +158,14 @@ def _size(cell: Cell) -> int:
     return cell.scenario.image_size
 
 
-def _on(victim: Victim, device: str) -> Victim:
-    return Victim(victim.images.to(device), victim.timesteps.to(device), victim.noise.to(device), victim.sources)
+def _pictures(cell: Cell, count: int) -> list[Picture]:
+    """The victims' images. They depend on data set and trial alone: a curve over timesteps shows one set of photographs."""
+    return cell.dataset.victims(count, _size(cell), stream(cell.seed, "pictures", cell.keys.dataset, cell.trial))
+
+
+def _copy(victim: Victim, device: str) -> Victim:
+    images, timesteps, noise = (t.clone().to(device) for t in (victim.images, victim.timesteps, victim.noise))
+    return Victim(images, timesteps, noise, victim.sources)
 
 
 def _verdict(samples: Sequence[Sample]) -> tuple[Status, str]:
@@ -167,23 +176,29 @@ def _verdict(samples: Sequence[Sample]) -> tuple[Status, str]:
     return (Status.DIVERGED if len(lost) == len(samples) else Status.OK), reason
 
 
-def _record(cell: Cell, status: Status, reason: str, seconds: float | None) -> Record:
+@dataclass(frozen=True)
+class _Claims:
+    """What a defense says of itself."""
+
+    public: PublicParameters = field(default_factory=PublicParameters)
+    privacy: Privacy | None = None
+
+
+def _record(cell: Cell, status: Status, reason: str, seconds: float | None, claims: _Claims) -> Record:
     granted = frozenset(Capability) - cell.defense.hides
-    disclosed = cell.defense.public(cell.scenario).disclosed
-    privacy = cell.defense.privacy(cell.scenario)
     return Record(
         identity=cell.identity,
         status=status,
         reason=reason,
         config=_config(cell),
         knows="+".join(["weights", *sorted(capability.value for capability in granted)]),
-        adaptive=bool(cell.attack and cell.attack.adapts_to & disclosed),
+        adaptive=bool(cell.attack and cell.attack.adapts_to & claims.public.disclosed),
         control=cell.control,
         budget=cell.budget,
         n_total=sum(_sizes(cell, _draw(cell))),
         seconds=seconds,
         peak_mib=_peak(cell.device),
-        privacy=dataclasses.asdict(privacy) if privacy else None,
+        privacy=dataclasses.asdict(claims.privacy) if claims.privacy else None,
         lpips_missing=lpips_missing(),
         environment=describe(cell.device),
     )
@@ -220,10 +235,12 @@ def _time_limit(seconds: float | None) -> Iterator[None]:
         raise CellTimeout
 
     before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
+        signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
@@ -236,8 +253,7 @@ def _explain(error: Exception) -> str:
     """Type, message and place of an error on one line."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
-    message = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {message}{place}"
+    return f"{type(error).__name__}: {first_line(error)}{place}"
 
 
 def _reset_peak(device: str) -> None:

@@ -17,7 +17,7 @@ class Scenario:
         clients: clients whose updates are summed before the server sees them; only 1 is built.
         timesteps: `uniform`, or fixed for a study: one for every image, or one per image of the batch.
         sampling: `fixed` batches, or `poisson`: each of the client's batch_size / sample_rate images joins by a coin of its
-            own. A batch that comes out empty has nothing to rebuild, so it is drawn again.
+            own. A batch that comes out empty has nothing to rebuild, so it is drawn again; the attack is granted the size.
         sample_rate: probability of each local image to be in the batch; below 1 only with Poisson sampling.
     """
 
@@ -33,6 +33,9 @@ class Scenario:
         self._check_numbers()
         if self.sample_rate < 1 and self.sampling != "poisson":
             raise ValueError("a sample_rate below 1 needs 'sampling: poisson': fixed batches amplify no privacy")
+        local = self.batch_size / self.sample_rate
+        if abs(local - round(local)) > 1e-9 * local:
+            raise ValueError(f"batch_size / sample_rate is the number of the client's images and must be whole, not {local:g}")
         if isinstance(self.timesteps, tuple):
             if self.sampling == "poisson":
                 raise ValueError("timesteps per image need 'sampling: fixed', since Poisson batches vary in size")

@@ -13,8 +13,7 @@ import json
 import math
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,11 +22,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow
+import pyarrow.parquet
 
 from benchmark.errors import UserError
 from benchmark.judge import Sample
 
 SCHEMA_VERSION = 1
+
+ASIDE = ".writing-"
+"""How the name of a directory begins that is not a cell yet."""
 
 PICTURES = ("original", "reconstruction")
 
@@ -111,8 +115,8 @@ class Store:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"another run is writing to {self.path}; wait for it, or choose another --out") from None
-            for leftover in self.cells.glob(".writing-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            for leftover in self.cells.glob(f"{ASIDE}*"):
+                self._discard(leftover)
             yield
 
     def save(self, record: Record, samples: Sequence[Sample]) -> None:
@@ -121,35 +125,43 @@ class Store:
         Raises:
             UserError: the disk does not take it; everything written before stays.
         """
+        aside, target = self.cells / f"{ASIDE}{record.identity}", self.cells / record.identity
         try:
-            aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.cells))
             try:
+                aside.mkdir()
                 _frame(samples).to_parquet(aside / "samples.parquet", index=False)
+                with (aside / "samples.parquet").open("rb") as file:
+                    os.fsync(file.fileno())
                 _write_json(aside / "record.json", dataclasses.asdict(record))
-                target = self.cells / record.identity
                 if target.exists():
-                    target.rename(aside / "replaced")
+                    target.rename(aside / target.name)
                 aside.rename(target)
-                shutil.rmtree(target / "replaced", ignore_errors=True)
-            except BaseException:
-                shutil.rmtree(aside, ignore_errors=True)
-                raise
+                shutil.rmtree(target / target.name, ignore_errors=True)
+            finally:
+                self._discard(aside)
         except OSError as error:
             raise UserError(
                 f"cannot write to {self.cells}: {error.strerror or error}; finished cells are kept, "
                 "the same command goes on from there"
             ) from error
 
+    def _discard(self, aside: Path) -> None:
+        """Clear what was not written to its end, and put the cell back that it was about to replace."""
+        replaced = aside / aside.name.removeprefix(ASIDE)
+        target = self.cells / replaced.name
+        if replaced.is_dir() and not target.exists():
+            replaced.rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
+
     def record(self, identity: str) -> Record | None:
         """The record of a cell, None where there is none that can be read in this version's form."""
-        if not (self.cells / identity / "samples.parquet").is_file():
-            return None
         try:
+            pyarrow.parquet.read_metadata(self.cells / identity / "samples.parquet")
             values = json.loads((self.cells / identity / "record.json").read_text())
             if values["schema"] != SCHEMA_VERSION:
                 return None
             return Record(**{**values, "status": Status(values["status"])})
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, pyarrow.ArrowException):
             return None
 
     def samples(self, identity: str) -> pd.DataFrame:
@@ -161,9 +173,9 @@ class Store:
             ]
         return frame.drop(columns="shape")
 
-    def save_plan(self, grid: str, title: str, success_db: float, identities: Sequence[str]) -> None:
-        """Note which cells the latest command planned."""
-        plan = {"grid": grid, "title": title, "success_db": success_db, "cells": list(identities)}
+    def save_plan(self, title: str, success_db: float, settings: Mapping[str, object], identities: Sequence[str]) -> None:
+        """Note what the latest command planned: heading, threshold, hyper-parameters that it set, and cells in order."""
+        plan = {"title": title, "success_db": success_db, "settings": dict(settings), "cells": list(identities)}
         aside = self.path / ".run.json"
         _write_json(aside, plan)
         aside.rename(self.path / "run.json")

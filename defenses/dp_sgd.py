@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -30,6 +31,10 @@ PRV_ERROR = 0.01
 
 LARGEST_PRV_EPSILON = 100.0
 """Above this the PRV accountant's grid outgrows memory, and no one asks for two more digits of a broken guarantee."""
+
+
+SMALLEST_DELTA = 1e-12
+"""Below this the PRV accountant's own numerical error is of delta's size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +54,12 @@ class DPSGD(Defense):
     rounds: int = 100
 
     def __post_init__(self) -> None:
-        if not (self.noise_multiplier >= 0 and self.clip > 0):
-            raise ValueError(
-                f"noise_multiplier must be at least 0 and clip above 0, not {self.noise_multiplier:g} and {self.clip:g}"
-            )
-        if not 0 < self.delta < 1:
-            raise ValueError(f"delta must be between 0 and 1, not {self.delta:g}")
+        if not 0 <= self.noise_multiplier < math.inf:
+            raise ValueError(f"noise_multiplier must be at least 0 and finite, not {self.noise_multiplier:g}")
+        if not 0 < self.clip < math.inf:
+            raise ValueError(f"clip must be above 0 and finite, not {self.clip:g}")
+        if not SMALLEST_DELTA <= self.delta < 1:
+            raise ValueError(f"delta must be from {SMALLEST_DELTA:g} to below 1, not {self.delta:g}")
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, not {self.rounds}")
 
@@ -91,8 +96,8 @@ class DPSGD(Defense):
 
     def privacy(self, scenario: Scenario) -> Privacy:
         """See `Defense.privacy`; without noise epsilon is infinite."""
-        one, one_by = self._epsilon(scenario.sample_rate, 1)
-        total, total_by = self._epsilon(scenario.sample_rate, self.rounds)
+        one, one_by = epsilon(self.noise_multiplier, scenario.sample_rate, 1, self.delta)
+        total, total_by = epsilon(self.noise_multiplier, scenario.sample_rate, self.rounds, self.delta)
         return Privacy(
             epsilon_round=one,
             epsilon_total=total,
@@ -103,26 +108,6 @@ class DPSGD(Defense):
             accountant=one_by if one_by == total_by else f"{one_by} (round), {total_by} (total)",
         )
 
-    def _epsilon(self, sample_rate: float, rounds: int) -> tuple[float, str]:
-        """Epsilon of `rounds` subsampled Gaussian mechanisms, and the accountant that found it."""
-        from opacus.accountants import PRVAccountant, RDPAccountant
-
-        if self.noise_multiplier == 0:
-            return float("inf"), "none"
-        history = [(self.noise_multiplier, sample_rate, rounds)]
-        if sample_rate == 1:  # rounds of the plain Gaussian mechanism are one of it with less noise
-            history = [(self.noise_multiplier / math.sqrt(rounds), 1.0, 1)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the RDP accountant on its range of orders, where the bound stays valid
-            rdp = RDPAccountant()
-            rdp.history = history
-            bound = float(rdp.get_epsilon(self.delta))
-            if bound > LARGEST_PRV_EPSILON:
-                return bound, "RDP"
-            prv = PRVAccountant()
-            prv.history = history
-            return float(prv.get_epsilon(self.delta, eps_error=PRV_ERROR)), "PRV"
-
 
 def _train_without_dropout(module: torch.nn.Module) -> None:
     """Opacus records nothing in evaluation mode; only dropout would make training mode another function."""
@@ -130,3 +115,25 @@ def _train_without_dropout(module: torch.nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, torch.nn.modules.dropout._DropoutNd):
             child.eval()
+
+
+@cache
+def epsilon(noise_multiplier: float, sample_rate: float, rounds: int, delta: float) -> tuple[float, str]:
+    """Epsilon of so many rounds of the subsampled Gaussian mechanism, and the accountant that bounds it."""
+    from opacus.accountants import PRVAccountant, RDPAccountant
+
+    if noise_multiplier == 0:
+        return math.inf, "none"
+    history = [(noise_multiplier, sample_rate, rounds)]
+    if sample_rate == 1:  # rounds of the plain Gaussian mechanism are one of it with less noise
+        history = [(noise_multiplier / math.sqrt(rounds), 1.0, 1)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the RDP accountant on its range of orders, where the bound stays valid
+        rdp = RDPAccountant()
+        rdp.history = history
+        bound = max(0.0, float(rdp.get_epsilon(delta)))
+        if bound > LARGEST_PRV_EPSILON:
+            return bound, "RDP"
+        prv = PRVAccountant()
+        prv.history = history
+        return max(0.0, float(prv.get_epsilon(delta, eps_error=PRV_ERROR))), "PRV"

@@ -32,5 +32,7 @@ def execute(options: argparse.Namespace) -> int:
     for row in rows.itertuples():
         interval = f" [{row.ci_low:+.2f}, {row.ci_high:+.2f}]" if row.ci_low == row.ci_low else ""
         scene = f"{row.dataset} · {row.scenario} · {row.model}"
-        print(f"  {row.defense} ({scene}): {row.difference:+.2f}{interval}, n = {row.n}")
+        print(f"  {row.defense} ({scene}): {row.difference:+.2f}{interval}, n = {row.n} of {row.n_total}")
+    for note in results.notes:
+        print(note)
     return 0

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmark.registry import Plugin
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +21,7 @@ def execute(options: argparse.Namespace) -> int:
 
     from benchmark.environment import describe, device_name
     from benchmark.metrics import lpips_missing
+    from benchmark.registry import Registry
 
     for name, value in describe(device_name(options.device)).items():
         print(f"{name:<26}{value}")
@@ -25,6 +31,21 @@ def execute(options: argparse.Namespace) -> int:
     if missing:
         print("    to get it, where there is internet: python -c \"import lpips; lpips.LPIPS(net='alex')\"")
     print("\nData")
-    print("  photos, faces: reachable (they ship inside scikit-image)")
-    print("  folder:PATH: your own PNG or JPEG images")
+    for plugin in Registry().all("dataset"):
+        print(f"  {plugin.name}: {_reachable(plugin)}")
     return 0
+
+
+def _reachable(plugin: Plugin) -> str:
+    """Whether a data set's images can be read, tried on its public ones."""
+    from benchmark.errors import UserError, first_line
+    from benchmark.registry import load
+
+    cls = load(plugin)
+    if any(f.default is f.default_factory is dataclasses.MISSING for f in dataclasses.fields(cls)):
+        return f"{plugin.summary} Reachable where you say it is."
+    try:
+        cls().public(16)
+    except (UserError, OSError) as error:
+        return f"missing: {first_line(error)}"
+    return f"reachable. {plugin.summary}"

@@ -44,6 +44,7 @@ def execute(options: argparse.Namespace) -> int:
     from benchmark.environment import device_name
     from benchmark.grid import plan, read
     from benchmark.registry import Registry
+    from benchmark.runner import rehearse
     from benchmark.store import Store
 
     grid = _override(read(options.grid), options)
@@ -53,8 +54,9 @@ def execute(options: argparse.Namespace) -> int:
     missing = _missing(cells, store, options)
     if options.dry_run:
         return _dry_run(cells, missing, grid)
+    rehearse(missing)
     with store.writing():
-        store.save_plan(options.grid, grid.title, grid.success_db, [cell.identity for cell in cells])
+        store.save_plan(grid.title, grid.success_db, grid.set, [cell.identity for cell in cells])
         interrupted = _run(missing, store, options)
     if interrupted:
         print(f"\nInterrupted: every finished cell is kept in {store.path}; the same command goes on from there.")
@@ -168,6 +170,6 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not seconds > 0:
+    if not 0 < seconds < 1e8:
         raise argparse.ArgumentTypeError(f"should be a number of seconds above 0, not '{text}'")
     return seconds

@@ -16,7 +16,7 @@ from benchmark.config import build
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.presets import PRESETS
 from benchmark.diffusion.schedule import PredictionType, Schedule, from_scheduler
-from benchmark.errors import UserError, unknown
+from benchmark.errors import UserError, first_line, unknown
 from benchmark.seeds import seed
 from benchmark.spec import Spec
 
@@ -133,7 +133,10 @@ def build_schedule(model: Model) -> Schedule:
         )
     else:
         config = _read_json(model.scheduler, f"model '{model.label}'")
-        scheduler = DDPMScheduler.from_config(config)
+        try:
+            scheduler = DDPMScheduler.from_config(config)
+        except Exception as error:
+            raise UserError(f"model '{model.label}' has a scheduler that cannot be used: {first_line(error)}") from error
     try:
         return from_scheduler(scheduler)
     except ValueError as error:
@@ -152,7 +155,7 @@ def build_network(model: Model, base_seed: int) -> Denoiser:
         try:
             unet = UNet2DModel.from_pretrained(model.directory, use_safetensors=True, local_files_only=True)
         except Exception as error:
-            raise UserError(f"model '{model.label}' cannot be loaded: {_first_line(error)}") from error
+            raise UserError(f"model '{model.label}' cannot be loaded: {first_line(error)}") from error
         return Denoiser(unet)
     assert model.preset is not None
     preset = PRESETS[model.preset]
@@ -173,11 +176,7 @@ def _read_json(path: Path, what: str) -> dict[str, object]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{what}: cannot read {path} ({_first_line(error)})") from error
+        raise UserError(f"{what}: cannot read {path} ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"{what}: {path} holds no JSON object")
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

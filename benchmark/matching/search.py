@@ -6,7 +6,7 @@ An evaluation is one cost with its gradient; a loop never spends more of them th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -58,8 +58,12 @@ def watching(watcher: Callable[[Step], None]) -> Iterator[None]:
         _watcher.reset(token)
 
 
-class _Stop(Exception):
-    """The budget is spent, or the cost is no longer finite."""
+class _Spent(Exception):
+    """The budget is spent."""
+
+
+class _NotFinite(Exception):
+    """The cost left the finite numbers."""
 
 
 class _Search:
@@ -76,7 +80,7 @@ class _Search:
     def evaluate(self) -> Tensor:
         """One evaluation at the present variables: sets their gradients and returns the cost."""
         if self.spent == self.budget:
-            raise _Stop
+            raise _Spent
         loss = self.cost(self.variables)
         gradients = torch.autograd.grad(loss, list(self.variables.values()))
         for variable, gradient in zip(self.variables.values(), gradients, strict=True):
@@ -88,19 +92,27 @@ class _Search:
             self.best = {name: variable.detach().clone() for name, variable in self.variables.items()}
         _watcher.get()(Step(self.spent, value))
         if not torch.isfinite(loss):
-            raise _Stop
+            raise _NotFinite
         return loss.detach()
+
+    def return_to_best(self) -> None:
+        with torch.no_grad():
+            for name, variable in self.variables.items():
+                variable.copy_(self.best[name])
 
     def solution(self) -> Solution:
         return Solution(self.best, self.best_loss, self.spent)
 
 
 def lbfgs(cost: Cost, start: Variables, evaluations: int, history: int = 100) -> Solution:
-    """L-BFGS with a strong Wolfe line search (torch's), restarted from its best point whenever it stands still."""
+    """L-BFGS with a strong Wolfe line search (torch's).
+
+    Where it stands still, or a step leaves the finite numbers, it starts afresh from its best point as long as that helps.
+    """
     search = _Search(cost, start, evaluations)
+    before = float("inf")
     try:
         while True:
-            before = search.best_loss
             optimiser = torch.optim.LBFGS(
                 list(search.variables.values()),
                 max_iter=evaluations,
@@ -110,10 +122,13 @@ def lbfgs(cost: Cost, start: Variables, evaluations: int, history: int = 100) ->
                 tolerance_change=0,
                 line_search_fn="strong_wolfe",
             )
-            optimiser.step(search.evaluate)  # type: ignore[no-untyped-call]
+            with suppress(_NotFinite):
+                optimiser.step(search.evaluate)  # type: ignore[no-untyped-call]
             if search.best_loss >= before:
                 break
-    except _Stop:
+            before = search.best_loss
+            search.return_to_best()
+    except _Spent:
         pass
     return search.solution()
 
@@ -140,6 +155,6 @@ def signed_adam(
             with torch.no_grad():
                 for variable in search.variables.values():
                     variable.clamp_(*bounds)
-    except _Stop:
+    except (_Spent, _NotFinite):
         pass
     return search.solution()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ STYLE: Any = {
     "figure.titlesize": 9,
     "legend.frameon": False,
     "pdf.fonttype": 42,
+    "text.parse_math": False,
     "savefig.bbox": "tight",
 }
 SHEET_IMAGES = 4
@@ -48,14 +50,24 @@ def write(results: Results, table: pd.DataFrame, directory: Path) -> list[Path]:
 def _figures(results: Results, table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     for key, rows in table.groupby(SCENE, sort=False):
         label = " · ".join(map(str, key))
-        ending = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(map(str, key)).replace("=", "")).strip("-")
+        ending = _ending(key)
         samples = results.samples
         if len(samples):
             samples = samples[np.logical_and.reduce([samples[c] == v for c, v in zip(SCENE, key, strict=True)])]
         yield f"heatmap-{ending}", heat_map(rows, f"{results.title}\n{label}")
         if len(samples):
             yield f"psnr-{ending}", psnr_by_attack(rows, f"{results.title}\n{label}")
+        if len(samples) and (samples.attack != ORACLE).any():
             yield f"reconstructions-{ending}", sheet(samples, f"{results.title}\n{label}")
+
+
+def _ending(key: tuple[str, ...]) -> str:
+    """A scene as part of a file name: readable where that is unambiguous and short, with a hash where it is not."""
+    text = "-".join(map(str, key)).replace("=", "")
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
+    if plain == text.replace(" ", "-") and len(plain) <= 80:
+        return plain
+    return f"{plain[:60]}-{hashlib.blake2b(text.encode(errors='replace'), digest_size=4).hexdigest()}"
 
 
 def heat_map(rows: pd.DataFrame, title: str) -> Figure:
@@ -150,13 +162,14 @@ def sheet(samples: pd.DataFrame, title: str) -> Figure:
     for axes in grid.flat:
         axes.set_axis_off()
     cells = {(row.defense, row.attack, row.trial, row.victim, row.image): row for row in rows.itertuples()}
+    originals = {(row.trial, row.victim, row.image): row for row in rows.itertuples()}
     headings = ["original", *(_heading(defense, attack, set(floors.attack)) for defense, attack in columns)]
     for x, heading in enumerate(headings):
         grid[0, x].text(0.5, 1.25, heading, ha="center", va="bottom", fontsize=7, transform=grid[0, x].transAxes)
     for y, image in enumerate(images):
         found = [cells.get((*column, *image)) for column in columns]
-        first = next(cell for cell in found if cell is not None)
-        _picture(grid[y, 0], first.original, first.source)
+        original = originals[image]
+        _picture(grid[y, 0], original.original, original.source)
         for axes, cell in zip(grid[y, 1:], found, strict=True):
             if cell is not None and cell.status == "ok":
                 _picture(axes, cell.reconstruction, f"{cell.psnr:.1f} dB")

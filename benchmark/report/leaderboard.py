@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,7 @@ def read(store: Store) -> Results:
         if record.status in (Status.OK, Status.DIVERGED)
     ]
     samples = pd.concat([frame for frame in frames if len(frame)], ignore_index=True) if frames else pd.DataFrame()
-    notes = [*_few_sources(samples), *_notes(records)]
+    notes = [*_few_sources(samples), *_settings(plan["settings"]), *_notes(records), *_made_with(records)]
     return Results(plan["title"], plan["success_db"], len(plan["cells"]), cells, samples, notes)
 
 
@@ -122,19 +122,23 @@ def leaderboard(results: Results) -> pd.DataFrame:
 def paired_difference(results: Results, first: str, second: str) -> pd.DataFrame:
     """The paired difference in PSNR of two attacks, a row per defense of each scene that both have finished.
 
-    Columns: the scene, `defense`, `n`, `difference` (median of first minus second, dB), `ci_low`, `ci_high`.
+    Columns: the scene, `defense`, `n` images of `n_total` that both rebuilt,
+    `difference` (median of first minus second, dB), `ci_low`, `ci_high`.
     """
     rows = []
     for key, group in results.samples.groupby([*SCENE, "defense"], sort=False) if len(results.samples) else ():
         a, b = (_by_image(group[group.attack == attack]) for attack in (first, second))
-        both = a.join(b, rsuffix="_other", how="inner").dropna(subset=["psnr", "psnr_other"])
+        both = a.join(b, rsuffix="_other", how="inner", validate="one_to_one").dropna(subset=["psnr", "psnr_other"])
         if both.empty:
             continue
         difference = (both.psnr - both.psnr_other).tolist()
         low, high = median_interval(difference, both.source.tolist())
         names = dict(zip([*SCENE, "defense"], key, strict=True))
-        rows.append({**names, "n": len(both), "difference": np.median(difference), "ci_low": low, "ci_high": high})
-    return pd.DataFrame(rows, columns=[*SCENE, "defense", "n", "difference", "ci_low", "ci_high"])
+        total = int(_select(results.cells, {**names, "attack": first}).n_total.sum())
+        rows.append(
+            {**names, "n": len(both), "n_total": total, "difference": np.median(difference), "ci_low": low, "ci_high": high}
+        )
+    return pd.DataFrame(rows, columns=[*SCENE, "defense", "n", "n_total", "difference", "ci_low", "ci_high"])
 
 
 def _ranked(table: pd.DataFrame) -> pd.DataFrame:
@@ -212,7 +216,8 @@ def _axes_row(cells: pd.DataFrame) -> dict[str, Any]:
 def _measure(cells: pd.DataFrame, samples: pd.DataFrame, floor: pd.DataFrame | None) -> dict[str, Any]:
     """Everything measured over the images of a row; what has no value there stays NaN."""
     total = int(cells.n_total.sum())
-    row: dict[str, Any] = {"n_ok": 0, "n_total": total, "success_rate": np.nan}
+    attempted = (cells.status != Status.SKIPPED).any()
+    row: dict[str, Any] = {"n_ok": 0, "n_total": total, "success_rate": 0.0 if attempted else np.nan}
     if samples.empty:
         return row
     ok = samples[samples.status == "ok"]
@@ -247,7 +252,7 @@ def _measure(cells: pd.DataFrame, samples: pd.DataFrame, floor: pd.DataFrame | N
 
 def _gain(ok: pd.DataFrame, floor: pd.DataFrame) -> dict[str, float]:
     """The paired gain in PSNR over the floor: median and its interval."""
-    both = _by_image(ok).join(_by_image(floor), rsuffix="_floor", how="inner")
+    both = _by_image(ok).join(_by_image(floor), rsuffix="_floor", how="inner", validate="one_to_one")
     gain = (both.psnr - both.psnr_floor).tolist()
     if not gain:
         return {}
@@ -278,6 +283,25 @@ def _select(frame: pd.DataFrame, values: dict[str, Any]) -> pd.DataFrame:
     return frame[mask]
 
 
+def _settings(settings: Mapping[str, Any]) -> list[str]:
+    return (
+        [f"Set by the grid or the command: {', '.join(f'{key}={settings[key]}' for key in sorted(settings))}."]
+        if settings
+        else []
+    )
+
+
+def _made_with(records: Sequence[Record]) -> list[str]:
+    """Versions and machine, a line per kind that the records were made with."""
+    lines = []
+    for record in records:
+        made = record.environment
+        commit = str(made.get("git_commit", "unknown"))[:12] + (" with local changes" if made.get("git_dirty") else "")
+        machine = made.get("gpu") or f"{made.get('cpu')}, {made.get('threads')} threads"
+        lines.append(f"Made with GIDBench {made.get('gidbench')} ({commit}), torch {made.get('torch')}, {machine}.")
+    return list(dict.fromkeys(lines))
+
+
 def _few_sources(samples: pd.DataFrame) -> list[str]:
     """Where there are too few photographs for any interval of a median to cover what it says."""
     if samples.empty:
@@ -300,5 +324,10 @@ def _notes(records: Sequence[Record]) -> list[str]:
                 f"{record.config['defense']['name']}: epsilon for delta {p['delta']:g}, sample rate {p['sample_rate']:g}, "
                 f"{p['rounds']} rounds in total, to {p['adjacency']}, by the {p['accountant']} accountant; "
                 "no amplification from sampling clients."
+            )
+        if record.config["scenario"]["sampling"] == "poisson":
+            notes.append(
+                "Poisson batches: empty ones are drawn again, since they hold nothing to rebuild, and the attack is "
+                "granted the batch's size; epsilon is that of the mechanism without either."
             )
     return list(dict.fromkeys(notes))

@@ -77,6 +77,30 @@ def test_whatever_can_change_the_answer_changes_the_identity(registry, other):
     assert before["dlg", "none", 0] != after["dlg", "none", 0]
 
 
+def test_two_ways_to_ask_for_one_cell_give_one(registry):
+    grid = changed(
+        defenses=("gradient_pruning", "gradient_pruning[keep=0.1]", "gradient_pruning[keep=0.10]"),
+        models=("tiny", "tiny[prediction=epsilon]"),
+        scenarios=(Scenario(timesteps=200), Scenario(timesteps=200, image_size=16), Scenario(timesteps=(200,))),
+    )
+    cells = plan(grid, registry, "cpu")
+    assert len(cells) == 4
+    assert {(c.defense_label, c.model.label) for c in cells} == {("gradient_pruning", "tiny")}
+    assert len({c.keys for c in cells}) == 4
+
+
+def test_labels_do_not_name_random_streams(registry):
+    (one,) = [c.keys for c in plan(changed(defenses=("dp_sgd",)), registry, "cpu") if c.attack_label == "dlg"]
+    (other,) = [c.keys for c in plan(changed(defenses=("dp_sgd[clip=1.0]",)), registry, "cpu") if c.attack_label == "dlg"]
+    assert one == other
+
+
+def test_the_number_of_threads_is_part_of_the_identity(registry, monkeypatch):
+    before = identities(BASE, registry)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 7)
+    assert identities(BASE, registry)["dlg", "none", 0] != before["dlg", "none", 0]
+
+
 def test_the_kind_of_device_is_part_of_the_identity_but_not_its_number(registry):
     names = [identities(BASE, registry, device)["dlg", "none", 0] for device in ("cpu", "cuda:0", "cuda:1")]
     assert names[0] != names[1] == names[2]
@@ -152,7 +176,7 @@ def test_a_damaged_file_is_a_good_grid_or_one_sentence(key, value):
         ({"attacks": ["dlg[restarts=0]"]}, "restarts must be from 1"),
         ({"defenses": ["gradient_pruning[keep=0]"]}, "keep must be above 0"),
         ({"defenses": ["gradient_pruning[keep=nan]"]}, "keep must be above 0"),
-        ({"defenses": ["dp_sgd[delta=1]"]}, "delta must be between 0 and 1"),
+        ({"defenses": ["dp_sgd[delta=1]"]}, "delta must be from 1e-12 to below 1"),
         ({"datasets": ["folder"]}, "needs 'path'"),
         ({"datasets": ["photos:here"]}, "takes nothing after a colon"),
         ({"datasets": ["folder:/nowhere/at/all"]}, "does not exist"),
@@ -161,6 +185,10 @@ def test_a_damaged_file_is_a_good_grid_or_one_sentence(key, value):
         ({"set": {"dlg.x": 1}}, "attack.NAME.FIELD"),
         ({"set": {"attack.dlg.restart": 1}}, "did you mean 'restarts'"),
         ({"attacks": []}, "attacks is empty"),
+        ({"set": {"attack.inverting_gradients.lrr": 1}}, "did you mean 'lr'"),
+        ({"success_db": float("nan")}, "success_db must be finite"),
+        ({"datasets": ["folder:"]}, "the path is empty"),
+        ({"scenarios": [{"batch_size": 3, "sampling": "poisson", "sample_rate": 0.4}]}, "must be whole, not 7.5"),
     ],
 )
 def test_a_mistake_is_found_before_anything_runs(change, words, tmp_path, registry):

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark.contract import examine
+from benchmark.contract import RULES
 from benchmark.grid import Grid, plan
-from benchmark.registry import Registry, load
+from benchmark.registry import Plugin, Registry, load
 from benchmark.runner import run_cell, scene
-from benchmark.seeds import seed
+from benchmark.seeds import seed, stream
 from benchmark.store import Status
 from benchmark.types import Capability
 
@@ -91,17 +91,23 @@ def test_victims_differ_between_trials():
     assert not torch.equal(first[0].noise, second[0].noise)
 
 
-def test_streams_of_victim_defense_and_attack_differ():
-    axes = ("photos", {}, 0)
-    seeds = {seed(0, who, *axes) for who in ("pictures", "victims", "defense", "attack", "model")}
-    assert len(seeds) == 5
-    assert seed(0, "victims", "photos", 1) != seed(1, "victims", "photos", 1)
+def test_streams_of_victim_defense_and_attack_differ(cells, monkeypatch):
+    """Every stream that a cell opens starts elsewhere."""
+    opened = []
+
+    def recording(base, *axes):
+        opened.append(seed(base, *axes))
+        return stream(base, *axes)
+
+    monkeypatch.setattr("benchmark.runner.stream", recording)
+    run_cell(cells["dlg", "dp_sgd"])
+    assert len(set(opened)) >= 4  # victims, pictures, defense, attack
+    draws = [torch.rand(8, generator=torch.Generator().manual_seed(s)).tolist() for s in set(opened)]
+    assert len({tuple(draw) for draw in draws}) == len(draws)
 
 
 def test_a_start_does_not_depend_on_the_private_noise(cells):
     """The reference code starts the "unknown" noise at the true one; here two victims' starts depend on the stream alone."""
-    from benchmark.seeds import stream
-
     attack = load(Registry().get("attack", "dlg"))(evaluations=1)
     _, (first, second) = scene(cells["dlg", "private_noise"])
     a, b = attack._start(first, stream(0, "s")), attack._start(second, stream(0, "s"))
@@ -109,17 +115,40 @@ def test_a_start_does_not_depend_on_the_private_noise(cells):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_the_contract_catches_an_attack_that_imports_a_data_set(tmp_path):
-    (tmp_path / "peeping.py").write_text(
-        '"""Peeps.\n\nSource: ours\n"""\n'
-        "from dataclasses import dataclass\n"
-        "from benchmark.plugins import Attack\n"
-        "from benchmark.datasets.photos import Photos\n"
-        "from benchmark.types import Reconstruction\n\n"
-        "@dataclass(frozen=True)\nclass Peeping(Attack):\n"
-        "    def run(self, observations, generator):\n"
-        "        return [Reconstruction(Photos().victims(2, 8, generator)[0].image.expand(o.batch_shape).clone(), 0)"
-        " for o in observations]\n"
-    )
-    problems = {f.rule: f.problem for f in examine("peeping", Registry([tmp_path])) if f.problem}
-    assert any("imports benchmark.datasets.photos" in problem for problem in problems.values())
+PEEPING = """
+\"\"\"Peeps.
+
+Source: ours
+\"\"\"
+from dataclasses import dataclass
+from benchmark.plugins import Attack
+from benchmark.types import Reconstruction
+{line}
+
+@dataclass(frozen=True)
+class Peeping(Attack):
+    def run(self, observations, generator):
+        return [Reconstruction(o.mean_colour.new_zeros(o.batch_shape), 0) for o in observations]
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "module"),
+    [
+        ("from benchmark.datasets.photos import Photos", "benchmark.datasets.photos"),
+        ("from ..datasets.photos import Photos", "benchmark.datasets.photos"),
+        ("from .. import runner", "benchmark.runner"),
+        ("import benchmark.judge", "benchmark.judge"),
+        ("from benchmark import federation", "benchmark.federation"),
+        ("from benchmark.seeds import stream", "benchmark.seeds"),
+        ("from benchmark.diffusion import models", "benchmark.seeds"),
+    ],
+)
+def test_the_contract_catches_an_attack_that_imports_what_knows_the_truth(tmp_path, line, module):
+    path = tmp_path / "peeping.py"
+    path.write_text(PEEPING.format(line=line))
+    plugin = Plugin("attack", "peeping", path, "benchmark.attacks.peeping", "Peeping")
+    problem = RULES["attack"]["it imports no data set, no client and no judge"](plugin, None)
+    assert problem is not None
+    if module != "benchmark.seeds" or "seeds" in line:
+        assert module in problem

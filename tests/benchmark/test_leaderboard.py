@@ -65,7 +65,7 @@ def run(tmp_path):
             add(store, "constant_image", [10.0, 12.0, 14.0, 16.0], defense="strict", knows="weights"),
             add(store, "strong", [10.0, 12.0, 14.5, 16.0], defense="strict", knows="weights"),
         ]
-        store.save_plan("grid", "A title", 30.0, [*cells, "unfinished"])
+        store.save_plan("A title", 30.0, {"attack.strong.x": 1}, [*cells, "unfinished"])
     return store
 
 
@@ -118,7 +118,7 @@ def test_trials_are_pooled_and_their_worst_status_shows(run):
             add(run, "strong", [40.0] * 4, trial=0),
             add(run, "strong", [], trial=1, status=Status.TIMEOUT, reason="gave up after 5 s"),
         ]
-        run.save_plan("grid", "A title", 30.0, cells)
+        run.save_plan("A title", 30.0, {}, cells)
     strong = row(leaderboard(read(run)), "strong")
     assert (strong["status"], strong["reason"]) == ("timeout", "gave up after 5 s")
     assert (strong["n_ok"], strong["n_total"], strong["success_rate"]) == (4, 8, 0.5)
@@ -147,6 +147,7 @@ def test_tables_and_figures_are_written_and_say_what_they_must(run):
     markdown, latex = (run.path / "leaderboard.md").read_text(), (run.path / "leaderboard.tex").read_text()
     for text in (markdown, latex):
         assert "A title" in text and "Unfinished: 9 of 10" in text and "no weights" in text
+        assert "attack.strong.x=1" in text.replace("\\_", "_") and "Made with GIDBench" in text
         assert "With 4 photographs" in text and "87.5" in text
         assert "1/4" in text and "skipped" in text
     assert r"constant\_image" in latex
@@ -176,8 +177,40 @@ def test_privacy_is_stated_with_what_it_depends_on(run):
     )  # fmt: skip
     with run.writing():
         cells = [add(run, "constant_image", [10.0] * 4), add(run, "strong", [40.0] * 4, privacy=privacy)]
-        run.save_plan("grid", "A title", 30.0, cells)
+        run.save_plan("A title", 30.0, {}, cells)
     results = read(run)
     note = " ".join(results.notes)
     assert "sample rate 0.1" in note and "7 rounds" in note and "add or remove one image" in note
     assert row(leaderboard(results), "strong")["epsilon_total"] == math.inf
+
+
+def test_a_run_that_has_only_its_oracle_can_be_reported(run):
+    with run.writing():
+        run.save_plan("Costs $5 or $6", 30.0, {}, ["oracle-none-0", "unfinished"])
+    results, table = build(run)
+    assert list(table.attack) == ["oracle"] and math.isnan(table.psnr_gain[0])
+    assert any("Unfinished" in line for line in tables.captions(results))
+
+
+def test_a_floor_that_failed_once_does_not_stop_the_figures(run):
+    with run.writing():
+        cells = [
+            add(run, "constant_image", [], status=Status.FAILED, reason="x"),
+            add(run, "constant_image", [10.0] * 4, trial=1),
+            add(run, "strong", [40.0] * 4),
+        ]
+        run.save_plan("A title", 30.0, {}, cells)
+    build(run)
+    assert len(list((run.path / "figures").glob("*.png"))) == 3
+
+
+def test_two_scenes_never_share_a_file(tmp_path):
+    keys = [("folder:/a/b", "s", "m"), ("folder:/a-b", "s", "m"), ("folder:/фото", "s", "m"), ("x" * 300, "s", "m")]
+    endings = {figures._ending(key) for key in keys}
+    assert len(endings) == 4 and max(map(len, endings)) <= 80
+    assert figures._ending(("photos", "16x16 t=200 B=1", "tiny")) == "photos-16x16-t200-B1-tiny"
+
+
+def test_a_row_whose_cells_all_failed_recovered_nothing(table):
+    assert row(table, "broken")["success_rate"] == 0
+    assert math.isnan(row(table, "picky")["success_rate"])

@@ -77,6 +77,40 @@ def test_a_changed_source_has_another_hash(folder):
     assert Registry([folder]).get("attack", "theirs").source_hash != before
 
 
+def test_a_changed_helper_changes_the_plugin(tmp_path, monkeypatch):
+    package = tmp_path / "their_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "helper.py").write_text("VALUE = 0\n")
+    (package / "theirs.py").write_text(PLUGIN.replace("from typing", "from .helper import VALUE\nfrom typing"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugin = registry.Plugin("attack", "theirs", package / "theirs.py", "their_package.theirs", "Theirs")
+    before = plugin.source_hash
+    (package / "helper.py").write_text("VALUE = 1\n")
+    again = registry.Plugin("attack", "theirs", package / "theirs.py", "their_package.theirs", "Theirs")
+    assert again.source_hash != before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("@dataclass(frozen=True)\n", "", "is not a dataclass"),
+        ("def run(", "def rum(", "lacks run"),
+    ],
+)
+def test_an_incomplete_class_is_one_sentence(folder, old, new, words):
+    (folder / "theirs.py").write_text(PLUGIN.replace(old, new))
+    with pytest.raises(UserError, match=words):
+        load(Registry([folder]).get("attack", "theirs"))
+
+
+def test_a_dotted_base_and_plain_attributes_are_understood(folder):
+    source = PLUGIN.replace("from benchmark.plugins import Attack", "from benchmark import plugins")
+    source = source.replace("(Attack)", "(plugins.Attack)").replace(": ClassVar[frozenset[Capability]] =", " =")
+    (folder / "theirs.py").write_text(source)
+    assert Registry([folder]).get("attack", "theirs").capabilities("needs") == ("noise",)
+
+
 def test_unknown_names_come_with_the_nearest():
     with pytest.raises(UserError, match="unknown attack 'dgl'; did you mean 'dlg'\\?"):
         Registry().get("attack", "dgl")

@@ -4,11 +4,12 @@ import textwrap
 import pytest
 import torch
 
+from benchmark.errors import UserError
 from benchmark.grid import Grid, plan
 from benchmark.registry import Registry
-from benchmark.runner import run_cell, scene
+from benchmark.runner import rehearse, run_cell, scene
 from benchmark.scenario import Scenario
-from benchmark.store import Status
+from benchmark.store import Status, Store
 
 BASE = Grid("t", ("photos",), ("tiny",), ("none",), ("dlg",), victims=2, evaluations=2)
 
@@ -103,6 +104,79 @@ def test_an_attack_cannot_spoil_the_next_cell(tmp_path):
     assert all(torch.equal(before.update[name], after.update[name]) for name in before.update)
     for p, q in zip(before.network.parameters(), after.network.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+DEFENSE = """
+\"\"\"A defense for a test.
+
+Source: ours
+\"\"\"
+import time
+import torch
+from dataclasses import dataclass
+from benchmark.plugins import Defense
+
+@dataclass(frozen=True)
+class Rough(Defense):
+    def gradient(self, step, generator):
+        {body}
+        return step.gradient()
+    {more}
+"""
+
+
+def run_defense(tmp_path, body="pass", more="", timeout=None, attack="oracle"):
+    (tmp_path / "rough.py").write_text(DEFENSE.format(body=body, more=more))
+    grid = dataclasses.replace(BASE, defenses=("rough",))
+    return run_cell(cell(grid, attack, Registry([tmp_path]), "rough"), timeout)
+
+
+def test_a_defense_can_spoil_neither_the_truth_nor_the_next_cell(tmp_path):
+    before = scene(cell())[1][0].update
+    body = "[p.data.zero_() for p in step.network.parameters()]; step.victim.images.zero_()"
+    outcome = run_defense(tmp_path, body)
+    assert outcome.record.status == Status.OK
+    assert all(abs(s.original).max() > 0 for s in outcome.samples)
+    after = scene(cell())[1][0].update
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_timeout_inside_a_defense_leaves_the_next_cell_whole(tmp_path):
+    assert run_defense(tmp_path, "step.network.train(); time.sleep(30)", timeout=2).record.status == Status.TIMEOUT
+    assert run_cell(cell()).record.status == Status.OK
+
+
+@pytest.mark.parametrize("method", ["public", "privacy"])
+def test_a_defense_that_cannot_describe_itself_is_a_failed_row(tmp_path, method):
+    record = run_defense(tmp_path, more=f"def {method}(self, scenario): raise RuntimeError('shy')").record
+    assert record.status == Status.FAILED and "shy" in record.reason
+
+
+@pytest.mark.parametrize(
+    ("returned", "status"),
+    [
+        ("Reconstruction(torch.zeros(o.batch_shape), torch.tensor(5), loss=torch.tensor(.5))", Status.OK),
+        ("Reconstruction(torch.zeros(o.batch_shape), None)", Status.FAILED),
+        ("Reconstruction(torch.zeros(o.batch_shape), -5)", Status.FAILED),
+        ("Reconstruction(torch.zeros(o.batch_shape), 1, loss=[1.0])", Status.FAILED),
+        ("Reconstruction(torch.zeros(o.batch_shape), 1, timesteps=torch.zeros(7))", Status.FAILED),
+        ("o", Status.FAILED),
+        ("None", Status.FAILED),
+    ],
+)
+def test_whatever_an_attack_returns_becomes_a_row_that_can_be_saved(tmp_path, returned, status):
+    outcome = run(tmp_path, f"return [{returned} for o in observations]")
+    assert outcome.record.status == status
+    store = Store(tmp_path / "store")
+    with store.writing():
+        store.save(outcome.record, outcome.samples)
+    assert store.record(outcome.record.identity) == outcome.record
+
+
+def test_what_is_missing_shows_before_anything_runs(tmp_path):
+    grid = dataclasses.replace(BASE, datasets=("photos", "faces"), victims=81)
+    with pytest.raises(UserError, match="80 faces for victims, not 81"):
+        rehearse(plan(grid, Registry(), "cpu"))
 
 
 def test_adaptive_is_using_what_the_defense_discloses(tmp_path):

@@ -79,6 +79,16 @@ def test_a_cost_that_is_never_finite_has_diverged():
     assert found.diverged and found.evaluations == 1
 
 
+def test_lbfgs_goes_on_from_its_best_point_after_a_step_into_the_void():
+    def cost(variables):
+        x = variables["x"]
+        return torch.where(x.abs() > 3, torch.full_like(x, math.nan), (x - 2.9) ** 2 + 0.01 * x**4).sum()
+
+    free = lbfgs(lambda v: ((v["x"] - 2.9) ** 2 + 0.01 * v["x"] ** 4).sum(), {"x": torch.tensor([-2.9])}, 60)
+    found = lbfgs(cost, {"x": torch.tensor([-2.9])}, 60)
+    assert found.loss == pytest.approx(free.loss, rel=1e-3)
+
+
 def test_a_cost_that_breaks_later_keeps_the_best_before():
     def cost(variables):
         x = variables["x"]

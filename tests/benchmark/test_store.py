@@ -92,9 +92,47 @@ def test_a_full_disk_loses_the_cell_in_flight_only(tmp_path, monkeypatch):
 
 def test_leftovers_of_a_killed_run_are_cleared(tmp_path):
     store = Store(tmp_path)
-    (tmp_path / "cells" / ".writing-x").mkdir(parents=True)
+    (tmp_path / "cells" / ".writing-abc").mkdir(parents=True)
     with store.writing():
         assert not list((tmp_path / "cells").iterdir())
+
+
+def test_a_kill_between_the_two_renames_of_a_replacement_loses_nothing(tmp_path):
+    store = Store(tmp_path)
+    with store.writing():
+        store.save(record(), [sample()])
+    aside = tmp_path / "cells" / ".writing-abc"
+    aside.mkdir()
+    (tmp_path / "cells" / "abc").rename(aside / "abc")
+    with store.writing():
+        assert store.record("abc") == record()
+        assert [p.name for p in (tmp_path / "cells").iterdir()] == ["abc"]
+
+
+def test_an_interrupt_while_replacing_keeps_the_earlier_outcome(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    with store.writing():
+        store.save(record(), [sample()])
+        rename = type(tmp_path).rename
+
+        def interrupted(path, target):
+            if path.name.startswith(".writing"):
+                raise KeyboardInterrupt
+            return rename(path, target)
+
+        monkeypatch.setattr(type(tmp_path), "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.save(record(status=Status.DIVERGED), [])
+    assert store.record("abc") == record()
+
+
+def test_samples_that_cannot_be_read_make_the_cell_missing(tmp_path):
+    store = Store(tmp_path)
+    with store.writing():
+        store.save(record(), [sample()])
+    path = tmp_path / "cells" / "abc" / "samples.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert store.record("abc") is None
 
 
 def test_two_runs_cannot_write_to_one_directory(tmp_path):

@@ -75,7 +75,8 @@ def test_a_folder_gives_every_file_once(folder):
 def test_the_largest_centred_square_is_taken(tmp_path):
     pixels = np.zeros((10, 30, 3), dtype=np.uint8)
     pixels[:, 10:20] = 255
-    for name in ("a.png", "b.png"):
+    for i, name in enumerate(("a.png", "b.png")):
+        pixels[0, 0] = i
         Image.fromarray(pixels).save(tmp_path / name)
     (picture,) = Folder(path=str(tmp_path)).victims(1, 10, stream(0, "v"))
     assert (picture.image == 1).all()
@@ -83,9 +84,26 @@ def test_the_largest_centred_square_is_taken(tmp_path):
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16", "1"])
 def test_every_kind_of_png_becomes_three_channels(tmp_path, mode):
-    for name in ("a.png", "b.png"):
-        Image.new(mode, (20, 20)).save(tmp_path / name)
+    for i, name in enumerate(("a.png", "b.png")):
+        Image.new(mode, (20, 20 + i)).save(tmp_path / name)
     assert Folder(path=str(tmp_path)).public(16)[0].image.shape == (3, 16, 16)
+
+
+def test_sixteen_bits_become_eight(tmp_path):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    for i in range(2):
+        Image.fromarray(ramp + i).save(tmp_path / f"{i}.png")
+    image = Folder(path=str(tmp_path)).public(16)[0].image
+    assert len(image.unique()) > 200 and abs(float(image.mean())) < 0.02
+
+
+def test_copies_of_one_image_count_once(tmp_path):
+    for i, value in enumerate([10, 10, 10, 200]):
+        Image.new("RGB", (16, 16), (value, 0, 0)).save(tmp_path / f"{i}.png")
+    data = Folder(path=str(tmp_path))
+    assert len(data.public(16)) == len(data.victims(1, 16, stream(0, "v"))) == 1
+    with pytest.raises(UserError, match="has 1 images for victims"):
+        data.victims(2, 16, stream(0, "v"))
 
 
 def test_a_corrupt_image_names_its_file(folder):
@@ -106,5 +124,5 @@ def test_a_missing_or_empty_folder_says_so(tmp_path, make, words):
 
 def test_one_image_is_too_few(tmp_path):
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match="one PNG or JPEG image; it takes two"):
+    with pytest.raises(UserError, match="one PNG or JPEG image; it takes two different ones"):
         Folder(path=str(tmp_path)).public(16)

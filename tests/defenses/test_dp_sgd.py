@@ -131,6 +131,11 @@ def test_epsilon_moves_as_theory_demands():
     assert total(clip=5.0) == total()
 
 
+def test_epsilon_is_never_negative():
+    assert DPSGD(delta=0.5).privacy(Scenario()).epsilon_round >= 0
+    assert DPSGD(delta=0.01).privacy(Scenario(sampling="poisson", sample_rate=0.001)).epsilon_round >= 0
+
+
 def test_a_broken_guarantee_is_still_a_number():
     privacy = DPSGD(noise_multiplier=0.01, rounds=100_000).privacy(Scenario())
     assert 1e4 < privacy.epsilon_total < math.inf
@@ -138,7 +143,17 @@ def test_a_broken_guarantee_is_still_a_number():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"delta": 0}, {"delta": 1}, {"clip": 0}, {"noise_multiplier": -1}, {"rounds": 0}, {"noise_multiplier": math.nan}]
+    "fields",
+    [
+        {"delta": 0},
+        {"delta": 1},
+        {"clip": 0},
+        {"noise_multiplier": -1},
+        {"rounds": 0},
+        {"noise_multiplier": math.nan},
+        {"noise_multiplier": math.inf},
+        {"delta": 1e-15},
+    ],
 )
 def test_impossible_parameters_are_refused(fields):
     with pytest.raises(ValueError, match="must be"):

@@ -1,0 +1,62 @@
+"""What a source file imports, read from its text: for the knowledge wall and for the identity of plugins."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def reachable(path: Path, module: str | None, follow: Callable[[str], bool]) -> Iterator[tuple[str, Path]]:
+    """Every module that a file imports, directly or through modules that `follow` accepts; type hints count too.
+
+    Args:
+        path: the file.
+        module: its own name, None outside of any package; relative imports are resolved against it.
+        follow: whether to look into a module of that name; only those are yielded with what they import in turn.
+
+    Yields:
+        Name and source file of each module, once.
+    """
+    seen: set[str] = set()
+    waiting = [(path, module)]
+    while waiting:
+        for name, origin in _direct(*waiting.pop()):
+            if name not in seen:
+                seen.add(name)
+                yield name, origin
+                if follow(name):
+                    waiting.append((origin, name))
+
+
+def _direct(path: Path, module: str | None) -> Iterator[tuple[str, Path]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node, module)
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)] if base else []
+        else:
+            continue
+        for name in names:
+            if origin := _origin(name):
+                yield name, origin
+
+
+def _absolute(node: ast.ImportFrom, module: str | None) -> str | None:
+    if not node.level:
+        return node.module
+    if module is None:
+        return None
+    package = module.split(".")[: -node.level]
+    return ".".join([*package, *([node.module] if node.module else [])])
+
+
+def _origin(name: str) -> Path | None:
+    """The source file of a module, None where there is no such module or it has none."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
