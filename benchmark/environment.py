@@ -50,6 +50,18 @@ def device_name(choice: str) -> str:
     return f"cuda:{index or 0}"
 
 
+def settle_threads() -> None:
+    """One thread for sums unless the user set OMP_NUM_THREADS.
+
+    The preset U-Nets are too small to gain from a second one, threads that wait for each other slow down by far more when
+    another process wants the cores, and sums that are split alike everywhere come out alike everywhere.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
 def describe(device: str) -> dict[str, object]:
     """Versions, device, threads, numerical flags and allocator settings."""
     import torch

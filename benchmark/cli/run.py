@@ -41,12 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Plan, run what is missing, report. 0 if all cells are ok, diverged or skipped, else 1."""
-    from benchmark.environment import device_name
+    from benchmark.environment import device_name, settle_threads
     from benchmark.grid import plan, read
     from benchmark.registry import Registry
     from benchmark.runner import rehearse
     from benchmark.store import Store
 
+    settle_threads()
     grid = _override(read(options.grid), options)
     device = device_name(options.device)
     cells = plan(grid, Registry(options.include), device)
