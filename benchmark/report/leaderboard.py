@@ -297,7 +297,7 @@ def _made_with(records: Sequence[Record]) -> list[str]:
     for record in records:
         made = record.environment
         commit = str(made.get("git_commit", "unknown"))[:12] + (" with local changes" if made.get("git_dirty") else "")
-        machine = made.get("gpu") or f"{made.get('cpu')}, {made.get('threads')} threads"
+        machine = made.get("gpu") or f"{made.get('cpu')} CPU, threads: {made.get('threads')}"
         lines.append(f"Made with GIDBench {made.get('gidbench')} ({commit}), torch {made.get('torch')}, {machine}.")
     return list(dict.fromkeys(lines))
 

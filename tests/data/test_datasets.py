@@ -108,7 +108,7 @@ def test_copies_of_one_image_count_once(tmp_path):
 
 def test_a_corrupt_image_names_its_file(folder):
     for path in folder.rglob("*.jpg"):
-        path.write_bytes(path.read_bytes()[:60])
+        path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UserError, match=r"cannot read image .*\.jpg"):
         Folder(path=str(folder)).victims(8, 16, stream(0, "v"))
 
