@@ -50,6 +50,8 @@ class InvertingGradients(Attack):
     restarts: int = 1
 
     def __post_init__(self) -> None:
+        if self.evaluations < 1:
+            raise ValueError(f"evaluations must be at least 1, not {self.evaluations}")
         if not 1 <= self.restarts <= self.evaluations:
             raise ValueError(f"restarts must be from 1 to evaluations ({self.evaluations}), not {self.restarts}")
         if self.lr <= 0 or self.tv < 0:

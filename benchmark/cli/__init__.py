@@ -33,7 +33,8 @@ class _Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
-            raise unknown(action.metavar if isinstance(action.metavar, str) else action.dest, str(value), action.choices)
+            name = action.option_strings[-1] if action.option_strings else str(action.metavar)
+            raise unknown(name, str(value), action.choices)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ THINGS = ("attacks", "defenses", "datasets", "models", "grids")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `list`."""
-    parser.add_argument("what", choices=THINGS, metavar="what", help=", ".join(THINGS))
+    parser.add_argument("what", choices=THINGS, metavar="KIND", help=", ".join(THINGS))
     add_include(parser)
 
 

@@ -73,7 +73,7 @@ def _override(grid: Grid, options: argparse.Namespace) -> Grid:
     """
     from benchmark.spec import split
 
-    changes: dict[str, object] = {axis: tuple(split(text)) for axis in AXES if (text := getattr(options, axis))}
+    changes: dict[str, object] = {axis: tuple(split(text)) for axis in AXES if (text := getattr(options, axis)) is not None}
     changes |= {name: value for name in ("victims", "trials") if (value := getattr(options, name)) is not None}
     settings = {}
     for text in options.set:

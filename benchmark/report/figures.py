@@ -55,9 +55,8 @@ def _figures(results: Results, table: pd.DataFrame) -> Iterator[tuple[str, Figur
         if len(samples):
             samples = samples[np.logical_and.reduce([samples[c] == v for c, v in zip(SCENE, key, strict=True)])]
         yield f"heatmap-{ending}", heat_map(rows, f"{results.title}\n{label}")
-        if len(samples):
-            yield f"psnr-{ending}", psnr_by_attack(rows, f"{results.title}\n{label}")
         if len(samples) and (samples.attack != ORACLE).any():
+            yield f"psnr-{ending}", psnr_by_attack(rows, f"{results.title}\n{label}")
             yield f"reconstructions-{ending}", sheet(samples, f"{results.title}\n{label}")
 
 
@@ -95,13 +94,14 @@ def heat_map(rows: pd.DataFrame, title: str) -> Figure:
     axes.set_title(title, loc="left")
     bar = figure.colorbar(image, ax=axes, extend="both", pad=0.02)
     bar.set_label("median PSNR (dB)")
-    axes.set_xlabel("in brackets: budget in evaluations per image batch", loc="left", color="0.4")
+    axes.set_xlabel("in brackets: budget in evaluations per victim", loc="left", color="0.4")
     bar.outline.set_visible(False)
     return figure
 
 
 def psnr_by_attack(rows: pd.DataFrame, title: str) -> Figure:
-    """Median PSNR with its 95% interval, a panel per defense; the better floor is a dashed line."""
+    """Median PSNR with its 95% interval, a panel per defense; the better floor is a dashed line, the ceiling is left out."""
+    rows = rows[rows.attack != ORACLE]
     attacks, defenses = _order(rows)[::-1], list(dict.fromkeys(rows.defense))
     defenses.sort(key=lambda name: (name != "none", name))
     columns = min(3, len(defenses))
@@ -117,18 +117,19 @@ def psnr_by_attack(rows: pd.DataFrame, title: str) -> Figure:
     )
     for axes, defense in zip(grid.flat, defenses, strict=False):
         _psnr_panel(axes, rows[rows.defense == defense], attacks)
-        axes.set_title(defense, loc="left")
+        axes.set_title(defense.replace("[", "\n[").replace(",", ",\n"), loc="left")
     for axes in grid.flat[len(defenses) :]:
         axes.set_visible(False)
     grid[0, 0].set_yticks(range(len(attacks)), [_with_budget(rows, name) for name in attacks])
-    grid[0, 0].set_xlim(0, 104)
+    highest = rows[["psnr_median", "psnr_ci_high"]].max().max()
+    grid[0, 0].set_xlim(0, 10 + (0 if np.isnan(highest) else highest))
     figure.supxlabel("median PSNR (dB) with 95% interval; dashed: better floor; in brackets: evaluations", fontsize=8)
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 
 
 def _psnr_panel(axes: Any, rows: pd.DataFrame, attacks: list[str]) -> None:
-    floors = rows[rows.attack.isin(_controls(rows)) & (rows.attack != ORACLE)].psnr_median
+    floors = rows[rows.attack.isin(_controls(rows))].psnr_median
     if floors.notna().any():
         axes.axvline(floors.max(), color="0.6", linestyle="--", linewidth=0.8, zorder=0)
     for row in rows.itertuples():
@@ -213,4 +214,6 @@ def _with_budget(rows: pd.DataFrame, attack: str) -> str:
 
 
 def _wrapped(name: str) -> str:
-    return name.replace("_", "_\n") if len(name) > 12 else name
+    plain, bracket, inside = name.partition("[")
+    short = plain.replace("_", "_\n") if len(plain) > 12 else plain
+    return f"{short}\n[{inside}".replace(",", ",\n") if bracket else short

@@ -261,13 +261,15 @@ def _gain(ok: pd.DataFrame, floor: pd.DataFrame) -> dict[str, float]:
 
 
 def _floors(samples: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
-    """The better floor (by median PSNR) of each scene and defense: its rows."""
+    """The better floor (by median PSNR) of each scene and defense: its rows; none where one of the floors is still missing."""
     if samples.empty:
         return {}
     floors = samples[samples.control & (samples.attack != ORACLE) & (samples.status == "ok")]
     found = {}
     for key, group in floors.groupby([*SCENE, "defense"], sort=False):
         medians = group.groupby("attack").psnr.median()
+        if len(medians) < floors.attack.nunique():
+            continue
         found[key] = group[group.attack == medians.idxmax()]
     return found
 

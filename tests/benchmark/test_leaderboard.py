@@ -63,6 +63,7 @@ def run(tmp_path):
             add(store, "picky", [], status=Status.SKIPPED, reason="needs the noise"),
             add(store, "broken", [], status=Status.FAILED, reason="RuntimeError: x"),
             add(store, "constant_image", [10.0, 12.0, 14.0, 16.0], defense="strict", knows="weights"),
+            add(store, "random_guess", [8.0] * 4, defense="strict", knows="weights"),
             add(store, "strong", [10.0, 12.0, 14.5, 16.0], defense="strict", knows="weights"),
         ]
         store.save_plan("A title", 30.0, {"attack.strong.x": 1}, [*cells, "unfinished"])
@@ -146,13 +147,13 @@ def test_tables_and_figures_are_written_and_say_what_they_must(run):
     build(run)
     markdown, latex = (run.path / "leaderboard.md").read_text(), (run.path / "leaderboard.tex").read_text()
     for text in (markdown, latex):
-        assert "A title" in text and "Unfinished: 9 of 10" in text and "no weights" in text
+        assert "A title" in text and "Unfinished: 10 of 11" in text and "no weights" in text
         assert "attack.strong.x=1" in text.replace("\\_", "_") and "Made with GIDBench" in text
         assert "With 4 photographs" in text and "87.5" in text
         assert "1/4" in text and "skipped" in text
     assert r"constant\_image" in latex
     csv = pd.read_csv(run.path / "leaderboard.csv")
-    assert list(csv.columns) == list(COLUMNS) and len(csv) == 9
+    assert list(csv.columns) == list(COLUMNS) and len(csv) == 10
     for kind in ("heatmap", "psnr", "reconstructions"):
         for suffix in ("png", "pdf"):
             (figure,) = (run.path / "figures").glob(f"{kind}-*.{suffix}")
@@ -202,6 +203,16 @@ def test_a_floor_that_failed_once_does_not_stop_the_figures(run):
         run.save_plan("A title", 30.0, {}, cells)
     build(run)
     assert len(list((run.path / "figures").glob("*.png"))) == 3
+
+
+def test_no_gain_is_shown_over_a_floor_that_is_still_missing(run):
+    with run.writing():
+        run.save_plan(
+            "A title", 30.0, {}, ["constant_image-none-0", "random_guess-none-0", "constant_image-strict-0", "strong-strict-0"]
+        )
+    table = leaderboard(read(run))
+    assert math.isnan(row(table, "strong", "strict")["psnr_gain"])
+    assert row(table, "random_guess")["psnr_gain"] == -5
 
 
 def test_two_scenes_never_share_a_file(tmp_path):
