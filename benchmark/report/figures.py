@@ -130,12 +130,14 @@ def psnr_by_attack(rows: pd.DataFrame, title: str) -> Figure:
 
 def _psnr_panel(axes: Any, rows: pd.DataFrame, attacks: list[str]) -> None:
     floors = rows[rows.attack.isin(_controls(rows))].psnr_median
+    beside = 2.0
     if floors.notna().any():
+        beside += floors.max()
         axes.axvline(floors.max(), color="0.6", linestyle="--", linewidth=0.8, zorder=0)
     for row in rows.itertuples():
         y = attacks.index(row.attack)
         if np.isnan(row.psnr_median):
-            axes.text(2, y, row.status, va="center", color="0.5", fontsize=7, style="italic", backgroundcolor="w")
+            axes.text(beside, y, row.status, va="center", color="0.5", fontsize=7, style="italic")
             continue
         colour = "0.55" if row.control else "C0"
         if not np.isnan(row.psnr_ci_low):

@@ -208,7 +208,7 @@ def test_a_floor_that_failed_once_does_not_stop_the_figures(run):
 def test_no_gain_is_shown_over_a_floor_that_is_still_missing(run):
     with run.writing():
         run.save_plan(
-            "A title", 30.0, {}, ["constant_image-none-0", "random_guess-none-0", "constant_image-strict-0", "strong-strict-0"]
+            "A title", 30.0, {}, cells
         )
     table = leaderboard(read(run))
     assert math.isnan(row(table, "strong", "strict")["psnr_gain"])
