@@ -206,10 +206,9 @@ def test_a_floor_that_failed_once_does_not_stop_the_figures(run):
 
 
 def test_no_gain_is_shown_over_a_floor_that_is_still_missing(run):
+    cells = ["constant_image-none-0", "random_guess-none-0", "constant_image-strict-0", "strong-strict-0"]
     with run.writing():
-        run.save_plan(
-            "A title", 30.0, {}, cells
-        )
+        run.save_plan("A title", 30.0, {}, cells)
     table = leaderboard(read(run))
     assert math.isnan(row(table, "strong", "strict")["psnr_gain"])
     assert row(table, "random_guess")["psnr_gain"] == -5
