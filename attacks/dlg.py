@@ -7,7 +7,7 @@ As there: dummy data from N(0, 1), the squared distance summed over all paramete
 Assumes the timestep is known. Where the noise is private it is a second dummy variable, optimised together with the images,
 as the paper does with labels.
 
-Deviations, ours: a strong Wolfe line search (the reference code has none and often diverges); the budget counts evaluations
+Deviations, ours: a strong Wolfe line search (the reference code has none); the budget counts evaluations
 (one loss with gradient), where the reference takes 300 steps of up to 20 iterations each; restarts share the budget and the
 lowest matching loss wins (the reference has one start).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from benchmark.errors import UserError, unknown
 
@@ -98,4 +98,4 @@ def _name(hint: Any) -> str:
 
 def field_names(cls: type) -> list[str]:
     """The names of the dataclass fields of `cls` that can be set."""
-    return [f.name for f in dataclasses.fields(cls) if f.init and f.type is not ClassVar]
+    return [f.name for f in dataclasses.fields(cls) if f.init]

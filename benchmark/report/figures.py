@@ -17,7 +17,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmark.report.leaderboard import ORACLE, PAIR, SCENE, Results
+from benchmark.grid import ORACLE
+from benchmark.report.leaderboard import PAIR, SCENE, Results
 
 STYLE: Any = {
     "font.size": 8,
@@ -31,7 +32,8 @@ STYLE: Any = {
     "savefig.bbox": "tight",
 }
 SHEET_IMAGES = 4
-BRIGHT = 55
+BRIGHT = 33
+"""dB from which the colour map is light enough for dark text."""
 
 
 def write(results: Results, table: pd.DataFrame, directory: Path) -> list[Path]:
@@ -85,7 +87,7 @@ def heat_map(rows: pd.DataFrame, title: str) -> Figure:
         text = row.status if np.isnan(value) else f"{value:.1f}"
         if row.n_ok < row.n_total and row.status != "skipped":
             text += f"\n{row.n_ok}/{row.n_total}"
-        dark = not np.isnan(value) and value < BRIGHT * 0.6
+        dark = not np.isnan(value) and value < BRIGHT
         axes.text(x, y, text, ha="center", va="center", color="white" if dark else "0.2", fontsize=7)
     axes.set_xticks(range(len(defenses)), [_wrapped(name) for name in defenses])
     axes.set_yticks(range(len(attacks)), [_with_budget(rows, name) for name in attacks])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmark.grid import ORACLE
 from benchmark.report.statistics import LEVEL, median_interval, rate_interval, reachable_level
 from benchmark.store import Record, Status, Store
 
@@ -59,8 +60,6 @@ SCENE = ["dataset", "scenario", "model"]
 
 PAIR = ["trial", "victim", "image"]
 """What identifies a private image within a scene: the same one under every attack and defense."""
-
-ORACLE = "oracle"
 
 
 @dataclass(frozen=True)
