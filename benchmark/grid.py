@@ -269,20 +269,12 @@ class _Planner:
     def _choice(self, kind: str, spec: Spec) -> _Choice:
         from benchmark.registry import load
 
-        name, colon, argument = spec.name.partition(":")
-        plugin = self.registry.get(kind, name)
-        cls = load(plugin)
-        values: dict[str, object] = dict(self.settings.get((kind, name), {}))
-        if kind == "attack" and self.grid.evaluations is not None and "evaluations" in config.field_names(cls):
-            values = {"evaluations": self.grid.evaluations, **values}
-        values |= dict(spec.params)
-        if colon:
-            fields = config.field_names(cls)
-            if not fields:
-                raise UserError(f"{kind} '{name}' takes nothing after a colon, not '{argument}'")
-            values[fields[0]] = argument
-        what = f"{kind} '{spec}'"
-        value = config.build(cls, values, what)
+        name = spec.name.partition(":")[0]
+        settings: dict[str, object] = dict(self.settings.get((kind, name), {}))
+        if kind == "attack" and self.grid.evaluations is not None:
+            fields = config.field_names(load(self.registry.get(kind, name)))
+            settings = {"evaluations": self.grid.evaluations, **settings} if "evaluations" in fields else settings
+        plugin, value = self.registry.create(kind, spec, settings)
         sources = {"source": plugin.source_hash, "data": value.fingerprint() if kind == "dataset" else ""}
         return _Choice(str(spec), value, {"name": name, "fields": dataclasses.asdict(value)}, sources)
 
@@ -308,6 +300,11 @@ def _canonical(value: object) -> str:
 
 
 def _model_key(model: Model) -> Mapping[str, object]:
+    prior = _weights_key(model.prior) if model.prior else None
+    return {**_weights_key(model), "prior": prior}
+
+
+def _weights_key(model: Model) -> Mapping[str, object]:
     if model.directory is None:
         assert model.convention is not None
         return {"preset": model.preset, "convention": dataclasses.asdict(model.convention)}

@@ -101,6 +101,14 @@ class Dataset(ABC):
             UserError: there are none, or one cannot be read.
         """
 
+    def training(self, size: int) -> Tensor:
+        """(N, 3, size, size) public images to train a model on, the same at every call; by default those of `public`.
+
+        Raises:
+            UserError: there are none, or one cannot be read.
+        """
+        return torch.stack([picture.image for picture in self.public(size)])
+
     def fingerprint(self) -> str:
         """What else than the plugin's own source and fields decides the images, e.g. a hash of files."""
         return ""

@@ -8,20 +8,22 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from benchmark import config
 from benchmark.errors import UserError, first_line, unknown
 from benchmark.imports import reachable
+from benchmark.spec import Spec
 
 KINDS = {"attack": "Attack", "defense": "Defense", "dataset": "Dataset"}
 """Kind of plugin -> the base class in `benchmark.plugins` that marks it."""
 
-NOT_ENGINE = frozenset({"cli", "report", "display.py", "environment.py", "contract.py", *(f"{kind}s" for kind in KINDS)})
+NOT_ENGINE = frozenset({"cli", "report", "display.py", "environment.py", "contract.py", "training.py", *(f"{kind}s" for kind in KINDS)})
 """Parts of `benchmark` that no answer depends on, and plugins, whose sources count for their own cells only."""
 
 
@@ -123,6 +125,23 @@ class Registry:
             return self._plugins[kind, name]
         except KeyError:
             raise unknown(kind, name, [p.name for p in self.all(kind)]) from None
+
+    def create(self, kind: str, spec: Spec, settings: Mapping[str, object] | None = None) -> tuple[Plugin, Any]:
+        """The plugin that `spec` names and its object: fields from `settings`, then from the brackets and after the colon.
+
+        Raises:
+            UserError: there is none, or a field is unknown or refused.
+        """
+        name, colon, argument = spec.name.partition(":")
+        plugin = self.get(kind, name)
+        cls = load(plugin)
+        values = {**(settings or {}), **dict(spec.params)}
+        if colon:
+            fields = config.field_names(cls)
+            if not fields:
+                raise UserError(f"{kind} '{name}' takes nothing after a colon, not '{argument}'")
+            values[fields[0]] = argument
+        return plugin, config.build(cls, values, f"{kind} '{spec}'")
 
     def find(self, name: str) -> list[Plugin]:
         """Every plugin of that name, of whatever kind.

@@ -59,6 +59,18 @@ def expand(texts: Iterable[str]) -> list[Spec]:
     return list(dict.fromkeys(specs))
 
 
+def one(text: str) -> Spec:
+    """Parse a single value.
+
+    Raises:
+        UserError: its fields have several values, or it cannot be read.
+    """
+    specs = expand([text])
+    if len(specs) > 1:
+        raise UserError(f"'{text}' is {len(specs)} values where one is wanted")
+    return specs[0]
+
+
 def _parse(text: str) -> tuple[str, dict[str, list[str]]]:
     name, bracket, inside = text.partition("[")
     if bracket and not inside.endswith("]"):

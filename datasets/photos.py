@@ -32,6 +32,7 @@ VICTIMS = ("astronaut.png", "chelsea.png", "coffee.png", "ihc.png", "rocket.jpg"
 PUBLIC = ("hubble_deep_field.jpg", "motorcycle_left.png", "motorcycle_right.png", "retina.jpg")
 LARGEST = 128
 PUBLIC_CROPS = 64
+TRAINING_CROPS = 8192
 SMALLEST_SHARE = 0.25
 
 
@@ -46,6 +47,11 @@ class Photos(Dataset):
     def public(self, size: int) -> list[Picture]:
         """See `Dataset.public`: always the same 64 crops."""
         return _crops(PUBLIC, PUBLIC_CROPS, size, stream(0, "photos", "public"))
+
+    def training(self, size: int) -> torch.Tensor:
+        """See `Dataset.training`: always the same 8,192 crops of the public photographs."""
+        crops = _crops(PUBLIC, TRAINING_CROPS, size, stream(0, "photos", "training"))
+        return torch.stack([picture.image for picture in crops])
 
 
 def _crops(names: Sequence[str], count: int, size: int, generator: torch.Generator) -> list[Picture]:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import benchmark
-from benchmark.cli import check, compare, info, report, run
+from benchmark.cli import check, compare, info, report, run, train
 from benchmark.cli import list as list_
 from benchmark.errors import UserError, unknown
 
-VERBS = {"run": run, "list": list_, "report": report, "compare": compare, "check": check, "info": info}
+VERBS = {"run": run, "train": train, "list": list_, "report": report, "compare": compare, "check": check, "info": info}
 
 EXIT_INTERRUPTED = 130
 

@@ -1,45 +1,38 @@
-"""The model axis: a U-Net architecture, a noise schedule with its prediction type, and a state.
+"""The model axis: a U-Net architecture, a noise schedule with its prediction type, a state, and the prior that is granted.
 
-A model is a preset at random init (`tiny`, `small[prediction=v_prediction]`) or a local diffusers directory (a path).
+A model is a preset at random init (`tiny`, `small[prediction=v_prediction]`), a preset's shipped checkpoint (`tiny:trained`), a
+local diffusers directory (a path; `train` writes such), or the hub id of a model that is in the local Hugging Face cache.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 
 from benchmark.config import build
+from benchmark.diffusion.conventions import Convention
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.presets import PRESETS
-from benchmark.diffusion.schedule import PredictionType, Schedule, from_scheduler
+from benchmark.diffusion.schedule import Schedule, from_scheduler
 from benchmark.errors import UserError, first_line, unknown
 from benchmark.seeds import seed
-from benchmark.spec import Spec
+from benchmark.spec import Spec, one
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-@dataclass(frozen=True)
-class Convention:
-    """How the client trains, where the model does not say: settable as `tiny[prediction=v_prediction]`.
-
-    Attributes:
-        prediction: what the network predicts.
-        schedule: diffusers' name of the beta schedule (`squaredcos_cap_v2` is the cosine one).
-        steps: number of timesteps T.
-    """
-
-    prediction: PredictionType = "epsilon"
-    schedule: Literal["linear", "squaredcos_cap_v2", "sigmoid"] = "linear"
-    steps: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, not {self.steps}")
+CARD = "card.json"
+TRAINED = ":trained"
+HUB_IDS = ("google/ddpm-cifar10-32", "google/ddpm-ema-celebahq-256", "google/ddpm-celebahq-256", "google/ddpm-bedroom-256")
+"""Models on the Hugging Face hub that `list models` mentions; others are read alike."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +47,8 @@ class Model:
         preset: the name of its preset, or None.
         directory: the diffusers directory of its U-Net, or None.
         scheduler: the file with its scheduler's configuration, or None.
+        trained_steps: training steps that its card tells of, or None.
+        prior: the trained model that an attack is granted as knowledge of images, None where it is granted none.
     """
 
     label: str
@@ -63,28 +58,94 @@ class Model:
     preset: str | None = None
     directory: Path | None = None
     scheduler: Path | None = None
+    trained_steps: int | None = None
+    prior: Model | None = None
 
     @property
     def state(self) -> str:
-        """`random` for a random init, `checkpoint` for weights that were read from disk."""
-        return "random" if self.directory is None else "checkpoint"
+        """`random` for a random init, else `trained`, with the number of training steps where that is known."""
+        if self.directory is None:
+            return "random"
+        return "trained" if self.trained_steps is None else f"trained {self.trained_steps} steps"
+
+    @property
+    def prior_label(self) -> str:
+        """`none`, `self` where the prior is the attacked model, or the prior's own label."""
+        if self.prior is None:
+            return "none"
+        return "self" if self.prior == dataclasses.replace(self, label=self.prior.label, prior=None) else self.prior.label
 
 
 def resolve(spec: Spec) -> Model:
     """Find what a model's name means, reading small configuration files only.
 
+    In its brackets, `prior` is `none`, `self` or another trained model. By default a trained model is its own prior, since its
+    weights are granted anyway, and a random init has none.
+
     Raises:
-        UserError: the name is no preset and no directory, or the directory lacks what a model needs.
+        UserError: the name is no model, the model lacks what it needs, or the prior does not go with it.
     """
+    chosen = [value for field, value in spec.params if field == "prior"]
+    model = _resolve_alone(Spec(spec.name, tuple(pair for pair in spec.params if pair[0] != "prior")))
+    prior = _resolve_prior(model, chosen[0] if chosen else "none" if model.directory is None else "self")
+    return dataclasses.replace(model, label=str(spec), prior=prior)
+
+
+def _resolve_prior(model: Model, name: str) -> Model | None:
+    if name == "none":
+        return None
+    prior = model if name == "self" else _resolve_alone(one(name))
+    if prior.directory is None:
+        raise UserError(f"the prior of model '{model.label}' is untrained; a prior is none or a trained model, as small:trained")
+    if prior.image_size != model.image_size:
+        raise UserError(
+            f"model '{model.label}' is for {model.image_size}x{model.image_size} images, "
+            f"its prior '{prior.label}' for {prior.image_size}x{prior.image_size}"
+        )
+    return prior
+
+
+def _resolve_alone(spec: Spec) -> Model:
     if spec.name in PRESETS:
         convention = build(Convention, dict(spec.params), f"model '{spec.name}'")
-        return Model(str(spec), PRESETS[spec.name].image_size, convention.steps, convention, preset=spec.name)
+        return Model(str(spec), PRESETS[spec.name].sample_size, convention.steps, convention, preset=spec.name)
+    if spec.name in shipped():
+        return _resolve_directory(spec, shipped()[spec.name])
     path = Path(spec.name).expanduser()
     if path.is_dir():
         return _resolve_directory(spec, path)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", spec.name):
+        return _resolve_directory(spec, _cached(spec.name))
     if "/" in spec.name or spec.name.startswith("."):
         raise UserError(f"model '{spec.name}' is no directory")
-    raise unknown("model", spec.name, PRESETS)
+    raise unknown("model", spec.name, [*PRESETS, *shipped()])
+
+
+def shipped() -> dict[str, Path]:
+    """The directory of each checkpoint inside the package, by its name as a model."""
+    root = Path(str(files("benchmark"))) / "checkpoints"
+    return {f"{path.name}{TRAINED}": path for path in sorted(root.iterdir()) if path.is_dir()}
+
+
+def cached(hub_id: str) -> Path | None:
+    """The local copy of a model of the Hugging Face hub, None where there is none; never downloads."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _cached(hub_id: str) -> Path:
+    path = cached(hub_id)
+    if path is None:
+        raise UserError(
+            f"model '{hub_id}' is no directory, and no model of that name is in the Hugging Face cache of this machine; "
+            f"'hf download {hub_id}' fetches it"
+        )
+    return path
 
 
 def _resolve_directory(spec: Spec, path: Path) -> Model:
@@ -106,17 +167,25 @@ def _resolve_directory(spec: Spec, path: Path) -> Model:
             f"model '{spec.name}' has no scheduler_config.json: save its scheduler beside it, "
             f"or state how its client trains, as in '{spec.name}[prediction=epsilon,schedule=linear,steps=1000]'"
         )
+    trained = _trained_steps(path, spec.name)
     if scheduler is None:
         convention = build(Convention, dict(spec.params), f"model '{spec.name}'")
-        return Model(str(spec), size, convention.steps, convention, directory=directory)
+        return Model(str(spec), size, convention.steps, convention, directory=directory, trained_steps=trained)
     steps = _read_json(scheduler, f"model '{spec.name}'").get("num_train_timesteps")
     if not isinstance(steps, int):
         raise UserError(f"model '{spec.name}' does not say its number of timesteps (num_train_timesteps in {scheduler})")
-    return Model(str(spec), size, steps, None, directory=directory, scheduler=scheduler)
+    return Model(str(spec), size, steps, None, directory=directory, scheduler=scheduler, trained_steps=trained)
 
 
-def build_schedule(model: Model) -> Schedule:
-    """The schedule that the model's client trains with, on the CPU.
+def _trained_steps(path: Path, name: str) -> int | None:
+    if not (path / CARD).is_file():
+        return None
+    steps = _read_json(path / CARD, f"model '{name}'").get("steps")
+    return steps if isinstance(steps, int) else None
+
+
+def build_scheduler(model: Model) -> DDPMScheduler:
+    """The scheduler that the model's client trains with, as diffusers has it.
 
     Raises:
         UserError: the scheduler's file cannot be used.
@@ -125,20 +194,22 @@ def build_schedule(model: Model) -> Schedule:
 
     if model.scheduler is None:
         assert model.convention is not None
-        convention = model.convention
-        scheduler = DDPMScheduler(
-            num_train_timesteps=convention.steps,
-            beta_schedule=convention.schedule,
-            prediction_type=convention.prediction,
-        )
-    else:
-        config = _read_json(model.scheduler, f"model '{model.label}'")
-        try:
-            scheduler = DDPMScheduler.from_config(config)
-        except Exception as error:
-            raise UserError(f"model '{model.label}' has a scheduler that cannot be used: {first_line(error)}") from error
+        return model.convention.scheduler()
+    config = _read_json(model.scheduler, f"model '{model.label}'")
     try:
-        return from_scheduler(scheduler)
+        return DDPMScheduler.from_config(config)
+    except Exception as error:
+        raise UserError(f"model '{model.label}' has a scheduler that cannot be used: {first_line(error)}") from error
+
+
+def build_schedule(model: Model) -> Schedule:
+    """The schedule that the model's client trains with, on the CPU.
+
+    Raises:
+        UserError: the scheduler's file cannot be used.
+    """
+    try:
+        return from_scheduler(build_scheduler(model))
     except ValueError as error:
         raise UserError(f"model '{model.label}': {error}") from error
 
@@ -158,17 +229,11 @@ def build_network(model: Model, base_seed: int) -> Denoiser:
             raise UserError(f"model '{model.label}' cannot be loaded: {first_line(error)}") from error
         return Denoiser(unet)
     assert model.preset is not None
-    preset = PRESETS[model.preset]
+    architecture = dataclasses.asdict(PRESETS[model.preset])
+    del architecture["summary"]
     with torch.random.fork_rng(devices=[]):  # layers draw their init from the global state, which is put back
         torch.default_generator.manual_seed(seed(base_seed, "model", model.preset))
-        unet = UNet2DModel(
-            sample_size=preset.image_size,
-            block_out_channels=preset.block_out_channels,
-            down_block_types=preset.down_block_types,
-            up_block_types=preset.up_block_types,
-            layers_per_block=1,
-            norm_num_groups=8,
-        )
+        unet = UNet2DModel(**architecture)
     return Denoiser(unet)
 
 

@@ -5,28 +5,73 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Preset:
-    """An architecture: what is passed to diffusers' `UNet2DModel`, and one line for people."""
+    """An architecture: what is passed to diffusers' `UNet2DModel`, and one line for people.
+
+    Attributes:
+        summary: one line for people.
+        sample_size: side of the square images.
+        block_out_channels: channels at each resolution.
+        down_block_types: diffusers' blocks on the way down.
+        up_block_types: diffusers' blocks on the way up.
+        layers_per_block: residual layers in each block.
+        norm_num_groups: groups of each normalisation.
+        attention_head_dim: channels of an attention head, None for a single head.
+        freq_shift: of the sinusoidal time embedding.
+        flip_sin_to_cos: whether that embedding begins with cosines.
+        norm_eps: of each normalisation.
+        downsample_padding: of each strided convolution.
+    """
 
     summary: str
-    image_size: int
+    sample_size: int
     block_out_channels: tuple[int, ...]
     down_block_types: tuple[str, ...]
     up_block_types: tuple[str, ...]
+    layers_per_block: int = 1
+    norm_num_groups: int = 8
+    attention_head_dim: int | None = 8
+    freq_shift: int = 0
+    flip_sin_to_cos: bool = True
+    norm_eps: float = 1e-5
+    downsample_padding: int = 1
 
 
 PRESETS = {
     "tiny": Preset(
-        "16x16, blocks (32, 64), attention at 8x8, 0.7 M parameters, random init",
+        "16x16, blocks (32, 64), attention at 8x8, 0.7 M parameters",
         16,
         (32, 64),
         ("DownBlock2D", "AttnDownBlock2D"),
         ("AttnUpBlock2D", "UpBlock2D"),
     ),
     "small": Preset(
-        "32x32, blocks (32, 64, 64), attention at 8x8, 1.1 M parameters, random init",
+        "32x32, blocks (32, 64, 64), attention at 8x8, 1.1 M parameters",
         32,
         (32, 64, 64),
         ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
         ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    ),
+    "ddpm-cifar10": Preset(
+        "32x32, the architecture of google/ddpm-cifar10-32, 35.7 M parameters",
+        32,
+        (128, 256, 256, 256),
+        ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=2,
+        norm_num_groups=32,
+        attention_head_dim=None,
+        freq_shift=1,
+        flip_sin_to_cos=False,
+        norm_eps=1e-6,
+        downsample_padding=0,
+    ),
+    "wide-128": Preset(
+        "128x128, blocks (64, 128, 256, 512) like the GIDM reference code, attention at 16x16",
+        128,
+        (64, 128, 256, 512),
+        ("DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
+        layers_per_block=2,
+        attention_head_dim=32,
     ),
 }

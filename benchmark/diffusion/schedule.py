@@ -52,6 +52,14 @@ class Schedule:
         alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
         return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
 
+    def denoised(self, x_t: Tensor, t: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
+        """The (x_0, eps) that x_t and the network's prediction imply: the inverse of `add_noise` and `target`."""
+        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
+        if self.prediction_type == "epsilon":
+            return (x_t - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt(), prediction
+        x_0 = alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * prediction
+        return x_0, alpha_bar.sqrt() * prediction + (1 - alpha_bar).sqrt() * x_t
+
 
 def from_scheduler(scheduler: DDPMScheduler) -> Schedule:
     """Read a diffusers scheduler.

@@ -1,0 +1,129 @@
+"""Train a model on the public images of a data set; the same command again goes on where it was."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from benchmark.cli.options import add_include
+from benchmark.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
+
+    from benchmark.training import Training
+
+LINES = 20
+"""Lines of progress where the output is no terminal."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `train`."""
+    add = parser.add_argument
+    add("--dataset", required=True, metavar="NAME", help="only its public images are used")
+    add("--model", required=True, metavar="NAME", help="a preset, or a trained model to go on from")
+    add("--steps", required=True, type=int, metavar="N", help="training steps; more than before to go on")
+    add("--out", required=True, type=Path, metavar="DIR", help="the model's directory: itself a model for any grid")
+    add("--batch-size", type=int, default=32, metavar="N", help="images per step, default 32")
+    add("--lr", type=float, default=2e-4, metavar="X", help="step size of Adam, default 0.0002")
+    add("--seed", type=int, default=0, metavar="N")
+    add("--save-every", type=int, default=500, metavar="N", help="steps between two saved states, default 500")
+    add("--device", default="auto", metavar="auto|cpu|cuda[:i]")
+    add_include(parser)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Train, and leave weights, schedule, card and sample sheet in the directory."""
+    from benchmark.environment import describe, settle_threads
+    from benchmark.training import publish, train
+
+    for name in ("steps", "save_every"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
+    settle_threads()
+    training, scheduler = _prepare(options)
+    try:
+        with _progress(options.steps, training.step) as watch:
+            train(training, options.steps, options.out, options.save_every, watch)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted at step {training.step}; the same command goes on from there.")
+        return 130
+    publish(
+        training,
+        scheduler,
+        options.out,
+        {"command": _command(options), **training.describe(), "environment": describe(training.network.device)},
+    )
+    print(f"Model, card and sample sheet: {options.out}")
+    return 0
+
+
+def _prepare(options: argparse.Namespace) -> tuple[Training, DDPMScheduler]:
+    """The training at the step that it has reached in `--out`."""
+    import torch
+
+    from benchmark.diffusion.models import build_network, build_scheduler, resolve
+    from benchmark.diffusion.schedule import from_scheduler
+    from benchmark.environment import device_name
+    from benchmark.registry import Registry
+    from benchmark.spec import one
+    from benchmark.training import Recipe, Training, fingerprint
+
+    device = device_name(options.device)
+    model = resolve(one(options.model))
+    scheduler = build_scheduler(model)
+    network = build_network(model, options.seed).to(device)
+    _, dataset = Registry(options.include).create("dataset", one(options.dataset))
+    images = dataset.training(model.image_size)
+    try:
+        recipe = Recipe(
+            dataset=options.dataset,
+            images=len(images),
+            data=fingerprint(images),
+            model=options.model,
+            start=fingerprint(*network.parameters()),
+            batch_size=options.batch_size,
+            lr=options.lr,
+            seed=options.seed,
+        )
+        options.out.mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+    except OSError as error:
+        raise UserError(f"cannot write to {options.out}: {error.strerror}") from error
+    training = Training(recipe, network, from_scheduler(scheduler).to(device), images)
+    training.load(options.out)
+    return training, scheduler
+
+
+def _command(options: argparse.Namespace) -> str:
+    names = ("dataset", "model", "steps", "out", "batch_size", "lr", "seed")
+    words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+    return f"python -m benchmark train {shlex.join(words)}"
+
+
+@contextmanager
+def _progress(steps: int, before: int) -> Iterator[Callable[[Training], None]]:
+    """Shows step, loss and time left: a live bar on a terminal, twenty lines elsewhere."""
+    if not sys.stdout.isatty():
+        started = time.monotonic()
+        yield lambda training: _line(training, steps, before, started)
+        return
+    bar = Progress(BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with bar:
+        task = bar.add_task("", total=steps, completed=before)
+        yield lambda training: bar.update(task, completed=training.step, description=f"loss {training.loss:.4f}")
+
+
+def _line(training: Training, steps: int, before: int, started: float) -> None:
+    if training.step % max(1, steps // LINES) == 0 or training.step == steps:
+        left = int((time.monotonic() - started) / (training.step - before) * (steps - training.step))
+        print(f"[{training.step}/{steps}] loss {training.loss:.4f}, {left // 60}:{left % 60:02d} left", flush=True)

@@ -1,0 +1,65 @@
+"""How a client trains where the model does not say: noise schedule, prediction type and number of timesteps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from benchmark.diffusion.schedule import PredictionType
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
+
+LARGEST_BETA = 0.999
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Settable as `tiny[prediction=v_prediction,schedule=sigmoid,steps=16]`.
+
+    Attributes:
+        prediction: what the network predicts.
+        schedule: `linear` (Ho et al. 2020, arXiv 2006.11239; betas are scaled by 1000 / T), `cosine` (Nichol and Dhariwal
+            2021, arXiv 2102.09672; diffusers' squaredcos_cap_v2) or `sigmoid` (Jabri et al. 2022, arXiv 2212.11972, from -3
+            to 3 at temperature 1, as denoising-diffusion-pytorch has it).
+        steps: number of timesteps T.
+    """
+
+    prediction: PredictionType = "epsilon"
+    schedule: Literal["linear", "cosine", "sigmoid"] = "linear"
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.steps < 2:
+            raise ValueError(f"steps must be at least 2, not {self.steps}")
+
+    def scheduler(self) -> DDPMScheduler:
+        """The convention as diffusers' scheduler, which can be saved beside a network."""
+        from diffusers import DDPMScheduler
+
+        return DDPMScheduler(num_train_timesteps=self.steps, prediction_type=self.prediction, **BETAS[self.schedule](self.steps))
+
+
+def _linear(steps: int) -> Mapping[str, object]:
+    if steps == 1000:
+        return {"beta_schedule": "linear"}
+    betas = torch.linspace(0.1 / steps, 20 / steps, steps, dtype=torch.float64)
+    return {"trained_betas": betas.clamp(max=LARGEST_BETA).tolist()}
+
+
+def _cosine(steps: int) -> Mapping[str, object]:
+    return {"beta_schedule": "squaredcos_cap_v2"}
+
+
+def _sigmoid(steps: int) -> Mapping[str, object]:
+    gamma = torch.sigmoid(torch.linspace(3, -3, steps + 1, dtype=torch.float64))
+    alpha_bar = (gamma - gamma[-1]) / (gamma[0] - gamma[-1])
+    betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
+    return {"trained_betas": betas.clamp(max=LARGEST_BETA).tolist()}
+
+
+BETAS: Mapping[str, Callable[[int], Mapping[str, object]]] = {"linear": _linear, "cosine": _cosine, "sigmoid": _sigmoid}
+"""What each schedule passes to diffusers, from the number of timesteps."""

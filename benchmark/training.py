@@ -1,0 +1,226 @@
+"""Trains a denoiser on the public images of a data set, and leaves it as a model that every grid can name.
+
+OUT/unet, OUT/scheduler  the averaged weights as safetensors and the noise schedule, in diffusers' layout
+OUT/card.json            what it was trained on, how, and with what
+OUT/samples.png          what it draws
+OUT/training.pt          where a later command goes on
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from benchmark.diffusion.denoiser import Denoiser
+from benchmark.diffusion.loss import training_loss
+from benchmark.diffusion.models import CARD
+from benchmark.diffusion.sampler import ddim
+from benchmark.diffusion.schedule import Schedule
+from benchmark.errors import UserError, first_line
+from benchmark.images import to_unit
+from benchmark.seeds import stream
+
+STATE = "training.pt"
+SHEET_IMAGES = 64
+SHEET_STEPS = 50
+SMOOTHING = 0.99
+"""Share of the past in the loss that is shown."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights after a number of steps, the data themselves excepted.
+
+    Attributes:
+        dataset: name of the data set; its public images are trained on.
+        images: number of training images.
+        data: a fingerprint of them.
+        model: the architecture and its noise schedule, as on the command line.
+        start: a fingerprint of the initial weights.
+        batch_size: images per step.
+        lr: step size of Adam.
+        ema_decay: the most that the average of the weights keeps of its past; it starts at 0 and rises with the steps.
+        flip: whether images are mirrored left to right half of the time.
+        seed: root of every random stream, the initial weights of a preset among them.
+    """
+
+    dataset: str
+    images: int
+    data: str
+    model: str
+    start: str
+    batch_size: int = 32
+    lr: float = 2e-4
+    ema_decay: float = 0.9999
+    flip: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch-size must be at least 1, not {self.batch_size}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr must be above 0, not {self.lr:g}")
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """A hash of the tensors' contents."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Training:
+    """A training under way: weights, their average, the optimiser's state, and the steps taken.
+
+    Step k draws from a random stream of its own, so that a training that was interrupted goes on to the same weights.
+    """
+
+    def __init__(self, recipe: Recipe, network: Denoiser, schedule: Schedule, images: Tensor) -> None:
+        self.recipe, self.network, self.schedule, self.images = recipe, network, schedule, images
+        self.optimiser = torch.optim.Adam(network.parameters(), lr=recipe.lr)
+        self.average = EMAModel(network.parameters(), decay=recipe.ema_decay, use_ema_warmup=True, power=3 / 4)
+        self.average.to(network.device)
+        self.step = 0
+        self.loss = 0.0
+
+    def advance(self) -> None:
+        """One step of Adam on the training loss of a random batch.
+
+        Raises:
+            UserError: the loss left the finite numbers.
+        """
+        x_0, t, eps = (tensor.to(self.network.device) for tensor in self._batch())
+        loss = training_loss(self.network, self.schedule, x_0, t, eps)
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        self.average.step(self.network.parameters())
+        self.step += 1
+        value = loss.item()
+        if not math.isfinite(value):
+            raise UserError(f"the training loss left the finite numbers at step {self.step}; try a smaller --lr")
+        self.loss = value if self.step == 1 else SMOOTHING * self.loss + (1 - SMOOTHING) * value
+
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        draw = stream(self.recipe.seed, "training", self.step)
+        x_0 = self.images[torch.randint(len(self.images), (self.recipe.batch_size,), generator=draw)]
+        if self.recipe.flip:
+            mirrored = torch.rand(len(x_0), 1, 1, 1, generator=draw) < 0.5
+            x_0 = torch.where(mirrored, x_0.flip(-1), x_0)
+        t = torch.randint(self.schedule.steps, (len(x_0),), generator=draw)
+        return x_0, t, torch.randn(x_0.shape, generator=draw)
+
+    def describe(self) -> dict[str, object]:
+        """What a card says of it."""
+        parameters = sum(p.numel() for p in self.network.parameters())
+        return {"steps": self.step, "loss": round(self.loss, 5), "parameters": parameters, **dataclasses.asdict(self.recipe)}
+
+    def save(self, out: Path) -> None:
+        """Write the state that `load` reads, whole or not at all."""
+        state = {
+            "recipe": dataclasses.asdict(self.recipe),
+            "step": self.step,
+            "loss": self.loss,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        aside = out / f".{STATE}"
+        torch.save(state, aside)
+        aside.replace(out / STATE)
+
+    def load(self, out: Path) -> None:
+        """Go on where `save` left off; at the beginning where there is nothing.
+
+        Raises:
+            UserError: the state cannot be read, or is that of another training.
+        """
+        if not (out / STATE).exists():
+            return
+        try:
+            state: dict[str, Any] = torch.load(out / STATE, map_location=self.network.device, weights_only=True)
+            other = [k for k, v in dataclasses.asdict(self.recipe).items() if state["recipe"].get(k) != v]
+            if other:
+                raise UserError(f"{out} holds a training with another {', '.join(other)}; choose another --out")
+            self.network.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            self.average.to(self.network.device)
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self.loss = state["step"], state["loss"]
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"cannot go on from {out / STATE} ({first_line(error)}); choose another --out") from error
+
+
+def train(training: Training, steps: int, out: Path, save_every: int, watch: Callable[[Training], None]) -> None:
+    """Advance to `steps`, saving the state every `save_every` steps, at the end, and when the user interrupts.
+
+    Raises:
+        UserError: the loss left the finite numbers, or the disk does not take the state.
+    """
+    if training.step > steps:
+        raise UserError(f"{out} holds a training of {training.step} steps already, more than {steps}; choose another --out")
+    try:
+        try:
+            while training.step < steps:
+                training.advance()
+                watch(training)
+                if training.step % save_every == 0:
+                    training.save(out)
+        finally:
+            if math.isfinite(training.loss):
+                training.save(out)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
+
+
+def publish(training: Training, scheduler: DDPMScheduler, out: Path, card: dict[str, object]) -> None:
+    """Write the averaged weights, the schedule, the sample sheet and the card into `out`, where `resolve` finds them.
+
+    Raises:
+        UserError: the disk does not take them.
+    """
+    training.average.store(training.network.parameters())
+    training.average.copy_to(training.network.parameters())
+    try:
+        aside = out / ".publishing"
+        shutil.rmtree(aside, ignore_errors=True)
+        training.network.unet.save_pretrained(aside / "unet", safe_serialization=True)
+        scheduler.save_pretrained(aside / "scheduler")
+        sheet(training).save(aside / "samples.png")
+        (aside / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        for part in sorted(aside.iterdir()):
+            target = out / part.name
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+            part.rename(target)
+        aside.rmdir()
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
+    finally:
+        training.average.restore(training.network.parameters())
+
+
+@torch.no_grad()
+def sheet(training: Training) -> Image.Image:
+    """64 draws by DDIM with 50 steps, 8 by 8."""
+    shape = (SHEET_IMAGES, *training.images.shape[1:])
+    z = torch.randn(shape, generator=stream(training.recipe.seed, "sheet")).to(training.network.device)
+    drawn = ddim(training.network, training.schedule, z, SHEET_STEPS)
+    unit = make_grid(drawn.clamp(-1, 1), nrow=8, padding=1, pad_value=1.0)
+    return Image.fromarray((255 * to_unit(unit)).round().astype("uint8"))
