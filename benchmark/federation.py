@@ -14,7 +14,7 @@ from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.schedule import Schedule
 from benchmark.plugins import Defense, Picture
 from benchmark.scenario import Scenario
-from benchmark.types import Capability, Observation, Update, Victim
+from benchmark.types import Capability, Observation, Prior, Update, Victim
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +75,7 @@ def observe(
     mean_colour: Tensor,
     granted_network: Denoiser,
     generator: torch.Generator,
+    prior: Prior | None = None,
 ) -> Observation:
     """Train the step under `defense` and show the server what it sees of it.
 
@@ -85,10 +86,11 @@ def observe(
         mean_colour: (C,) mean over public images.
         granted_network: a copy of the weights that is not the client's own.
         generator: the defense's random stream.
+        prior: what the attacker knows of images in general.
     """
     victim = step.victim
     update = defense.release(defense.gradient(step, generator), generator)
-    granted = frozenset(Capability) - defense.hides
+    disclosed = None if Capability.NOISE in defense.hides else defense.disclose(victim.noise.clone(), generator)
     channels, height, width = victim.images.shape[1:]
     return Observation(
         update={name: value.detach().clone() for name, value in update.items()},
@@ -100,6 +102,7 @@ def observe(
         local_steps=scenario.local_steps,
         clients=scenario.clients,
         public=defense.public(scenario),
-        timesteps=victim.timesteps.clone() if Capability.TIMESTEP in granted else None,
-        noise=victim.noise.clone() if Capability.NOISE in granted else None,
+        timesteps=None if Capability.TIMESTEP in defense.hides else victim.timesteps.clone(),
+        noise=None if disclosed is None else disclosed.clone(),
+        prior=prior,
     )

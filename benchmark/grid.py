@@ -115,8 +115,11 @@ class Cell:
 
     @property
     def missing(self) -> frozenset[Capability]:
-        """What the attack needs and the defense does not grant; such a cell is skipped."""
-        return self.attack.needs & self.defense.hides if self.attack else frozenset()
+        """What the attack needs and is not granted; such a cell is skipped."""
+        from benchmark.types import Capability
+
+        withheld = self.defense.hides | (frozenset() if self.model.prior else {Capability.PRIOR})
+        return self.attack.needs & withheld if self.attack else frozenset()
 
     @property
     def name(self) -> str:

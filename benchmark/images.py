@@ -15,6 +15,15 @@ def from_pil(image: Image.Image) -> Tensor:
     return pixels.permute(2, 0, 1).contiguous() / 127.5 - 1
 
 
+def centred_square(image: Image.Image, size: int) -> Tensor:
+    """The largest centred square of an RGB picture, (3, size, size): area averaging where that is smaller, bicubic where larger."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    filter_ = Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC
+    return from_pil(square.resize((size, size), filter_))
+
+
 def to_unit(images: Tensor) -> NDArray[np.float64]:
     """Clip to [-1, 1] and map to [0, 1]: (..., C, H, W) tensors become (..., H, W, C) float64 arrays, channels last."""
     unit = (images.detach().cpu().double().clamp(-1, 1) + 1) / 2

@@ -23,7 +23,7 @@ class Sample:
         image: index within the batch.
         source: the photograph that the image comes from.
         status: `ok` or `diverged`; all measurements of a diverged one are None.
-        reason: why it diverged, else empty.
+        reason: why it diverged, else what the attack notes of how it ran.
         mse: in units of the range [0, 1].
         psnr: dB, peak 1, at most 100.
         ssim: in [-1, 1].
@@ -32,6 +32,8 @@ class Sample:
         timestep: the truth.
         timestep_estimate: the attack's own, None where it makes none.
         timestep_error: absolute difference of the two.
+        noise_mse: mean squared error of the attack's own estimate of the noise, None where it makes none; the truth has
+            variance 1, so that 0 everywhere scores 1 and an independent draw 2.
         loss: the attack's matching loss for the whole batch.
         evaluations: spent on the whole batch.
         original: (H, W, C) float32 in [-1, 1].
@@ -51,6 +53,7 @@ class Sample:
     timestep: int
     timestep_estimate: int | None
     timestep_error: int | None
+    noise_mse: float | None
     loss: float | None
     evaluations: int
     original: NDArray[np.float32]
@@ -94,11 +97,16 @@ def _checked(victim: Victim, given: Reconstruction) -> Reconstruction:
     timesteps = given.timesteps
     if timesteps is not None and timesteps.shape != victim.timesteps.shape:
         raise ValueError(f"the attack returned timesteps of shape {tuple(timesteps.shape)}")
+    noise = given.noise
+    if noise is not None and noise.shape != victim.noise.shape:
+        raise ValueError(f"the attack returned noise of shape {tuple(noise.shape)}, not {tuple(victim.noise.shape)}")
     return Reconstruction(
         images=given.images.detach().cpu().float(),
         evaluations=evaluations,
         loss=None if given.loss is None else float(given.loss),
         timesteps=None if timesteps is None else timesteps.detach().cpu().long(),
+        noise=None if noise is None else noise.detach().cpu().float(),
+        note=str(given.note),
         diverged=None if given.diverged is None else str(given.diverged),
     )
 
@@ -128,13 +136,14 @@ def _sample(
     truth, ok = victim.images[i], reason is None
     timestep = int(victim.timesteps[i])
     estimate = None if reconstruction.timesteps is None or not ok else int(reconstruction.timesteps[j])
+    noise = None if reconstruction.noise is None or not ok else reconstruction.noise[j]
     quality = psnr(truth, image) if ok else None
     return Sample(
         victim=victim_index,
         image=i,
         source=victim.sources[i],
         status="ok" if ok else "diverged",
-        reason=reason or "",
+        reason=reason or reconstruction.note,
         mse=mse(truth, image) if ok else None,
         psnr=quality,
         ssim=ssim(truth, image) if ok else None,
@@ -143,6 +152,7 @@ def _sample(
         timestep=timestep,
         timestep_estimate=estimate,
         timestep_error=None if estimate is None else abs(estimate - timestep),
+        noise_mse=None if noise is None else float((noise - victim.noise[i]).square().mean()),
         loss=reconstruction.loss,
         evaluations=reconstruction.evaluations,
         original=truth.movedim(0, -1).numpy().copy(),

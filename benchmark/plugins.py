@@ -24,7 +24,7 @@ class Attack(ABC):
     """Rebuilds private images from observations.
 
     Attributes:
-        needs: the private knowledge it cannot do without; where it is not granted, the cell is `skipped`.
+        needs: the knowledge it cannot do without; where it is not granted, the cell is `skipped`.
         adapts_to: fields of `PublicParameters` that it uses; where a defense discloses one, the attack is adaptive.
         control: whether it is a floor that ships in every table, not an attack.
     """
@@ -52,7 +52,7 @@ class Defense:
     """Changes what an honest client does, at the point where it really acts. The defaults change nothing.
 
     Attributes:
-        hides: the private knowledge that is not granted to the attack.
+        hides: the client's knowledge that is not granted to the attack, of timestep and noise.
     """
 
     hides: ClassVar[frozenset[Capability]] = frozenset()
@@ -64,6 +64,10 @@ class Defense:
     def release(self, update: Update, generator: torch.Generator) -> Update:
         """What leaves the client, from the combined gradient; by default all of it."""
         return update
+
+    def disclose(self, noise: Tensor, generator: torch.Generator) -> Tensor:
+        """What the client tells of its noise (B, C, H, W) where that is not hidden; by default the noise itself."""
+        return noise
 
     def public(self, scenario: Scenario) -> PublicParameters:
         """What everybody knows of the defense."""

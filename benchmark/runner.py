@@ -31,7 +31,7 @@ from benchmark.metrics import lpips_missing
 from benchmark.plugins import Dataset, Picture
 from benchmark.seeds import stream
 from benchmark.store import Record, Status
-from benchmark.types import Capability, Observation, Privacy, PublicParameters, Reconstruction, Victim
+from benchmark.types import Capability, Observation, Prior, Privacy, PublicParameters, Reconstruction, Victim
 
 
 class CellTimeout(BaseException):
@@ -61,8 +61,7 @@ def run_cell(cell: Cell, timeout: float | None = None) -> Outcome:
         with _time_limit(timeout):
             claims = _Claims(cell.defense.public(cell.scenario), cell.defense.privacy(cell.scenario))
             if cell.missing:
-                names = " and ".join(sorted(capability.value for capability in cell.missing))
-                status, reason = Status.SKIPPED, f"needs the {names}, which the client keeps private"
+                status, reason = Status.SKIPPED, _lacking(cell)
             else:
                 victims, observations = scene(cell)
                 start = time.perf_counter()
@@ -84,7 +83,7 @@ def rehearse(cells: Sequence[Cell]) -> None:
     Raises:
         UserError: a model cannot be loaded, or a data set lacks images or holds one that cannot be read.
     """
-    for model, seed in {(cell.model, cell.seed) for cell in cells}:
+    for model, seed in {(model, cell.seed) for cell in cells for model in (cell.model, cell.model.prior) if model}:
         build_schedule(model)
         _network(model, seed)
     for cell in {(cell.keys.dataset, cell.keys.scenario, cell.trial): cell for cell in cells}.values():
@@ -105,6 +104,7 @@ def scene(cell: Cell) -> tuple[list[Victim], list[Observation]]:
     victims = [draw_victim([next(pictures) for _ in range(n)], cell.scenario, schedule, draw) for n in sizes]
     network, granted = (copy.deepcopy(_network(cell.model, cell.seed)).to(cell.device) for _ in range(2))
     schedule = schedule.to(cell.device)
+    prior = _prior(cell)
     colour = mean_colour(cell.dataset, _size(cell)).to(cell.device)
     noise = stream(cell.seed, "defense", cell.keys.defense, *_axes(cell))
     observations = [
@@ -115,6 +115,7 @@ def scene(cell: Cell) -> tuple[list[Victim], list[Observation]]:
             colour,
             granted,
             noise,
+            prior,
         )
         for victim in victims
     ]
@@ -135,7 +136,15 @@ def mean_colour(dataset: Dataset, size: int) -> Tensor:
     return torch.stack([picture.image for picture in dataset.public(size)]).mean(dim=(0, 2, 3))
 
 
-@lru_cache(maxsize=2)
+def _prior(cell: Cell) -> Prior | None:
+    model = cell.model.prior
+    if model is None:
+        return None
+    network = copy.deepcopy(_network(model, cell.seed)).to(cell.device).requires_grad_(False)
+    return Prior(network, build_schedule(model).to(cell.device))
+
+
+@lru_cache(maxsize=4)
 def _network(model: Model, seed: int) -> Denoiser:
     return build_network(model, seed)
 
@@ -171,9 +180,25 @@ def _copy(victim: Victim, device: str) -> Victim:
 def _verdict(samples: Sequence[Sample]) -> tuple[Status, str]:
     lost = [sample for sample in samples if sample.status != "ok"]
     if not lost:
-        return Status.OK, ""
+        return Status.OK, "; ".join(dict.fromkeys(sample.reason for sample in samples if sample.reason))
     reason = f"{len(lost)} of {len(samples)} images diverged: {lost[0].reason}"
     return (Status.DIVERGED if len(lost) == len(samples) else Status.OK), reason
+
+
+def _lacking(cell: Cell) -> str:
+    private = [capability.value for capability in cell.missing - {Capability.PRIOR}]
+    reasons = [f"the {' and '.join(sorted(private))}, which the client keeps private"] if private else []
+    reasons += ["a prior, which is not granted"] if Capability.PRIOR in cell.missing else []
+    return f"needs {', and '.join(reasons)}"
+
+
+def _knows(cell: Cell, public: PublicParameters) -> str:
+    """What the client grants, with the prior left to its own column."""
+    names = {capability: capability.value for capability in (Capability.NOISE, Capability.TIMESTEP)}
+    if public.disclosed_noise_error is not None:
+        names[Capability.NOISE] = "near noise"
+    granted = sorted(name for capability, name in names.items() if capability not in cell.defense.hides)
+    return "+".join(["weights", *granted])
 
 
 @dataclass(frozen=True)
@@ -185,13 +210,12 @@ class _Claims:
 
 
 def _record(cell: Cell, status: Status, reason: str, seconds: float | None, claims: _Claims) -> Record:
-    granted = frozenset(Capability) - cell.defense.hides
     return Record(
         identity=cell.identity,
         status=status,
         reason=reason,
         config=_config(cell),
-        knows="+".join(["weights", *sorted(capability.value for capability in granted)]),
+        knows=_knows(cell, claims.public),
         adaptive=bool(cell.attack and cell.attack.adapts_to & claims.public.disclosed),
         control=cell.control,
         budget=cell.budget,
@@ -211,6 +235,7 @@ def _config(cell: Cell) -> dict[str, object]:
         "model": {
             "name": cell.model.label,
             "state": cell.model.state,
+            "prior": cell.model.prior_label,
             "steps": cell.model.steps,
             "prediction_type": build_schedule(cell.model).prediction_type,
             "convention": dataclasses.asdict(cell.model.convention) if cell.model.convention else None,

@@ -19,10 +19,14 @@ Update = Mapping[str, Tensor]
 
 
 class Capability(Enum):
-    """A piece of private knowledge that a threat model may grant and an attack may need."""
+    """A piece of knowledge that a threat model may grant and an attack may need.
+
+    Timestep and noise are the client's, and a defense may hide them; the prior comes with the model.
+    """
 
     TIMESTEP = "timestep"
     NOISE = "noise"
+    PRIOR = "prior"
 
 
 @dataclass(frozen=True)
@@ -33,16 +37,31 @@ class PublicParameters:
         kept_share: share of each update's coordinates that is kept, in (0, 1].
         clip_norm: l2 norm that each example's gradient is clipped to.
         noise_std: standard deviation of the Gaussian noise on each coordinate of the update.
+        disclosed_noise_error: standard deviation of the error on the diffusion noise that the client discloses.
     """
 
     kept_share: float | None = None
     clip_norm: float | None = None
     noise_std: float | None = None
+    disclosed_noise_error: float | None = None
 
     @property
     def disclosed(self) -> frozenset[str]:
         """The names of the fields that apply."""
         return frozenset(f.name for f in fields(self) if getattr(self, f.name) is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """What an attacker knows of images in general: a trained denoiser, which never saw a victim, with frozen weights.
+
+    Attributes:
+        network: the denoiser; a copy, even where the attacked model is its own prior.
+        schedule: its noise schedule and prediction type.
+    """
+
+    network: Denoiser
+    schedule: Schedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +80,7 @@ class Observation:
         public: the defense's public parameters.
         timesteps: (B,), only where granted.
         noise: (B, C, H, W), only where granted.
+        prior: a trained denoiser, only where granted.
     """
 
     update: Update
@@ -74,11 +94,12 @@ class Observation:
     public: PublicParameters = field(default_factory=PublicParameters)
     timesteps: Tensor | None = None
     noise: Tensor | None = None
+    prior: Prior | None = None
 
     @property
     def grants(self) -> frozenset[Capability]:
-        """The private knowledge that this observation really carries."""
-        held = {Capability.TIMESTEP: self.timesteps, Capability.NOISE: self.noise}
+        """The knowledge that this observation really carries."""
+        held = {Capability.TIMESTEP: self.timesteps, Capability.NOISE: self.noise, Capability.PRIOR: self.prior}
         return frozenset(capability for capability, value in held.items() if value is not None)
 
     @property
@@ -113,6 +134,8 @@ class Reconstruction:
         evaluations: matching losses with gradient that were spent, restarts included.
         loss: the attack's own matching loss at `images`, None where it has none.
         timesteps: (B,) the attack's own estimate, None where it makes none.
+        noise: (B, C, H, W) the attack's own estimate, in the images' order; None where it makes none.
+        note: what its row should say of how it ran, e.g. a phase that was skipped.
         diverged: why the images mean nothing, None where they do.
     """
 
@@ -120,6 +143,8 @@ class Reconstruction:
     evaluations: int
     loss: float | None = None
     timesteps: Tensor | None = None
+    noise: Tensor | None = None
+    note: str = ""
     diverged: str | None = None
 
 

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from benchmark.errors import UserError, first_line
-from benchmark.images import from_pil
+from benchmark.images import centred_square
 from benchmark.plugins import Dataset, Picture
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
@@ -82,11 +82,7 @@ class Folder(Dataset):
             raise UserError(f"cannot read image {_printable(file)}: {first_line(error)}") from error
         if rgb.mode == "RGBA":
             rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "black"), rgb).convert("RGB")
-        side = min(rgb.size)
-        left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-        square = rgb.crop((left, top, left + side, top + side))
-        filter_ = Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC
-        return Picture(from_pil(square.resize((size, size), filter_)), _printable(file.relative_to(self.path)))
+        return Picture(centred_square(rgb, size), _printable(file.relative_to(self.path)))
 
 
 def _content(file: Path) -> bytes:

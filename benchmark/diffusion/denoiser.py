@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
@@ -27,8 +28,18 @@ class Denoiser(nn.Module):
         self.eval()
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The prediction for noisy images `x_t` (B, C, H, W) at timesteps `t` (B,), of the images' shape."""
-        return cast(Tensor, self.unet(x_t, t).sample)
+        """The prediction for noisy images `x_t` (B, C, H, W) at timesteps `t` (B,), of the images' shape.
+
+        Weights `t` (B, T) over the timesteps mix their embeddings before the first layer that learns.
+        """
+        if not t.is_floating_point():
+            return cast(Tensor, self.unet(x_t, t).sample)
+        embedding = self.unet.time_proj(torch.arange(t.shape[1], device=t.device)).to(t.dtype)
+        handle = self.unet.time_proj.register_forward_hook(lambda *_: t @ embedding)
+        try:
+            return cast(Tensor, self.unet(x_t, torch.zeros(len(t), dtype=torch.int64, device=t.device)).sample)
+        finally:
+            handle.remove()
 
     @property
     def device(self) -> str:

@@ -40,7 +40,7 @@ def ddim(network: Denoiser, schedule: Schedule, z: Tensor, steps: int) -> Tensor
     x = z
     for now, following in zip(timesteps, [*timesteps[1:], None], strict=True):
         t = torch.full((len(z),), now, device=z.device)
-        prediction = checkpoint(network, x, t, use_reentrant=False) if x.requires_grad else network(x, t)
+        prediction = checkpoint(network, x, t, use_reentrant=False, preserve_rng_state=False) if x.requires_grad else network(x, t)
         x_0, eps = schedule.denoised(x, t, prediction)
         x = x_0 if following is None else schedule.add_noise(x_0, torch.full_like(t, following), eps)
     return x

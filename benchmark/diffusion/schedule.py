@@ -1,4 +1,7 @@
-"""The forward process and its training target, with the symbols of Ho et al. 2020 (arXiv 2006.11239)."""
+"""The forward process and its training target, with the symbols of Ho et al. 2020 (arXiv 2006.11239).
+
+A timestep is a whole number in [0, T), or is relaxed to T weights that sum to 1, of which a whole number is a corner.
+"""
 
 from __future__ import annotations
 
@@ -39,26 +42,30 @@ class Schedule:
 
         Args:
             x_0: (B, C, H, W) images in [-1, 1].
-            t: (B,) int64 in [0, T).
+            t: (B,) int64 in [0, T), or (B, T) weights.
             eps: (B, C, H, W) standard normal noise.
         """
-        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
+        alpha_bar = self._at(t)
         return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
 
     def target(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """What the network is trained to output: eps, or v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0."""
         if self.prediction_type == "epsilon":
             return eps
-        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
+        alpha_bar = self._at(t)
         return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
 
     def denoised(self, x_t: Tensor, t: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
         """The (x_0, eps) that x_t and the network's prediction imply: the inverse of `add_noise` and `target`."""
-        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
+        alpha_bar = self._at(t)
         if self.prediction_type == "epsilon":
             return (x_t - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt(), prediction
         x_0 = alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * prediction
         return x_0, alpha_bar.sqrt() * prediction + (1 - alpha_bar).sqrt() * x_t
+
+    def _at(self, t: Tensor) -> Tensor:
+        alpha_bar = t @ self.alpha_bar if t.is_floating_point() else self.alpha_bar[t]
+        return alpha_bar.view(-1, 1, 1, 1)
 
 
 def from_scheduler(scheduler: DDPMScheduler) -> Schedule:

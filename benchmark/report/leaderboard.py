@@ -167,7 +167,7 @@ def _axes(record: Record) -> dict[str, Any]:
         "model": model["name"],
         "model_state": model["state"],
         "prediction_type": model["prediction_type"],
-        "prior": "none",
+        "prior": model["prior"],
         "defense": config["defense"]["name"],
         "attack": config["attack"]["name"],
         "knows": record.knows,

@@ -1,0 +1,49 @@
+"""Control: draws from the prior by DDIM, for every victim. What an attack scores that knows images but learned nothing.
+
+Source: ours
+
+It reads nothing of the update and spends no evaluation. Skipped where no prior is granted.
+
+Shapes: images (B, C, H, W), what the sampler gives, clipped to [-1, 1]. Cost: `steps` passes through the prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from benchmark.diffusion.sampler import ddim
+from benchmark.matching.problem import gaussian
+from benchmark.plugins import Attack
+from benchmark.types import Capability, Observation, Reconstruction
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorSample(Attack):
+    """Hyper-parameters.
+
+    Attributes:
+        steps: steps of the sampler.
+    """
+
+    needs: ClassVar[frozenset[Capability]] = frozenset({Capability.PRIOR})
+    control: ClassVar[bool] = True
+
+    steps: int = 50
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, not {self.steps}")
+
+    def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
+        """See `Attack.run`."""
+        return [self._draw(observation, generator) for observation in observations]
+
+    @torch.no_grad()
+    def _draw(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
+        assert seen.prior is not None
+        images = ddim(seen.prior.network, seen.prior.schedule, gaussian(seen, generator), self.steps)
+        return Reconstruction(images.clamp(-1, 1), evaluations=0)

@@ -1,0 +1,124 @@
+"""A part of a data set that lies on disk: how many images, where each comes from, and how to read one.
+
+Not a plugin. The folder of a data set NAME is $GIDBENCH_DATA/NAME, or ~/.cache/gidbench/NAME, unless it is given (`NAME:PATH`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from benchmark.errors import UserError, first_line
+from benchmark.images import centred_square
+from benchmark.plugins import Picture
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Images of one part, read when they are asked for.
+
+    Attributes:
+        dataset: name of the data set, for messages.
+        sources: where each image comes from.
+        load: image number i.
+    """
+
+    dataset: str
+    sources: Sequence[str]
+    load: Callable[[int], Image.Image]
+
+    def pictures(self, indices: Sequence[int], size: int) -> list[Picture]:
+        """These images at `size` x `size`.
+
+        Raises:
+            UserError: one cannot be read.
+        """
+        return [Picture(self._square(i, size), self.sources[i]) for i in indices]
+
+    def first(self, count: int, size: int) -> list[Picture]:
+        """The first `count` images, or all where there are fewer."""
+        return self.pictures(range(min(count, len(self.sources))), size)
+
+    def draw(self, count: int, size: int, generator: torch.Generator) -> list[Picture]:
+        """`count` different images in a random order.
+
+        Raises:
+            UserError: there are not so many, or one cannot be read.
+        """
+        if count > len(self.sources):
+            raise UserError(f"data set '{self.dataset}' has {len(self.sources)} images for victims, not {count}")
+        return self.pictures(torch.randperm(len(self.sources), generator=generator)[:count].tolist(), size)
+
+    def all(self, size: int) -> torch.Tensor:
+        """(N, 3, size, size) every image."""
+        return torch.stack([picture.image for picture in self.pictures(range(len(self.sources)), size)])
+
+    def split(self, every: int) -> tuple[Part, Part]:
+        """A public and a private part: every `every`-th image, in the order of a hash of the sources, is public."""
+        order = sorted(range(len(self.sources)), key=lambda i: hashlib.blake2b(os.fsencode(self.sources[i])).digest())
+        return self._only(order[::every]), self._only([i for n, i in enumerate(order) if n % every])
+
+    def _only(self, chosen: Sequence[int]) -> Part:
+        return Part(self.dataset, [self.sources[i] for i in chosen], lambda i: self.load(chosen[i]))
+
+    def _square(self, index: int, size: int) -> torch.Tensor:
+        try:
+            return centred_square(self.load(index).convert("RGB"), size)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"data set '{self.dataset}': cannot read {self.sources[index]}: {first_line(error)}") from error
+
+
+def home(name: str, path: str, how: str) -> Path:
+    """The folder that holds the data set.
+
+    Args:
+        name: of the data set.
+        path: what the user named, empty for the usual place.
+        how: how to get the data, the end of the message where there is no such folder.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    usual = Path(os.environ.get("GIDBENCH_DATA") or Path.home() / ".cache" / "gidbench") / name
+    folder = Path(path).expanduser() if path else usual
+    if not folder.is_dir():
+        raise UserError(f"data set '{name}' is not on this machine: there is no folder {folder}; {how}")
+    return folder
+
+
+def parquet_part(dataset: str, files: Sequence[Path]) -> Part:
+    """The images of Parquet files as the Hugging Face hub has them: one column of structs with the encoded `bytes`.
+
+    Raises:
+        UserError: a file cannot be read or has no such column.
+    """
+    import pyarrow
+    import pyarrow.dataset
+
+    try:
+        table = pyarrow.dataset.dataset([str(file) for file in files], format="parquet")
+        column = next(f.name for f in table.schema if pyarrow.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0)
+        sources = [f"row-{i}" for i in range(table.count_rows())]
+    except StopIteration:
+        raise UserError(f"data set '{dataset}': {files[0].name} has no column of images") from None
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"data set '{dataset}': cannot read {files[0].parent}: {first_line(error)}") from error
+
+    def load(index: int) -> Image.Image:
+        cell = table.take([index], columns=[column]).column(column)[0]
+        return Image.open(io.BytesIO(cell["bytes"].as_py()))
+
+    return Part(dataset, sources, load)
+
+
+def listing(files: Iterable[Path], root: Path) -> str:
+    """A fingerprint of large files without reading them: relative names and sizes."""
+    lines = sorted(f"{file.relative_to(root)}\0{file.stat().st_size}" for file in files)
+    return hashlib.blake2b(os.fsencode("\n".join(lines)), digest_size=16).hexdigest()
