@@ -4,7 +4,7 @@ Source: ours
 
 It reads nothing of the update and spends no evaluation. Skipped where no prior is granted.
 
-Shapes: images (B, C, H, W), what the sampler gives, clipped to [-1, 1]. Cost: `steps` passes through the prior.
+Shapes: images (B, C, H, W), in [-1, 1]. Cost: `steps` passes through the prior.
 """
 
 from __future__ import annotations
@@ -46,4 +46,4 @@ class PriorSample(Attack):
     def _draw(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         assert seen.prior is not None
         images = ddim(seen.prior.network, seen.prior.schedule, gaussian(seen, generator), self.steps)
-        return Reconstruction(images.clamp(-1, 1), evaluations=0)
+        return Reconstruction(images, evaluations=0)

@@ -222,5 +222,5 @@ def sheet(training: Training) -> Image.Image:
     shape = (SHEET_IMAGES, *training.images.shape[1:])
     z = torch.randn(shape, generator=stream(training.recipe.seed, "sheet")).to(training.network.device)
     drawn = ddim(training.network, training.schedule, z, SHEET_STEPS)
-    unit = make_grid(drawn.clamp(-1, 1), nrow=8, padding=1, pad_value=1.0)
+    unit = make_grid(drawn, nrow=8, padding=1, pad_value=1.0)
     return Image.fromarray((255 * to_unit(unit)).round().astype("uint8"))

@@ -25,6 +25,9 @@ def ddim_timesteps(steps: int, total: int) -> list[int]:
 def ddim(network: Denoiser, schedule: Schedule, z: Tensor, steps: int) -> Tensor:
     """x_0 = Sampler(z): DDIM without noise (Song et al. 2020, arXiv 2010.02502, equation 12 with sigma = 0).
 
+    As in diffusers' `DDIMScheduler`, each step's estimate of x_0 is clipped to the image range, which keeps the few steps of a
+    small network from running away; the noise's estimate is not derived again from it.
+
     Differentiable in `z`. Each step is recomputed on the way back, so memory holds one step's activations at a time.
 
     Args:
@@ -34,7 +37,7 @@ def ddim(network: Denoiser, schedule: Schedule, z: Tensor, steps: int) -> Tensor
         steps: number of sampler steps; see `ddim_timesteps`.
 
     Returns:
-        (B, C, H, W) images, not clipped.
+        (B, C, H, W) images in [-1, 1].
     """
     timesteps = ddim_timesteps(steps, schedule.steps)
     x = z
@@ -42,5 +45,6 @@ def ddim(network: Denoiser, schedule: Schedule, z: Tensor, steps: int) -> Tensor
         t = torch.full((len(z),), now, device=z.device)
         prediction = checkpoint(network, x, t, use_reentrant=False, preserve_rng_state=False) if x.requires_grad else network(x, t)
         x_0, eps = schedule.denoised(x, t, prediction)
+        x_0 = x_0.clamp(-1, 1)
         x = x_0 if following is None else schedule.add_noise(x_0, torch.full_like(t, following), eps)
     return x
