@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import torch
 
+from benchmark.matching.problem import flat
 from benchmark.plugins import Attack
 from benchmark.types import Observation, Reconstruction
 
@@ -27,7 +28,4 @@ class ConstantImage(Attack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return [
-            Reconstruction(seen.mean_colour.view(1, -1, 1, 1).expand(seen.batch_shape).clone(), evaluations=0)
-            for seen in observations
-        ]
+        return [Reconstruction(flat(seen), evaluations=0) for seen in observations]

@@ -23,7 +23,7 @@ from benchmark.plugins import Attack, Dataset, Defense, Picture
 from benchmark.registry import Plugin, Registry, load
 from benchmark.scenario import Scenario
 from benchmark.seeds import stream
-from benchmark.types import Capability, Observation, PublicParameters, Reconstruction, Victim
+from benchmark.types import Capability, Observation, Prior, PublicParameters, Reconstruction, Victim
 
 BUDGET = 3
 """Evaluations that an attack gets under examination."""
@@ -68,9 +68,10 @@ class Toy:
         return ClientStep(self.network, self.schedule, self.victim, len(self.victim.images))
 
     def observe(self, defense: Defense, seed: int = 0) -> Observation:
-        """What the server sees of it under a defense."""
+        """What the server sees of it under a defense; the attacked network stands for its own prior."""
         granted = copy.deepcopy(self.network)
-        return observe(self.step(), defense, self.scenario, torch.zeros(3), granted, stream(seed, "defense"))
+        prior = Prior(copy.deepcopy(self.network).requires_grad_(False), copy.deepcopy(self.schedule))
+        return observe(self.step(), defense, self.scenario, torch.zeros(3), granted, stream(seed, "defense"), prior)
 
 
 class Exposed(Defense):
@@ -219,8 +220,11 @@ def _difference(a: Observation, b: Observation) -> str | None:
             return name
     if any(not torch.equal(a.update[name], b.update[name]) for name in a.update):
         return "update"
-    states = zip(a.network.parameters(), b.network.parameters(), strict=True)
-    return "network" if any(not torch.equal(p, q) for p, q in states) else None
+    assert a.prior is not None and b.prior is not None
+    for name, one, other in (("network", a.network, b.network), ("prior", a.prior.network, b.prior.network)):
+        if any(not torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True)):
+            return name
+    return None
 
 
 def _blind(plugin: Plugin, attack: Attack) -> str | None:

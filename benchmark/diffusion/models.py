@@ -224,7 +224,7 @@ def build_network(model: Model, base_seed: int) -> Denoiser:
 
     if model.directory is not None:
         try:
-            unet = UNet2DModel.from_pretrained(model.directory, use_safetensors=True, local_files_only=True)
+            unet = UNet2DModel.from_pretrained(model.directory, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
         except Exception as error:
             raise UserError(f"model '{model.label}' cannot be loaded: {first_line(error)}") from error
         return Denoiser(unet)

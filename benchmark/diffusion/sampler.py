@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -39,12 +41,35 @@ def ddim(network: Denoiser, schedule: Schedule, z: Tensor, steps: int) -> Tensor
     Returns:
         (B, C, H, W) images in [-1, 1].
     """
-    timesteps = ddim_timesteps(steps, schedule.steps)
     x = z
+    timesteps = ddim_timesteps(steps, schedule.steps)
     for now, following in zip(timesteps, [*timesteps[1:], None], strict=True):
-        t = torch.full((len(z),), now, device=z.device)
-        prediction = checkpoint(network, x, t, use_reentrant=False, preserve_rng_state=False) if x.requires_grad else network(x, t)
-        x_0, eps = schedule.denoised(x, t, prediction)
-        x_0 = x_0.clamp(-1, 1)
-        x = x_0 if following is None else schedule.add_noise(x_0, torch.full_like(t, following), eps)
+        if x.requires_grad:
+            x_0, eps = checkpoint(_implied, network, schedule, x, now, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x_0, eps = _implied(network, schedule, x, now)
+        x = x_0 if following is None else _noisy(schedule, x_0, eps, following)
     return x
+
+
+@torch.no_grad()
+def ddim_inverse(network: Denoiser, schedule: Schedule, x_0: Tensor, steps: int) -> Tensor:
+    """A latent that `ddim` takes back near to the images `x_0` (B, C, H, W): its steps the other way round.
+
+    The more steps, the nearer (Song et al. 2020, arXiv 2010.02502, section 4.3).
+    """
+    x = x_0
+    for now, following in itertools.pairwise(ddim_timesteps(steps, schedule.steps)[::-1]):
+        x = _noisy(schedule, *_implied(network, schedule, x, now), following)
+    return x
+
+
+def _implied(network: Denoiser, schedule: Schedule, x: Tensor, now: int) -> tuple[Tensor, Tensor]:
+    """The clipped image and the noise that the network sees in `x` at timestep `now`."""
+    t = torch.full((len(x),), now, device=x.device)
+    x_0, eps = schedule.denoised(x, t, network(x, t))
+    return x_0.clamp(-1, 1), eps
+
+
+def _noisy(schedule: Schedule, x_0: Tensor, eps: Tensor, at: int) -> Tensor:
+    return schedule.add_noise(x_0, torch.full((len(x_0),), at, device=x_0.device), eps)

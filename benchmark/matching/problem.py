@@ -39,6 +39,11 @@ def defect(observation: Observation) -> str | None:
     return None
 
 
+def flat(observation: Observation) -> Tensor:
+    """A start of one colour, the mean of public images."""
+    return observation.mean_colour.view(1, -1, 1, 1).expand(observation.batch_shape).clone()
+
+
 def gaussian(observation: Observation, generator: torch.Generator) -> Tensor:
     """A standard normal start of the private batch's shape, drawn on the CPU and moved to the update's device."""
     return torch.randn(observation.batch_shape, generator=generator).to(observation.network.device)

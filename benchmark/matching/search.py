@@ -133,6 +133,18 @@ def lbfgs(cost: Cost, start: Variables, evaluations: int, history: int = 100) ->
     return search.solution()
 
 
+def adam(cost: Cost, start: Variables, evaluations: int, lr: float | Mapping[str, float]) -> Solution:
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980; torch's) with a constant step size, one for all variables or each its own."""
+    search = _Search(cost, start, evaluations)
+    rates = lr if isinstance(lr, Mapping) else dict.fromkeys(start, lr)
+    optimiser = torch.optim.Adam([{"params": [value], "lr": rates[name]} for name, value in search.variables.items()])
+    with suppress(_Spent, _NotFinite):
+        while True:
+            search.evaluate()
+            optimiser.step()
+    return search.solution()
+
+
 def signed_adam(
     cost: Cost, start: Variables, evaluations: int, lr: float, bounds: tuple[float, float], decay: float = 0.1
 ) -> Solution:
