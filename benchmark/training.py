@@ -37,6 +37,8 @@ from benchmark.seeds import stream
 STATE = "training.pt"
 SHEET_IMAGES = 64
 SHEET_STEPS = 50
+SHEET_SIDE = 64
+"""Pixels to which smaller draws are enlarged."""
 SMOOTHING = 0.99
 """Share of the past in the loss that is shown."""
 
@@ -222,5 +224,6 @@ def sheet(training: Training) -> Image.Image:
     shape = (SHEET_IMAGES, *training.images.shape[1:])
     z = torch.randn(shape, generator=stream(training.recipe.seed, "sheet")).to(training.network.device)
     drawn = ddim(training.network, training.schedule, z, SHEET_STEPS)
-    unit = make_grid(drawn, nrow=8, padding=1, pad_value=1.0)
+    drawn = drawn.repeat_interleave(enlarged := max(1, SHEET_SIDE // shape[-1]), dim=-1).repeat_interleave(enlarged, dim=-2)
+    unit = make_grid(drawn, nrow=8, padding=2, pad_value=1.0)
     return Image.fromarray((255 * to_unit(unit)).round().astype("uint8"))

@@ -25,10 +25,7 @@ def execute(options: argparse.Namespace) -> int:
 
         rows: list[Row] = [(name, title, []) for name, title in shipped().items()]
     elif options.what == "models":
-        from benchmark.diffusion.presets import PRESETS
-
-        rows = [(name, preset.summary, []) for name, preset in PRESETS.items()]
-        rows.append(("PATH", "any local diffusers U-Net directory with safetensors weights", []))
+        rows = _models()
     else:
         rows = _plugins(options)
     width = max(len(name) for name, _, _ in rows)
@@ -37,6 +34,21 @@ def execute(options: argparse.Namespace) -> int:
         for detail in details:
             print(f"{'':<{width}}  {detail}")
     return 0
+
+
+def _models() -> list[Row]:
+    """Every model that has a name, and whether it is on this machine."""
+    from benchmark.diffusion.catalogue import HUB_IDS, cached, shipped
+    from benchmark.diffusion.presets import PRESETS
+
+    rows: list[Row] = [(name, f"{preset.summary}, random init", []) for name, preset in PRESETS.items()]
+    for name in shipped():
+        rows.append((name, f"the preset {name.partition(':')[0]}, trained on the public images of photos; ships here", []))
+    for name in HUB_IDS:
+        here = "in the Hugging Face cache" if cached(name) else f"not on this machine; 'hf download {name}' fetches it"
+        rows.append((name, here, []))
+    rows.append(("PATH", "any local diffusers U-Net directory with safetensors weights; `train` makes one", []))
+    return rows
 
 
 def _plugins(options: argparse.Namespace) -> list[Row]:

@@ -10,13 +10,13 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from benchmark.config import build
+from benchmark.diffusion.catalogue import cached, shipped
 from benchmark.diffusion.conventions import Convention
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.presets import PRESETS
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CARD = "card.json"
-TRAINED = ":trained"
-HUB_IDS = ("google/ddpm-cifar10-32", "google/ddpm-ema-celebahq-256", "google/ddpm-celebahq-256", "google/ddpm-bedroom-256")
-"""Models on the Hugging Face hub that `list models` mentions; others are read alike."""
 
 
 @dataclass(frozen=True)
@@ -119,23 +116,6 @@ def _resolve_alone(spec: Spec) -> Model:
     if "/" in spec.name or spec.name.startswith("."):
         raise UserError(f"model '{spec.name}' is no directory")
     raise unknown("model", spec.name, [*PRESETS, *shipped()])
-
-
-def shipped() -> dict[str, Path]:
-    """The directory of each checkpoint inside the package, by its name as a model."""
-    root = Path(str(files("benchmark"))) / "checkpoints"
-    return {f"{path.name}{TRAINED}": path for path in sorted(root.iterdir()) if path.is_dir()}
-
-
-def cached(hub_id: str) -> Path | None:
-    """The local copy of a model of the Hugging Face hub, None where there is none; never downloads."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
 
 
 def _cached(hub_id: str) -> Path:

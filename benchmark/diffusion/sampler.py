@@ -54,9 +54,9 @@ def ddim(network: Denoiser, schedule: Schedule, z: Tensor, steps: int) -> Tensor
 
 @torch.no_grad()
 def ddim_inverse(network: Denoiser, schedule: Schedule, x_0: Tensor, steps: int) -> Tensor:
-    """A latent that `ddim` takes back near to the images `x_0` (B, C, H, W): its steps the other way round.
+    """A latent that `ddim` takes back to about the images `x_0` (B, C, H, W): its steps the other way round.
 
-    The more steps, the nearer (Song et al. 2020, arXiv 2010.02502, section 4.3).
+    Exact where a prediction does not change from one step to the next; a start for a search, not an encoding.
     """
     x = x_0
     for now, following in itertools.pairwise(ddim_timesteps(steps, schedule.steps)[::-1]):

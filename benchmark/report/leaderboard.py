@@ -48,6 +48,7 @@ COLUMNS = (
     "success_ci_low",
     "success_ci_high",
     "timestep_accuracy",
+    "noise_mse_mean",
     "epsilon_round",
     "epsilon_total",
     "delta",
@@ -109,7 +110,7 @@ def leaderboard(results: Results) -> pd.DataFrame:
     gain of any attack), and under a defense the attack with the best gain first.
     """
     keys = [*SCENE, "defense", "attack"]
-    floors = _floors(results.samples)
+    floors = _floors(results)
     rows = []
     for key, cells in results.cells.groupby(keys, sort=False):
         chosen = _select(results.samples, dict(zip(keys, key, strict=True)))
@@ -243,6 +244,7 @@ def _measure(cells: pd.DataFrame, samples: pd.DataFrame, floor: pd.DataFrame | N
         "lpips_mean": float(pd.to_numeric(ok.lpips).mean()),
         "mse_mean": float(ok.mse.mean()),
         "timestep_accuracy": float((known == 0).mean()) if len(known) else np.nan,
+        "noise_mse_mean": float(pd.to_numeric(ok.noise_mse).mean()),
     }
     if floor is not None:
         row |= _gain(ok, floor)
@@ -259,17 +261,19 @@ def _gain(ok: pd.DataFrame, floor: pd.DataFrame) -> dict[str, float]:
     return {"psnr_gain": float(np.median(gain)), "psnr_gain_ci_low": low, "psnr_gain_ci_high": high}
 
 
-def _floors(samples: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
-    """The better floor (by median PSNR) of each scene and defense: its rows; none where one of the floors is still missing."""
-    if samples.empty:
-        return {}
-    floors = samples[samples.control & (samples.attack != ORACLE) & (samples.status == "ok")]
+def _floors(results: Results) -> dict[tuple[Any, ...], pd.DataFrame]:
+    """The better floor (by median PSNR) of each scene and defense: its rows; none where one of the floors is still missing.
+
+    A floor that was skipped, as `prior_sample` where no prior is granted, is not missing.
+    """
+    cells = results.cells[results.cells.control & (results.cells.attack != ORACLE)]
     found = {}
-    for key, group in floors.groupby([*SCENE, "defense"], sort=False):
-        medians = group.groupby("attack").psnr.median()
-        if len(medians) < floors.attack.nunique():
-            continue
-        found[key] = group[group.attack == medians.idxmax()]
+    for key, group in cells.groupby([*SCENE, "defense"], sort=False):
+        rows = _select(results.samples, dict(zip([*SCENE, "defense"], key, strict=True)))
+        rows = rows[rows.control & (rows.attack != ORACLE) & (rows.status == "ok")] if len(rows) else rows
+        settled = set(rows.get("attack", ())) | set(group.attack[group.status == Status.SKIPPED])
+        if len(rows) and settled == set(cells.attack):
+            found[key] = rows[rows.attack == rows.groupby("attack").psnr.median().idxmax()]
     return found
 
 

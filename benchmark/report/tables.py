@@ -28,11 +28,15 @@ NARROWEST = 100
 def sections(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Heading and rows of each table that people read: per scene, the realistic setting first."""
     for key, scene in table.groupby(SCENE, sort=False):
-        name = " · ".join(map(str, key)) + f" ({scene.model_state.iloc[0]}, {scene.prediction_type.iloc[0]})"
+        name = " · ".join(map(str, key)) + f" ({_about(scene.iloc[0])})"
         realistic = scene.knows == "weights"
         for heading, rows in ((REALISTIC, scene[realistic]), (LABORATORY, scene[~realistic])):
             if len(rows):
                 yield f"{heading} · {name}", rows
+
+
+def _about(row: Any) -> str:
+    return f"{row.model_state}, {row.prediction_type}, prior: {row.prior}"
 
 
 def _readable(rows: pd.DataFrame) -> pd.DataFrame:
@@ -46,6 +50,8 @@ def _readable(rows: pd.DataFrame) -> pd.DataFrame:
             "budget": str(row.budget),
             **dict(zip(MEASUREMENTS, _measurements(row), strict=True)),
             "epsilon total": _number(row.epsilon_total, ".3g"),
+            "timestep exact": _number(row.timestep_accuracy, ".0%"),
+            "noise MSE": _number(row.noise_mse_mean, ".2f"),
             "status": row.status if not row.reason else f"{row.status}: {row.reason}",
         }
         for row in rows.itertuples()
