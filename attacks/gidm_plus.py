@@ -5,10 +5,10 @@ Source: after the abstract of Huang, Hong, Chen and Roos 2024 (arXiv 2405.20380)
 The abstract names a joint triple optimisation. How it goes on is ours throughout, the relaxation and the schedule included:
 
 1. All three together: Adam on the mean of the layers' cosine distances. The timestep is a softmax over all T of them, mixing
-   their embeddings and their alpha_bar, from equal weights. Every layer counts alike, so that those of the time embedding have
-   a say; with the plain distance the timestep was missed in trials on CIFAR-10 images.
-2. The timestep is then the likeliest one, and image and noise go on together: L-BFGS with a strong Wolfe line search on the
-   squared distance.
+   their embeddings and their alpha_bar, from equal weights. Every layer counts alike, so that those of the time embedding
+   have a say; with the plain distance the timestep was missed in trials on CIFAR-10 images.
+2. The timestep is then the likeliest one, and image and noise go on together: L-BFGS with a strong Wolfe line search on
+   the squared distance.
 
 Nothing of the truth is in any initial value: the image starts at the mean colour of public images, the noise at N(0, 1). (In the
 reference code, GillHuang-Xtler/GIDM_diffusion_inversion at commit 3dcd42d, the noise starts at the truth plus 1e-4 randn and

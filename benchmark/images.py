@@ -16,7 +16,7 @@ def from_pil(image: Image.Image) -> Tensor:
 
 
 def centred_square(image: Image.Image, size: int) -> Tensor:
-    """The largest centred square of an RGB picture, (3, size, size): area averaging where that is smaller, bicubic where larger."""
+    """The largest centred square of an RGB picture as (3, size, size): area averaging down, bicubic up."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))

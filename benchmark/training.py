@@ -13,7 +13,9 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,14 +110,14 @@ class Training:
         """
         x_0, t, eps = (tensor.to(self.network.device) for tensor in self._batch())
         loss = training_loss(self.network, self.schedule, x_0, t, eps)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise UserError(f"the training loss left the finite numbers at step {self.step + 1}; try a smaller --lr")
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         self.average.step(self.network.parameters())
         self.step += 1
-        value = loss.item()
-        if not math.isfinite(value):
-            raise UserError(f"the training loss left the finite numbers at step {self.step}; try a smaller --lr")
         self.loss = value if self.step == 1 else SMOOTHING * self.loss + (1 - SMOOTHING) * value
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,22 +176,34 @@ def train(training: Training, steps: int, out: Path, save_every: int, watch: Cal
     """Advance to `steps`, saving the state every `save_every` steps, at the end, and when the user interrupts.
 
     Raises:
+        KeyboardInterrupt: the user interrupted; the step under way was finished and saved.
         UserError: the loss left the finite numbers, or the disk does not take the state.
     """
     if training.step > steps:
         raise UserError(f"{out} holds a training of {training.step} steps already, more than {steps}; choose another --out")
     try:
-        try:
-            while training.step < steps:
+        with _patient() as interrupts:
+            while training.step < steps and not interrupts:
                 training.advance()
                 watch(training)
                 if training.step % save_every == 0:
                     training.save(out)
-        finally:
-            if math.isfinite(training.loss):
-                training.save(out)
+        training.save(out)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
+    if interrupts:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _patient() -> Iterator[list[int]]:
+    """Collects Ctrl-C instead of breaking off: half a step would not go on to the same weights."""
+    interrupts: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def publish(training: Training, scheduler: DDPMScheduler, out: Path, card: dict[str, object]) -> None:

@@ -24,7 +24,8 @@ PUBLIC = 1000
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 HOW = (
     "put the 30,000 image files there, or Parquet files with a column of images "
-    "(by 'hf download korexyz/celeba-hq-256x256 --repo-type dataset --local-dir FOLDER'), or name a folder with celeba_hq:FOLDER"
+    "(by 'hf download korexyz/celeba-hq-256x256 --repo-type dataset --local-dir FOLDER'), "
+    "or name a folder with celeba_hq:FOLDER"
 )
 
 

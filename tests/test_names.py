@@ -86,6 +86,8 @@ def test_the_wheel_holds_one_top_level_name_and_every_plugin(wheel):
         for path in (ROOT / room).glob("*.py"):
             assert f"benchmark/{room}/{path.name}" in names
     assert "benchmark/grids/default.yaml" in names and "benchmark/py.typed" in names
+    for preset in ("tiny", "small"):
+        assert f"benchmark/checkpoints/{preset}/unet/diffusion_pytorch_model.safetensors" in names
 
 
 def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
@@ -93,4 +95,5 @@ def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
     code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n" + PROBE
     code += "from benchmark.registry import Registry; from benchmark.grid import read\n"
     code += "assert Registry().get('attack', 'dlg').path.is_relative_to(sys.path[0]); read('smoke')\n"
+    code += "from benchmark.diffusion.catalogue import shipped; assert shipped()['small:trained'].is_relative_to(sys.path[0])\n"
     assert "fine" in run("-c", code, cwd=tmp_path)

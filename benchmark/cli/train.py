@@ -68,7 +68,6 @@ def execute(options: argparse.Namespace) -> int:
 
 def _prepare(options: argparse.Namespace) -> tuple[Training, DDPMScheduler]:
     """The training at the step that it has reached in `--out`."""
-    import torch
 
     from benchmark.diffusion.models import build_network, build_scheduler, resolve
     from benchmark.diffusion.schedule import from_scheduler

@@ -40,7 +40,9 @@ class Convention:
         """The convention as diffusers' scheduler, which can be saved beside a network."""
         from diffusers import DDPMScheduler
 
-        return DDPMScheduler(num_train_timesteps=self.steps, prediction_type=self.prediction, **BETAS[self.schedule](self.steps))
+        return DDPMScheduler(
+            num_train_timesteps=self.steps, prediction_type=self.prediction, **BETAS[self.schedule](self.steps)
+        )
 
 
 def _linear(steps: int) -> Mapping[str, object]:

@@ -93,7 +93,9 @@ def _resolve_prior(model: Model, name: str) -> Model | None:
         return None
     prior = model if name == "self" else _resolve_alone(one(name))
     if prior.directory is None:
-        raise UserError(f"the prior of model '{model.label}' is untrained; a prior is none or a trained model, as small:trained")
+        raise UserError(
+            f"the prior of model '{model.label}' is untrained; a prior is none or a trained model, as small:trained"
+        )
     if prior.image_size != model.image_size:
         raise UserError(
             f"model '{model.label}' is for {model.image_size}x{model.image_size} images, "
@@ -204,7 +206,9 @@ def build_network(model: Model, base_seed: int) -> Denoiser:
 
     if model.directory is not None:
         try:
-            unet = UNet2DModel.from_pretrained(model.directory, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
+            unet = UNet2DModel.from_pretrained(
+                model.directory, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+            )
         except Exception as error:
             raise UserError(f"model '{model.label}' cannot be loaded: {first_line(error)}") from error
         return Denoiser(unet)

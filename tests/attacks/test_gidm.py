@@ -81,9 +81,7 @@ def test_the_prior_is_held_still_where_it_is_the_attacked_model_itself(one):
     assert all(torch.equal(p, q) and p.data_ptr() != q.data_ptr() for p, q in zip(theirs, granted, strict=True))
     z = torch.randn(seen.batch_shape, generator=stream(0, "z")).requires_grad_()
     through = guessed_update(seen, ddim(seen.prior.network, seen.prior.schedule, z, 2), seen.timesteps, seen.noise)
-    plain = guessed_update(
-        seen, ddim(seen.prior.network, seen.prior.schedule, z.detach(), 2), seen.timesteps, seen.noise
-    )
+    plain = guessed_update(seen, ddim(seen.prior.network, seen.prior.schedule, z.detach(), 2), seen.timesteps, seen.noise)
     assert all(torch.allclose(through[name], plain[name]) for name in plain)
 
 

@@ -5,11 +5,14 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from benchmark.contract import toy
+from benchmark.diffusion.catalogue import HUB_IDS, cached, shipped
+from benchmark.diffusion.conventions import BETAS
 from benchmark.diffusion.loss import parameter_gradient, training_loss
-from benchmark.diffusion.models import build_network, build_schedule, resolve
+from benchmark.diffusion.models import build_network, build_schedule, build_scheduler, resolve
 from benchmark.diffusion.presets import PRESETS
+from benchmark.diffusion.schedule import from_scheduler
 from benchmark.errors import UserError
-from benchmark.spec import Spec, expand
+from benchmark.spec import Spec, expand, one
 
 
 @pytest.fixture
@@ -19,11 +22,11 @@ def directory(tmp_path):
     return tmp_path / "unet-alone"
 
 
-@pytest.mark.parametrize(("name", "millions"), [("tiny", 0.70), ("small", 1.11)])
+@pytest.mark.parametrize(("name", "millions"), [("tiny", 0.702), ("small", 1.114), ("ddpm-cifar10", 35.746)])
 def test_presets_have_the_size_that_they_state(name, millions):
     network = build_network(resolve(Spec(name)), 0)
-    assert sum(p.numel() for p in network.parameters()) == pytest.approx(millions * 1e6, rel=0.01)
-    x = torch.zeros(2, 3, PRESETS[name].image_size, PRESETS[name].image_size)
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(millions * 1e6, rel=0.001)
+    x = torch.zeros(2, 3, PRESETS[name].sample_size, PRESETS[name].sample_size)
     assert network(x, torch.tensor([0, 999])).shape == x.shape
 
 
@@ -35,7 +38,7 @@ def test_random_init_depends_on_the_seed_alone():
 
 
 def test_every_preset_has_a_second_derivative_in_every_layer():
-    for name in PRESETS:
+    for name in set(PRESETS) - {"wide-128"}:  # as `small`, and minutes long
         model = resolve(Spec(name))
         network, schedule = build_network(model, 0), build_schedule(model)
         size = model.image_size
@@ -54,7 +57,7 @@ def test_brackets_set_the_convention():
 def test_a_directory_with_its_scheduler_is_read_as_it_was_saved(directory):
     DDPMScheduler(50, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction").save_pretrained(directory)
     model = resolve(Spec(str(directory)))
-    assert (model.image_size, model.steps, model.state) == (8, 50, "checkpoint")
+    assert (model.image_size, model.steps, model.state) == (8, 50, "trained")
     saved = UNet2DModel.from_pretrained(directory).state_dict()
     read = build_network(model, 0).unet.state_dict()
     assert all(torch.equal(saved[name], read[name]) for name in saved)
@@ -95,7 +98,126 @@ def test_another_class_of_model_is_refused(directory):
         resolve(Spec(str(directory)))
 
 
-@pytest.mark.parametrize(("name", "words"), [("tinny", "did you mean 'tiny'"), ("./nowhere", "no directory")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("tinny", "did you mean 'tiny'"), ("./nowhere", "no directory"), ("/no/such/place", "no directory")]
+)
 def test_an_unknown_model_is_one_sentence(name, words):
     with pytest.raises(UserError, match=words):
         resolve(Spec(name))
+
+
+@pytest.mark.parametrize("schedule", list(BETAS))
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("steps", [16, 1000])
+def test_every_schedule_goes_from_signal_to_noise(schedule, prediction, steps, tmp_path):
+    model = resolve(one(f"tiny[schedule={schedule},prediction={prediction},steps={steps}]"))
+    found = build_schedule(model)
+    alpha_bar = found.alpha_bar
+    assert (found.steps, found.prediction_type) == (steps, prediction)
+    assert alpha_bar[0] > 0.9 and alpha_bar[-1] < 0.01 and (alpha_bar > 0).all() and (alpha_bar.diff() < 0).all()
+    build_scheduler(model).save_pretrained(tmp_path)
+    assert torch.equal(from_scheduler(DDPMScheduler.from_pretrained(tmp_path)).alpha_bar, alpha_bar)
+
+
+def test_the_sigmoid_schedule_is_that_of_the_reference_code():
+    """Its alpha_bar at t = 1 of T = 16 is known from there."""
+    schedule = build_schedule(resolve(one("tiny[schedule=sigmoid,steps=16]")))
+    assert schedule.alpha_bar[1].item() == pytest.approx(0.947, abs=5e-4)
+
+
+def test_the_linear_schedule_is_that_of_ho_et_al():
+    schedule = build_schedule(resolve(one("tiny")))
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    assert torch.allclose(schedule.alpha_bar, (1 - betas).cumprod(0).float(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tiny:trained", "small:trained"])
+def test_a_shipped_checkpoint_explains_its_public_images_better_than_its_random_init(name):
+    from benchmark.datasets.photos import Photos
+
+    trained = resolve(one(name))
+    random = resolve(one(name.removesuffix(":trained")))
+    images = torch.stack([picture.image for picture in Photos().public(trained.image_size)[:8]])
+    eps = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    t = torch.arange(50, 850, 100)
+    losses = [training_loss(build_network(m, 0), build_schedule(m), images, t, eps).item() for m in (trained, random)]
+    assert losses[0] < 0.1 * losses[1]
+    assert trained.state.startswith("trained ") and trained.state.endswith(" steps")
+    assert (trained.prior_label, random.prior_label) == ("self", "none")
+
+
+def test_the_shipped_checkpoints_are_light_and_tell_how_they_were_made():
+    total = sum(file.stat().st_size for path in shipped().values() for file in path.rglob("*") if file.is_file())
+    assert total < 8e6
+    for name, path in shipped().items():
+        card = json.loads((path / "card.json").read_text())
+        preset = name.removesuffix(":trained")
+        assert f"train --dataset photos --model {preset} --steps {card['steps']} " in card["command"]
+        assert (path / "samples.png").is_file() and card["environment"]["torch"]
+
+
+def test_the_shipped_checkpoint_was_trained_on_the_public_photographs_alone():
+    from benchmark.datasets.photos import Photos
+
+    from benchmark.training import fingerprint
+
+    card = json.loads((shipped()["tiny:trained"] / "card.json").read_text())
+    assert card["data"] == fingerprint(Photos().training(16))
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("tiny[prior=tiny:trained]", "tiny:trained"),
+        ("tiny:trained[prior=self]", "self"),
+        ("tiny:trained[prior=tiny:trained]", "self"),
+        ("tiny:trained[prior=none]", "none"),
+    ],
+)
+def test_the_prior_is_named_in_the_brackets(name, label):
+    model = resolve(one(name))
+    assert model.prior_label == label
+    assert model.prior is None or model.prior.directory.parent == shipped()["tiny:trained"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("small[prior=tiny:trained]", "32x32 images, its prior 'tiny:trained' for 16x16"),
+        ("tiny[prior=tiny]", "untrained"),
+        ("tiny[prior=self]", "untrained"),
+        ("tiny[prior=tinny]", "did you mean 'tiny'"),
+        ("small:traned", "did you mean 'small:trained'"),
+    ],
+)
+def test_a_prior_that_does_not_fit_is_one_sentence(name, words):
+    with pytest.raises(UserError, match=words) as error:
+        resolve(one(name))
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hugging Face cache that holds one small model under a hub id."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--faces"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    snapshot = repository / "snapshots" / ("0" * 40)
+    toy().network.unet.save_pretrained(snapshot)
+    DDPMScheduler(20).save_pretrained(snapshot)
+    return snapshot
+
+
+def test_a_hub_id_is_read_from_the_local_cache(hub):
+    model = resolve(one("someone/faces"))
+    assert (model.directory, model.image_size, model.steps) == (hub, 8, 20)
+    assert sum(p.numel() for p in build_network(model, 0).parameters()) > 0
+
+
+def test_a_hub_id_that_is_not_there_says_how_to_get_it(hub):
+    assert all(cached(name) is None for name in HUB_IDS)
+    with pytest.raises(UserError, match="hf download google/ddpm-cifar10-32"):
+        resolve(one("google/ddpm-cifar10-32"))

@@ -10,9 +10,7 @@ def test_a_corner_gives_the_gradient_of_the_whole_timestep(scene):
     victim = scene.victim
     corner = one_hot(victim.timesteps, scene.schedule.steps).float()
     whole, relaxed = (
-        parameter_gradient(
-            scene.network, training_loss(scene.network, scene.schedule, victim.images, t, victim.noise)
-        )
+        parameter_gradient(scene.network, training_loss(scene.network, scene.schedule, victim.images, t, victim.noise))
         for t in (victim.timesteps, corner)
     )
     assert all(torch.allclose(whole[name], relaxed[name], atol=1e-6) for name in whole)

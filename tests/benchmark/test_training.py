@@ -1,0 +1,138 @@
+"""Training: it learns, it goes on to the same weights after a break, and what it leaves is a model."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from benchmark.datasets.photos import Photos
+from safetensors.torch import load_file
+
+from benchmark.cli import main
+from benchmark.contract import toy
+from benchmark.diffusion.models import build_network, resolve
+from benchmark.errors import UserError
+from benchmark.spec import one
+from benchmark.training import Recipe, Training, fingerprint, train
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def less_of_everything(monkeypatch):
+    """64 images instead of 8,192, and a sample sheet in 2 steps, keep the tests short."""
+    monkeypatch.setattr("benchmark.datasets.photos.TRAINING_CROPS", 64)
+    monkeypatch.setattr("benchmark.training.SHEET_STEPS", 2)
+
+
+def run(out, steps, *more):
+    words = ["--dataset", "photos", "--model", "tiny", "--batch-size", "4", "--lr", "1e-3", "--out", str(out)]
+    return main(["train", *words, "--steps", str(steps), *more])
+
+
+@pytest.fixture
+def training():
+    scene = toy(size=16)
+    images = Photos().training(16)
+    recipe = Recipe("photos", len(images), fingerprint(images), "toy", "here", batch_size=8, lr=3e-3)
+    return Training(recipe, scene.network, scene.schedule, images)
+
+
+def test_the_loss_falls(training):
+    training.advance()
+    first = training.loss
+    for _ in range(60):
+        training.advance()
+    assert training.step == 61 and training.loss < 0.9 * first
+
+
+def test_a_break_changes_nothing(tmp_path):
+    assert run(tmp_path / "whole", 6) == 0
+    assert run(tmp_path / "broken", 4) == 0
+    assert run(tmp_path / "broken", 6) == 0
+    whole, broken = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    short = run(tmp_path / "short", 4)
+    assert short == 0 and not torch.equal(load_file(tmp_path / "short" / WEIGHTS)["conv_in.weight"], whole["conv_in.weight"])
+
+
+def test_a_break_by_the_user_keeps_the_steps_taken(training, tmp_path):
+    def stop(state):
+        if state.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(training, 10, tmp_path, 100, stop)
+    again = Training(training.recipe, toy(size=16).network, training.schedule, training.images)
+    again.load(tmp_path)
+    assert again.step == training.step == 3
+
+
+def test_what_it_leaves_is_a_model_with_a_card(tmp_path, capsys):
+    assert run(tmp_path / "out", 3) == 0
+    assert "[3/3] loss" in capsys.readouterr().out
+    model = resolve(one(str(tmp_path / "out")))
+    assert (model.image_size, model.state, model.prior_label) == (16, "trained 3 steps", "self")
+    build_network(model, 0)
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert (card["dataset"], card["steps"], card["seed"], card["images"]) == ("photos", 3, 0, 64)
+    assert card["command"].startswith("python -m benchmark train --dataset photos --model tiny --steps 3")
+    assert card["environment"]["torch"] == torch.__version__.partition("+")[0] or card["environment"]["torch"]
+    assert (tmp_path / "out" / "samples.png").stat().st_size > 1000
+
+
+def test_the_published_weights_are_the_average_not_the_last(training, tmp_path):
+    from benchmark.diffusion.conventions import Convention
+    from benchmark.training import publish
+
+    for _ in range(5):
+        training.advance()
+    last = {name: p.clone() for name, p in training.network.unet.named_parameters()}
+    publish(training, Convention().scheduler(), tmp_path, {})
+    saved = load_file(tmp_path / WEIGHTS)
+    average = dict(zip(last, training.average.shadow_params, strict=True))
+    assert all(torch.equal(saved[name], average[name]) for name in last)
+    assert not torch.equal(saved["conv_in.weight"], last["conv_in.weight"])
+    assert all(torch.equal(p, last[name]) for name, p in training.network.unet.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "0"], "--steps must be at least 1"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--lr", "-1"], "--lr must be above 0"),
+        (["--model", "tinny"], "did you mean 'tiny'"),
+        (["--dataset", "fotos"], "did you mean 'photos'"),
+        (["--dataset", "cifar10:/no/such/place"], "there is no folder"),
+    ],
+)
+def test_mistakes_are_one_sentence(words, message, tmp_path, capsys):
+    assert run(tmp_path / "out", 2, *words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_another_training_in_the_same_place_is_refused(tmp_path, capsys):
+    assert run(tmp_path / "out", 2) == 0
+    assert run(tmp_path / "out", 2, "--seed", "1") == 2
+    assert "another" in capsys.readouterr().err
+    assert run(tmp_path / "out", 1) == 2
+    assert "2 steps already" in capsys.readouterr().err
+
+
+def test_a_damaged_state_is_one_sentence(tmp_path, capsys):
+    assert run(tmp_path / "out", 2) == 0
+    (tmp_path / "out" / "training.pt").write_bytes(b"nothing")
+    assert run(tmp_path / "out", 3) == 2
+    assert "cannot go on" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_ends_it_and_keeps_what_was_saved(training, tmp_path):
+    train(training, 2, tmp_path, 1, lambda _: None)
+    before = (tmp_path / "training.pt").read_bytes()
+    training.images = torch.full_like(training.images, float("nan"))
+    with pytest.raises(UserError, match="smaller --lr"):
+        train(training, 5, tmp_path, 1, lambda _: None)
+    assert (tmp_path / "training.pt").read_bytes() == before
