@@ -10,12 +10,13 @@ The abstract names a joint triple optimisation. How it goes on is ours throughou
 2. The timestep is then the likeliest one, and image and noise go on together: L-BFGS with a strong Wolfe line search on
    the squared distance.
 
-Nothing of the truth is in any initial value: the image starts at the mean colour of public images, the noise at N(0, 1). (In the
-reference code, GillHuang-Xtler/GIDM_diffusion_inversion at commit 3dcd42d, the noise starts at the truth plus 1e-4 randn and
-stays there, and the timestep, which gets no gradient, is the truth from the start; the defense `near_noise` is that scene.)
+Nothing of the truth is in any initial value: the image starts at the mean colour of public images, the noise at N(0, 1). In
+the reference code (github GillHuang-Xtler/GIDM_diffusion_inversion at commit 3dcd42d) the noise starts at the truth plus 1e-4
+randn and stays there, and the timestep, which gets no gradient, is the truth from the start; the defense `near_noise` is that
+scene.
 
-No prior is used: searching a latent instead of pixels, the first phase missed timesteps in the same trials. What the client does
-grant is used as it is; where the timestep is granted, all of the budget goes to the second phase.
+No prior is used: searching a latent instead of pixels, the first phase missed timesteps in the same trials. What the client
+does grant is used as it is; where the timestep is granted, all of the budget goes to the second phase.
 
 Shapes: images (B, C, H, W), unbounded. Cost: one double backward through the network per evaluation.
 """

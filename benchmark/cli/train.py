@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from benchmark.cli.options import add_include
 from benchmark.errors import UserError
 
@@ -116,6 +114,8 @@ def _progress(steps: int, before: int) -> Iterator[Callable[[Training], None]]:
         started = time.monotonic()
         yield lambda training: _line(training, steps, before, started)
         return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     bar = Progress(BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with bar:
         task = bar.add_task("", total=steps, completed=before)

@@ -48,12 +48,12 @@ COLUMNS = (
     "success_ci_low",
     "success_ci_high",
     "timestep_accuracy",
-    "noise_mse_mean",
     "epsilon_round",
     "epsilon_total",
     "delta",
     "seconds_per_victim",
     "evaluations",
+    "noise_mse_mean",
 )
 
 SCENE = ["dataset", "scenario", "model"]

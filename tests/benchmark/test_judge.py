@@ -34,6 +34,24 @@ def test_a_wrong_timestep_is_measured(victim):
     assert [s.timestep_error for s in samples] == [7, 7, 7]
 
 
+def test_the_noise_is_compared_with_the_truth_image_by_image(victim):
+    order = [1, 2, 0]
+    exact = Reconstruction(victim.images[order], 5, noise=victim.noise[order])
+    assert [s.noise_mse for s in judge([victim], [exact], 30)] == [0.0] * 3
+    other = torch.randn(victim.noise.shape, generator=stream(1, "other"))
+    for estimate, expected in ((torch.zeros_like(other), 1), (other, 2), (victim.noise + 0.5, 0.25)):
+        samples = judge([victim], [Reconstruction(victim.images, 5, noise=estimate)], 30)
+        assert [s.noise_mse for s in samples] == pytest.approx([expected] * 3, rel=0.25)
+    assert all(s.noise_mse is None for s in judge([victim], oracle([victim]), 30))
+    with pytest.raises(ValueError, match="noise of shape"):
+        judge([victim], [Reconstruction(victim.images, 5, noise=other[:1])], 30)
+
+
+def test_what_an_attack_notes_stands_as_the_reason(victim):
+    samples = judge([victim], [Reconstruction(victim.images, 5, note="phase 1 skipped")], 30)
+    assert [(s.status, s.reason) for s in samples] == [("ok", "phase 1 skipped")] * 3
+
+
 def test_images_are_clipped_before_they_are_measured_and_kept(victim):
     """Values beyond the range where the original is at its edge cost nothing."""
     edges = torch.where(victim.images > 0, 1.0, -1.0)

@@ -1,5 +1,6 @@
 """An attack learns what was granted and nothing else."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_what_a_defense_hides_is_not_in_the_observation(cells, defense, hidden):
     for seen in scene(cells["dlg", defense])[1]:
         assert (seen.timesteps is None) == (Capability.TIMESTEP in hidden)
         assert (seen.noise is None) == (Capability.NOISE in hidden)
-        assert seen.grants == set(Capability) - hidden
+        assert seen.grants == {Capability.TIMESTEP, Capability.NOISE} - hidden
 
 
 def test_an_attack_without_what_it_needs_is_skipped_with_the_reason(cells):
@@ -152,3 +153,28 @@ def test_the_contract_catches_an_attack_that_imports_what_knows_the_truth(tmp_pa
     assert problem is not None
     if module != "benchmark.seeds" or "seeds" in line:
         assert module in problem
+
+
+def test_a_prior_is_granted_as_a_frozen_copy_and_named_in_the_record():
+    grid = Grid(
+        "title", ("photos",), ("tiny:trained", "tiny[prior=tiny:trained]"), ("none",), ("gidm",), victims=1, evaluations=2
+    )
+    cells = [cell for cell in plan(grid, Registry(), "cpu") if cell.attack_label == "gidm"]
+    for cell, label in zip(cells, ("self", "tiny:trained"), strict=True):
+        (seen,) = scene(cell)[1]
+        assert Capability.PRIOR in seen.grants
+        assert not any(p.requires_grad for p in seen.prior.network.parameters())
+        shared = {p.data_ptr() for p in seen.prior.network.parameters()} & {p.data_ptr() for p in seen.network.parameters()}
+        assert not shared
+        record = run_cell(dataclasses.replace(cell, attack=dataclasses.replace(cell.attack, sampler_steps=2))).record
+        assert (record.status, record.config["model"]["prior"], record.knows) == (Status.OK, label, "weights+noise+timestep")
+
+
+def test_without_a_prior_rows_say_what_they_lack():
+    grid = Grid("title", ("photos",), ("tiny",), ("near_noise",), ("gidm",), victims=1, evaluations=3)
+    records = {cell.attack_label: run_cell(cell).record for cell in plan(grid, Registry(), "cpu")}
+    assert records["gidm"].status == Status.OK
+    assert records["gidm"].reason == "phase 1 skipped: no prior is granted"
+    assert records["gidm"].knows == "weights+near noise+timestep"
+    assert records["prior_sample"].status == Status.SKIPPED
+    assert records["prior_sample"].reason == "needs a prior, which is not granted"

@@ -10,7 +10,7 @@ from benchmark.report.build import build
 from benchmark.report.leaderboard import COLUMNS, leaderboard, paired_difference, read
 from benchmark.store import Record, Status, Store
 
-CONTROLS = ("oracle", "constant_image", "random_guess")
+CONTROLS = ("oracle", "constant_image", "random_guess", "prior_sample")
 
 
 def config(attack, defense, trial):
@@ -20,7 +20,7 @@ def config(attack, defense, trial):
             "image_size": 8, "batch_size": 1, "local_steps": 1, "clients": 1, "timesteps": "200",
             "sampling": "fixed", "sample_rate": 1.0,
         },
-        "model": {"name": "tiny", "state": "random", "prediction_type": "epsilon"},
+        "model": {"name": "tiny", "state": "random", "prediction_type": "epsilon", "prior": "none"},
         "defense": {"name": defense},
         "attack": {"name": attack},
         "trial": trial,
@@ -34,7 +34,8 @@ def image_sample(i, psnr):
     return Sample(
         victim=i, image=0, source=f"source-{i}", status="diverged" if lost else "ok", reason="", psnr=psnr,
         mse=None if lost else 0.1, ssim=None if lost else 0.5, lpips=None, success=not lost and psnr >= 30, timestep=200,
-        timestep_estimate=None, timestep_error=None, loss=0.1, evaluations=50, original=picture, reconstruction=picture,
+        timestep_estimate=None, timestep_error=None, noise_mse=None, loss=0.1, evaluations=50, original=picture,
+        reconstruction=picture,
     )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def row(table, attack, defense="none"):
 
 def test_the_columns_are_those_that_users_were_promised(table):
     assert list(table.columns) == [*COLUMNS, "control"]
-    assert len(COLUMNS) == 39
+    assert len(COLUMNS) == 40 and COLUMNS[-1] == "noise_mse_mean"
 
 
 def test_medians_rates_and_paired_gains(table):
@@ -98,6 +99,16 @@ def test_medians_rates_and_paired_gains(table):
 def test_gain_is_over_the_better_floor(table):
     assert row(table, "constant_image")["psnr_gain"] == 0
     assert row(table, "random_guess")["psnr_gain"] == -5
+
+
+def test_a_floor_that_was_skipped_is_not_missing(run):
+    with run.writing():
+        skipped = add(run, "prior_sample", [], status=Status.SKIPPED, reason="needs a prior")
+        failed = add(run, "prior_sample", [], status=Status.FAILED, reason="broke", defense="strict", knows="weights")
+        run.save_plan("A title", 30.0, {}, [*run.plan()["cells"], skipped, failed])
+    table = leaderboard(read(run))
+    assert row(table, "strong")["psnr_gain"] == np.median([30.0, 38.0, 46.0, 4.0])
+    assert math.isnan(row(table, "strong", "strict")["psnr_gain"]), "a floor that failed is missing"
 
 
 def test_a_diverged_image_is_no_survivor(table):

@@ -12,7 +12,7 @@ def sample(**changes):
     picture = np.linspace(-1, 1, 48, dtype=np.float32).reshape(4, 4, 3)
     values = dict(
         victim=0, image=0, source="a", status="ok", reason="", mse=0.1, psnr=10.0, ssim=0.5, lpips=None, success=False,
-        timestep=200, timestep_estimate=None, timestep_error=None, loss=1e-3, evaluations=7,
+        timestep=200, timestep_estimate=None, timestep_error=None, noise_mse=None, loss=1e-3, evaluations=7,
         original=picture, reconstruction=picture * 0.5,
     )  # fmt: skip
     return Sample(**{**values, **changes})

@@ -60,7 +60,7 @@ def test_a_run_leaves_tables_figures_and_a_directory_per_cell(finished):
         assert (finished / name).stat().st_size > 500
     assert len(list((finished / "figures").glob("*.png"))) == len(list((finished / "figures").glob("*.pdf"))) == 3
     cells = list((finished / "cells").iterdir())
-    assert len(cells) == 10
+    assert len(cells) == 12
     assert all({"record.json", "samples.parquet"} == {f.name for f in cell.iterdir()} for cell in cells)
     table = pd.read_csv(finished / "leaderboard.csv")
     assert set(table.status) == {"ok", "skipped"}
@@ -76,7 +76,7 @@ def test_the_same_command_again_runs_nothing(grid, finished, capsys):
 def test_force_runs_everything_again_to_the_same_numbers(grid, finished, capsys):
     before = pd.read_csv(finished / "leaderboard.csv").drop(columns="seconds_per_victim")
     assert main(["run", "--grid", grid, "--out", str(finished), "--display", "plain", "--force"]) == 0
-    assert "[10/10]" in capsys.readouterr().out
+    assert "[12/12]" in capsys.readouterr().out
     after = pd.read_csv(finished / "leaderboard.csv").drop(columns="seconds_per_victim")
     pd.testing.assert_frame_equal(before, after)
 
@@ -86,7 +86,7 @@ def test_a_dry_run_prints_cells_and_an_estimate_and_writes_nothing(grid, tmp_pat
     printed = capsys.readouterr().out
     assert "dlg vs none · photos · tiny · trial 0: 2 x 2 evaluations" in printed
     assert "dlg vs private_noise_timestep · photos · tiny · trial 0: will be skipped" in printed
-    assert "10 of 10 cells to run" in printed
+    assert "12 of 12 cells to run" in printed
     assert not (tmp_path / "out").exists()
 
 
@@ -110,7 +110,7 @@ def test_a_failing_cell_is_exit_code_one_and_only_failed_tries_it_again(grid, tm
     source = (ROOT / "attacks" / "constant_image.py").read_text().replace("control: ClassVar[bool] = True", "")
     (tmp_path / "p").mkdir()
     plugin = tmp_path / "p" / "moody.py"
-    body = "        return [\n            Reconstruction(seen.mean_colour"
+    body = "        return [Reconstruction(flat(seen)"
     assert body in source
     plugin.write_text(source.replace(body, "        import os\n        assert 'CALM' in os.environ, 'too moody'\n" + body))
     words = ["run", "--grid", grid, "--attacks", "moody", "--defenses", "none", "--include", str(plugin.parent)]
