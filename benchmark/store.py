@@ -28,7 +28,7 @@ import pyarrow.parquet
 from benchmark.errors import UserError
 from benchmark.judge import Sample
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 ASIDE = ".writing-"
 """How the name of a directory begins that is not a cell yet."""

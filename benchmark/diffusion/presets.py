@@ -66,7 +66,7 @@ PRESETS = {
         downsample_padding=0,
     ),
     "wide-128": Preset(
-        "128x128, blocks (64, 128, 256, 512) like the GIDM reference code, attention at 16x16",
+        "128x128, blocks (64, 128, 256, 512) after the GIDM reference code, attention at 16x16, 61.8 M parameters",
         128,
         (64, 128, 256, 512),
         ("DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),

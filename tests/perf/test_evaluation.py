@@ -23,4 +23,4 @@ def test_one_evaluation(benchmark, name):
     victim = draw_victim([picture], scenario, schedule, draw)
     seen = observe(ClientStep(network, schedule, victim, 1), Exposed(), scenario, torch.zeros(3), network, draw)
     start = torch.randn(victim.images.shape, generator=draw)
-    benchmark.pedantic(evaluation, (seen, start, victim.timesteps, victim.noise), warmup_rounds=2, rounds=10)
+    benchmark.pedantic(evaluation, (seen, start, victim.timesteps, victim.noise), warmup_rounds=1, rounds=5)
