@@ -6,7 +6,7 @@ The abstract names a joint triple optimisation. How it goes on is ours throughou
 
 1. All three together: Adam on the mean of the layers' cosine distances. The timestep is a softmax over all T of them, mixing
    their embeddings and their alpha_bar, from equal weights. Every layer counts alike, so that those of the time embedding
-   have a say; with the plain distance the timestep was missed in trials on CIFAR-10 images.
+   have a say; with the plain distance the timestep was missed in trials on training images of CIFAR-10.
 2. The timestep is then the likeliest one, and image and noise go on together: L-BFGS with a strong Wolfe line search on
    the squared distance.
 
@@ -70,9 +70,10 @@ class GIDMPlus(Attack):
             start["eps"] = gaussian(seen, generator)
         if reason := defect(seen):
             return Reconstruction(start["x_0"], evaluations=0, diverged=reason)
-        spent, t = 0, seen.timesteps
+        spent, t, told = 0, seen.timesteps, False
         if t is None:
-            start, t, spent = self._joint(seen, start)
+            start, logits, spent = self._joint(seen, start)
+            t, told = logits.argmax(dim=-1), bool(logits.any())  # equal logits name no timestep
 
         def cost(variables: Variables) -> Tensor:
             return squared_distance(_update(seen, variables, t), seen.update)
@@ -82,13 +83,13 @@ class GIDMPlus(Attack):
             found.variables["x_0"],
             spent + found.evaluations,
             found.loss,
-            timesteps=t if seen.timesteps is None else None,
+            timesteps=t if told else None,
             noise=found.variables.get("eps"),
             diverged=found.diverged,
         )
 
     def _joint(self, seen: Observation, start: Variables) -> tuple[dict[str, Tensor], Tensor, int]:
-        """The first phase: where image and noise have come to, the likeliest timesteps (B,), and the evaluations spent."""
+        """The first phase: where image, noise and the logits (B, T) have come to, and the evaluations spent."""
         logits = torch.zeros(seen.batch_size, seen.schedule.steps, device=seen.network.device)
 
         def cost(variables: Variables) -> Tensor:
@@ -99,7 +100,7 @@ class GIDMPlus(Attack):
         evaluations = min(max(1, round(self.joint_share * self.evaluations)), self.evaluations - 1)
         found = adam(cost, {**start, "logits": logits}, evaluations, rates)
         variables = {name: found.variables[name] for name in start}
-        return variables, found.variables["logits"].argmax(dim=-1), found.evaluations
+        return variables, found.variables["logits"], found.evaluations
 
 
 def _update(seen: Observation, variables: Variables, t: Tensor) -> dict[str, Tensor]:

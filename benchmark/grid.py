@@ -40,7 +40,7 @@ class Grid:
     Attributes:
         title: what tables and figures are headed with.
         datasets: names of data sets, `folder:PATH` among them.
-        models: presets or directories.
+        models: presets, shipped checkpoints, directories or hub ids, with their prior in brackets.
         defenses: names, with parameters in brackets.
         attacks: names; every control and the oracle join by themselves.
         scenarios: the clients' practices.
@@ -85,6 +85,7 @@ class Keys:
     dataset: str
     scenario: str
     model: str
+    prior: str
     defense: str
     attack: str
 
@@ -217,10 +218,13 @@ class _Planner:
 
     def cell(self, dataset: _Choice, scenario: Scenario, model: Model, trial: int, defense: _Choice, attack: _Choice) -> Cell:
         scenario = self._fit(scenario, model)
+        for trained in (model, *([model.prior] if model.prior else [])):
+            _refuse_if_seen(trained, dataset)
         keys = Keys(
             dataset=_canonical(dataset.key),
             scenario=_canonical(dataclasses.asdict(scenario)),
-            model=_canonical(_model_key(model)),
+            model=_canonical(_weights_key(model)),
+            prior=_canonical(_weights_key(model.prior) if model.prior else None),
             defense=_canonical(defense.key),
             attack=_canonical(attack.key),
         )
@@ -302,9 +306,15 @@ def _canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
-def _model_key(model: Model) -> Mapping[str, object]:
-    prior = _weights_key(model.prior) if model.prior else None
-    return {**_weights_key(model), "prior": prior}
+def _refuse_if_seen(model: Model, dataset: _Choice) -> None:
+    """A model trained on the public images of a data set saw no victim only as long as its files, and so its split, stay."""
+    name = dataset.label.partition(":")[0].partition("[")[0]
+    for trained_on, fingerprint in model.trained_on():
+        if trained_on.partition(":")[0].partition("[")[0] == name and fingerprint != dataset.sources["data"]:
+            raise UserError(
+                f"model '{model.label}' was trained on public images of '{trained_on}' as its files were then, and those of "
+                f"'{dataset.label}' are others: a victim here may have been public there; train it again on these files"
+            )
 
 
 def _weights_key(model: Model) -> Mapping[str, object]:

@@ -53,7 +53,9 @@ class Recipe:
         dataset: name of the data set; its public images are trained on.
         images: number of training images.
         data: a fingerprint of them.
+        files: the data set's own fingerprint, of all its files, victims among them.
         model: the architecture and its noise schedule, as on the command line.
+        schedule: a fingerprint of alpha_bar, and the prediction type.
         start: a fingerprint of the initial weights.
         batch_size: images per step.
         lr: step size of Adam.
@@ -65,7 +67,9 @@ class Recipe:
     dataset: str
     images: int
     data: str
+    files: str
     model: str
+    schedule: str
     start: str
     batch_size: int = 32
     lr: float = 2e-4
@@ -76,8 +80,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch-size must be at least 1, not {self.batch_size}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr must be above 0, not {self.lr:g}")
+        if not 0 < self.lr <= 1:
+            raise ValueError(f"lr must be above 0 and at most 1, not {self.lr:g}")
 
 
 def fingerprint(*tensors: Tensor) -> str:
@@ -101,6 +105,8 @@ class Training:
         self.average.to(network.device)
         self.step = 0
         self.loss = 0.0
+        self.environment: dict[str, object] = {}
+        """What the latest steps were taken with."""
 
     def advance(self) -> None:
         """One step of Adam on the training loss of a random batch.
@@ -135,17 +141,25 @@ class Training:
         return {"steps": self.step, "loss": round(self.loss, 5), "parameters": parameters, **dataclasses.asdict(self.recipe)}
 
     def save(self, out: Path) -> None:
-        """Write the state that `load` reads, whole or not at all."""
+        """Write the state that `load` reads, whole or not at all.
+
+        Raises:
+            UserError: the weights are not finite; what was saved before stays.
+        """
         state = {
             "recipe": dataclasses.asdict(self.recipe),
             "step": self.step,
             "loss": self.loss,
+            "environment": self.environment,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }
+        if not all(torch.isfinite(p).all() for p in self.network.parameters()):
+            raise UserError(f"the weights left the finite numbers before step {self.step}; try a smaller --lr")
         aside = out / f".{STATE}"
-        torch.save(state, aside)
+        with aside.open("wb") as file:
+            torch.save(state, file)
         aside.replace(out / STATE)
 
     def load(self, out: Path) -> None:
@@ -165,7 +179,7 @@ class Training:
             self.average.load_state_dict(state["average"])
             self.average.to(self.network.device)
             self.optimiser.load_state_dict(state["optimiser"])
-            self.step, self.loss = state["step"], state["loss"]
+            self.step, self.loss, self.environment = state["step"], state["loss"], state["environment"]
         except UserError:
             raise
         except Exception as error:
@@ -221,7 +235,7 @@ def publish(training: Training, scheduler: DDPMScheduler, out: Path, card: dict[
         scheduler.save_pretrained(aside / "scheduler")
         sheet(training).save(aside / "samples.png")
         (aside / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-        for part in sorted(aside.iterdir()):
+        for part in sorted(aside.iterdir(), key=lambda path: path.name == CARD):  # the card last
             target = out / part.name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
             part.rename(target)

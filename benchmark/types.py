@@ -53,7 +53,9 @@ class PublicParameters:
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """What an attacker knows of images in general: a trained denoiser, which never saw a victim, with frozen weights.
+    """What an attacker knows of images in general: a trained denoiser with frozen weights.
+
+    What `train` made never saw a victim; what others trained may have, and tables say where that is not known.
 
     Attributes:
         network: the denoiser; a copy, even where the attacked model is its own prior.

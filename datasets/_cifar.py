@@ -7,13 +7,14 @@ A row of a binary file is the labels, one byte each, and then the red, green and
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from benchmark.datasets._parts import Part, home, listing, parquet_part
+from benchmark.datasets._parts import Part, home, parquet_part
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -51,18 +52,21 @@ class Layout:
         root = self._home(path)
         binaries = self._binaries(root, split)
         if all(file.is_file() for file in binaries):
-            images = _read(tuple(binaries), self.label_bytes, self.name)
+            images = _read(tuple((file, file.stat().st_mtime_ns) for file in binaries), self.label_bytes, self.name)
             return Part(self.name, [f"{split}-{i}" for i in range(len(images))], lambda i: Image.fromarray(images[i]))
         tables = self._tables(root, split)
         if not tables:
             raise UserError(f"data set '{self.name}': {root} holds no {split} part; {self._how}")
-        return parquet_part(self.name, tables)
+        return parquet_part(self.name, tables, split)
 
     def fingerprint(self, path: str) -> str:
-        """Relative names and sizes of the files."""
+        """A hash of the files' contents."""
         root = self._home(path)
-        found = [*root.rglob("*.bin"), *root.rglob("*.parquet")]
-        return listing(found, root)
+        digest = hashlib.blake2b(digest_size=16)
+        for file in sorted([*root.rglob("*.bin"), *root.rglob("*.parquet")]):
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "blake2b").digest())
+        return digest.hexdigest()
 
     def _home(self, path: str) -> Path:
         return home(self.name, path, self._how)
@@ -83,10 +87,10 @@ class Layout:
 
 
 @cache
-def _read(files: tuple[Path, ...], label_bytes: int, name: str) -> NDArray[np.uint8]:
-    """(N, 32, 32, 3)."""
+def _read(files: tuple[tuple[Path, int], ...], label_bytes: int, name: str) -> NDArray[np.uint8]:
+    """(N, 32, 32, 3) from files, each with the time of its last change."""
     rows = []
-    for file in files:
+    for file, _ in files:
         raw = np.fromfile(file, dtype=np.uint8)
         if not len(raw) or len(raw) % (label_bytes + PIXELS):
             raise UserError(f"data set '{name}': {file.name} is damaged: {len(raw)} bytes are no whole number of images")

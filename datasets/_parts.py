@@ -8,9 +8,13 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -93,29 +97,41 @@ def home(name: str, path: str, how: str) -> Path:
     return folder
 
 
-def parquet_part(dataset: str, files: Sequence[Path]) -> Part:
+def parquet_part(dataset: str, files: Sequence[Path], label: str) -> Part:
     """The images of Parquet files as the Hugging Face hub has them: one column of structs with the encoded `bytes`.
+
+    Args:
+        dataset: name of the data set, for messages.
+        files: read one after the other.
+        label: begins the name of every source.
 
     Raises:
         UserError: a file cannot be read or has no such column.
     """
     import pyarrow
-    import pyarrow.dataset
+    import pyarrow.parquet
 
     try:
-        table = pyarrow.dataset.dataset([str(file) for file in files], format="parquet")
-        column = next(f.name for f in table.schema if pyarrow.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0)
-        sources = [f"row-{i}" for i in range(table.count_rows())]
+        tables = [pyarrow.parquet.ParquetFile(file) for file in files]
+        column = next(f.name for f in tables[0].schema_arrow if pyarrow.types.is_struct(f.type) and "bytes" in f.type.names)
     except StopIteration:
         raise UserError(f"data set '{dataset}': {files[0].name} has no column of images") from None
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"data set '{dataset}': cannot read {files[0].parent}: {first_line(error)}") from error
+    groups = [(table, group) for table in tables for group in range(table.num_row_groups)]
+    ends = list(accumulate(table.metadata.row_group(group).num_rows for table, group in groups))
+
+    @lru_cache(maxsize=2)
+    def read(number: int) -> Any:
+        table, group = groups[number]
+        return table.read_row_group(group, columns=[column]).column(column)
 
     def load(index: int) -> Image.Image:
-        cell = table.take([index], columns=[column]).column(column)[0]
-        return Image.open(io.BytesIO(cell["bytes"].as_py()))
+        number = bisect_right(ends, index)
+        begin = ends[number - 1] if number else 0
+        return Image.open(io.BytesIO(read(number)[index - begin]["bytes"].as_py()))
 
-    return Part(dataset, sources, load)
+    return Part(dataset, [f"{label}-{i}" for i in range(ends[-1] if ends else 0)], load)
 
 
 def listing(files: Iterable[Path], root: Path) -> str:

@@ -2,7 +2,8 @@
 
 Source: Karras, Aila, Laine and Lehtinen 2018 (arXiv 1710.10196)
 
-Every fifth image, in the order of a hash of its name, is public, the others are the victims'. The files do not say who an image
+Every fifth image, in the order of a hash of its name, is public, the others are the victims'; other files make another split.
+The files do not say who an image
 shows, so each counts as a source of its own; one person may be on both sides. The data are never downloaded, see `_parts`.
 
 Images (3, S, S) float32 in [-1, 1], 1024x1024 at their own size; area averaging to S.
@@ -67,4 +68,4 @@ class CelebAHQ(Dataset):
         tables = sorted(root.rglob("*.parquet"))
         if not tables:
             raise UserError(f"data set 'celeba_hq': {root} holds neither images nor Parquet files; {HOW}")
-        return parquet_part("celeba_hq", tables)
+        return parquet_part("celeba_hq", tables, "row")

@@ -63,6 +63,7 @@ class LSUNBedroom(Dataset):
         folder = home("lsun_bedroom", self.path, HOW) / f"bedroom_{split}_lmdb"
         if not folder.is_dir():
             raise UserError(f"data set 'lsun_bedroom': there is no {folder}; {HOW}")
+        folder = folder.resolve()  # lmdb opens a folder once in a process, by whatever name
         keys = _keys(folder)
         return Part("lsun_bedroom", [key.decode(errors="replace") for key in keys], lambda i: _image(folder, keys[i]))
 
@@ -70,8 +71,12 @@ class LSUNBedroom(Dataset):
 @cache
 def _keys(folder: Path) -> tuple[bytes, ...]:
     """The first keys in the order of the data base, which is that of their hashes."""
-    with _open(folder).begin() as transaction:
-        return tuple(islice(transaction.cursor().iternext(values=False), TRAINING))
+    base = _open(folder)
+    try:
+        with base.begin() as transaction:
+            return tuple(islice(transaction.cursor().iternext(values=False), TRAINING))
+    except Exception as error:
+        raise UserError(f"data set 'lsun_bedroom': cannot read {folder}: {first_line(error)}") from error
 
 
 def _image(folder: Path, key: bytes) -> Image.Image:

@@ -17,6 +17,7 @@ from benchmark.errors import UserError
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
+    from benchmark.diffusion.models import Model
     from benchmark.training import Training
 
 LINES = 20
@@ -47,28 +48,26 @@ def execute(options: argparse.Namespace) -> int:
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
     settle_threads()
-    training, scheduler = _prepare(options)
+    training, scheduler, model = _prepare(options)
+    if training.step < options.steps:
+        training.environment = describe(training.network.device)
     try:
         with _progress(options.steps, training.step) as watch:
             train(training, options.steps, options.out, options.save_every, watch)
     except KeyboardInterrupt:
         print(f"\nInterrupted at step {training.step}; the same command goes on from there.")
         return 130
-    publish(
-        training,
-        scheduler,
-        options.out,
-        {"command": _command(options), **training.describe(), "environment": describe(training.network.device)},
-    )
+    card = {"command": _command(options), **training.describe(), "environment": training.environment, "base": model.card}
+    card["steps"] = training.step + (model.trained_steps or 0)
+    publish(training, scheduler, options.out, card)
     print(f"Model, card and sample sheet: {options.out}")
     return 0
 
 
-def _prepare(options: argparse.Namespace) -> tuple[Training, DDPMScheduler]:
-    """The training at the step that it has reached in `--out`."""
+def _prepare(options: argparse.Namespace) -> tuple[Training, DDPMScheduler, Model]:
+    """The training at the step that it has reached in `--out`, its schedule to save, and what it began from."""
 
-    from benchmark.diffusion.models import build_network, build_scheduler, resolve
-    from benchmark.diffusion.schedule import from_scheduler
+    from benchmark.diffusion.models import build_network, build_schedule, build_scheduler, resolve
     from benchmark.environment import device_name
     from benchmark.registry import Registry
     from benchmark.spec import one
@@ -76,7 +75,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Training, DDPMScheduler]:
 
     device = device_name(options.device)
     model = resolve(one(options.model))
-    scheduler = build_scheduler(model)
+    schedule = build_schedule(model)
     network = build_network(model, options.seed).to(device)
     _, dataset = Registry(options.include).create("dataset", one(options.dataset))
     images = dataset.training(model.image_size)
@@ -85,7 +84,9 @@ def _prepare(options: argparse.Namespace) -> tuple[Training, DDPMScheduler]:
             dataset=options.dataset,
             images=len(images),
             data=fingerprint(images),
+            files=dataset.fingerprint(),
             model=options.model,
+            schedule=f"{schedule.prediction_type} {fingerprint(schedule.alpha_bar)}",
             start=fingerprint(*network.parameters()),
             batch_size=options.batch_size,
             lr=options.lr,
@@ -96,9 +97,9 @@ def _prepare(options: argparse.Namespace) -> tuple[Training, DDPMScheduler]:
         raise UserError(f"--{error}") from error
     except OSError as error:
         raise UserError(f"cannot write to {options.out}: {error.strerror}") from error
-    training = Training(recipe, network, from_scheduler(scheduler).to(device), images)
+    training = Training(recipe, network, schedule.to(device), images)
     training.load(options.out)
-    return training, scheduler
+    return training, build_scheduler(model), model
 
 
 def _command(options: argparse.Namespace) -> str:

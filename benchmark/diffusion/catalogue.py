@@ -18,9 +18,9 @@ def shipped() -> dict[str, Path]:
 def cached(hub_id: str) -> Path | None:
     """The local copy of a model of the Hugging Face hub, None where there is none."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(hub_id, local_files_only=True))
-    except LocalEntryNotFoundError:
+    except (HFValidationError, LocalEntryNotFoundError):
         return None

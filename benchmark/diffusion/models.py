@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ class Model:
         preset: the name of its preset, or None.
         directory: the diffusers directory of its U-Net, or None.
         scheduler: the file with its scheduler's configuration, or None.
-        trained_steps: training steps that its card tells of, or None.
+        card: what `train` wrote of how it was made, or None.
         prior: the trained model that an attack is granted as knowledge of images, None where it is granted none.
     """
 
@@ -55,15 +56,28 @@ class Model:
     preset: str | None = None
     directory: Path | None = None
     scheduler: Path | None = None
-    trained_steps: int | None = None
+    card: Mapping[str, object] | None = field(default=None, hash=False)
     prior: Model | None = None
 
     @property
     def state(self) -> str:
-        """`random` for a random init, else `trained`, with the number of training steps where that is known."""
+        """`random` for a random init, `trained N steps` where a card says so, else `checkpoint`."""
         if self.directory is None:
             return "random"
-        return "trained" if self.trained_steps is None else f"trained {self.trained_steps} steps"
+        return "checkpoint" if self.trained_steps is None else f"trained {self.trained_steps} steps"
+
+    @property
+    def trained_steps(self) -> int | None:
+        """Training steps, those of the model that it began from among them; None where no card tells."""
+        steps = (self.card or {}).get("steps")
+        return steps if isinstance(steps, int) else None
+
+    def trained_on(self) -> Iterator[tuple[str, str]]:
+        """Name and fingerprint of each data set that its card, and those of the models that it began from, tell of."""
+        card: object = self.card
+        while isinstance(card, Mapping):
+            yield str(card.get("dataset", "")), str(card.get("files", ""))
+            card = card.get("base")
 
     @property
     def prior_label(self) -> str:
@@ -149,21 +163,14 @@ def _resolve_directory(spec: Spec, path: Path) -> Model:
             f"model '{spec.name}' has no scheduler_config.json: save its scheduler beside it, "
             f"or state how its client trains, as in '{spec.name}[prediction=epsilon,schedule=linear,steps=1000]'"
         )
-    trained = _trained_steps(path, spec.name)
+    card = _read_json(path / CARD, f"model '{spec.name}'") if (path / CARD).is_file() else None
     if scheduler is None:
         convention = build(Convention, dict(spec.params), f"model '{spec.name}'")
-        return Model(str(spec), size, convention.steps, convention, directory=directory, trained_steps=trained)
+        return Model(str(spec), size, convention.steps, convention, directory=directory, card=card)
     steps = _read_json(scheduler, f"model '{spec.name}'").get("num_train_timesteps")
     if not isinstance(steps, int):
         raise UserError(f"model '{spec.name}' does not say its number of timesteps (num_train_timesteps in {scheduler})")
-    return Model(str(spec), size, steps, None, directory=directory, scheduler=scheduler, trained_steps=trained)
-
-
-def _trained_steps(path: Path, name: str) -> int | None:
-    if not (path / CARD).is_file():
-        return None
-    steps = _read_json(path / CARD, f"model '{name}'").get("steps")
-    return steps if isinstance(steps, int) else None
+    return Model(str(spec), size, steps, None, directory=directory, scheduler=scheduler, card=card)
 
 
 def build_scheduler(model: Model) -> DDPMScheduler:

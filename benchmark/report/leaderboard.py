@@ -330,6 +330,10 @@ def _notes(records: Sequence[Record]) -> list[str]:
                 f"{p['rounds']} rounds in total, to {p['adjacency']}, by the {p['accountant']} accountant; "
                 "no amplification from sampling clients."
             )
+        if record.config["model"]["state"] == "checkpoint":
+            notes.append(
+                f"{record.config['model']['name']}: what it was trained on is not known; it may have seen the victims."
+            )
         if record.config["scenario"]["sampling"] == "poisson":
             notes.append(
                 "Poisson batches: empty ones are drawn again, since they hold nothing to rebuild, and the attack is "

@@ -80,9 +80,12 @@ def test_the_prior_is_held_still_where_it_is_the_attacked_model_itself(one):
     theirs, granted = seen.prior.network.parameters(), seen.network.parameters()
     assert all(torch.equal(p, q) and p.data_ptr() != q.data_ptr() for p, q in zip(theirs, granted, strict=True))
     z = torch.randn(seen.batch_shape, generator=stream(0, "z")).requires_grad_()
-    through = guessed_update(seen, ddim(seen.prior.network, seen.prior.schedule, z, 2), seen.timesteps, seen.noise)
-    plain = guessed_update(seen, ddim(seen.prior.network, seen.prior.schedule, z.detach(), 2), seen.timesteps, seen.noise)
+    x_0 = ddim(seen.prior.network, seen.prior.schedule, z, 2)
+    through = guessed_update(seen, x_0, seen.timesteps, seen.noise)
+    plain = guessed_update(seen, x_0.detach(), seen.timesteps, seen.noise)
     assert all(torch.allclose(through[name], plain[name]) for name in plain)
+    unheld = guessed_update(seen, ddim(seen.network, seen.schedule, z, 2), seen.timesteps, seen.noise)
+    assert not all(torch.allclose(unheld[name], plain[name]) for name in plain), "the test would notice"
 
 
 def test_without_a_prior_phase_1_is_skipped_and_the_row_says_so(one):
@@ -91,6 +94,25 @@ def test_without_a_prior_phase_1_is_skipped_and_the_row_says_so(one):
     assert rebuilt.evaluations == 6 and rebuilt.note == "phase 1 skipped: no prior is granted"
     assert run(GIDM(evaluations=6, latent_share=0), seen).note == ""
     assert "needs a prior" in run(GIDM(evaluations=6, latent_share=1), seen).diverged
+
+
+def test_phase_1_alone_never_touches_a_pixel(one, monkeypatch):
+    monkeypatch.setattr(GIDM, "_phase_2", None)
+    rebuilt = run(GIDM(preset="tuned", evaluations=30, latent_share=1, sampler_steps=2), one.observe(Exposed()))
+    assert rebuilt.images.abs().max() <= 1
+
+
+def test_a_small_budget_still_has_both_phases(one, monkeypatch):
+    seen, spent = one.observe(Exposed()), []
+    search = GIDM._phase_1
+    monkeypatch.setattr(GIDM, "_phase_1", lambda self, *a: spent.append(a[2]) or search(self, *a))
+    run(GIDM(preset="tuned", evaluations=4, sampler_steps=2), seen)
+    assert spent == [1]
+
+
+def test_gidm_plus_names_no_timestep_where_it_learned_none(one):
+    rebuilt = run(GIDMPlus(evaluations=2), one.observe(PrivateNoiseTimestep()))
+    assert rebuilt.timesteps is None
 
 
 def test_tuned_pixels_recover_an_image(one):

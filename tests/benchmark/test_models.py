@@ -57,7 +57,7 @@ def test_brackets_set_the_convention():
 def test_a_directory_with_its_scheduler_is_read_as_it_was_saved(directory):
     DDPMScheduler(50, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction").save_pretrained(directory)
     model = resolve(Spec(str(directory)))
-    assert (model.image_size, model.steps, model.state) == (8, 50, "trained")
+    assert (model.image_size, model.steps, model.state) == (8, 50, "checkpoint")
     saved = UNet2DModel.from_pretrained(directory).state_dict()
     read = build_network(model, 0).unet.state_dict()
     assert all(torch.equal(saved[name], read[name]) for name in saved)
@@ -99,7 +99,13 @@ def test_another_class_of_model_is_refused(directory):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("tinny", "did you mean 'tiny'"), ("./nowhere", "no directory"), ("/no/such/place", "no directory")]
+    ("name", "words"),
+    [
+        ("tinny", "did you mean 'tiny'"),
+        ("./nowhere", "no directory"),
+        ("some/na--me", "no directory"),
+        ("/no/such/place", "no directory"),
+    ],
 )
 def test_an_unknown_model_is_one_sentence(name, words):
     with pytest.raises(UserError, match=words):
@@ -156,13 +162,15 @@ def test_the_shipped_checkpoints_are_light_and_tell_how_they_were_made():
         assert (path / "samples.png").is_file() and card["environment"]["torch"]
 
 
-def test_the_shipped_checkpoint_was_trained_on_the_public_photographs_alone():
+@pytest.mark.parametrize("name", ["tiny:trained", "small:trained"])
+def test_a_shipped_checkpoint_was_trained_on_the_public_photographs_alone(name):
     from benchmark.datasets.photos import Photos
 
     from benchmark.training import fingerprint
 
-    card = json.loads((shipped()["tiny:trained"] / "card.json").read_text())
-    assert card["data"] == fingerprint(Photos().training(16))
+    model = resolve(one(name))
+    assert model.card["data"] == fingerprint(Photos().training(model.image_size))
+    assert list(model.trained_on()) == [("photos", Photos().fingerprint())]
 
 
 @pytest.mark.parametrize(

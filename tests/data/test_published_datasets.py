@@ -70,6 +70,25 @@ def test_it_keeps_the_contract(name, request):
     assert [f for f in examine(f"{name}:{root}", Registry()) if f.problem] == []
 
 
+def test_parquet_keeps_the_contract_too(cifar10, tmp_path):
+    _, train, test = cifar10
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    write_parquet(tables / "train-0.parquet", train, "img")
+    write_parquet(tables / "test-0.parquet", test, "img")
+    assert [f for f in examine(f"cifar10:{tables}", Registry()) if f.problem] == []
+
+
+def test_other_pixels_are_another_data_set(cifar10):
+    root, _, _ = cifar10
+    dataset = CIFAR10(path=str(root))
+    before, pictures = dataset.fingerprint(), dataset.victims(1, 32, stream(0, "v"))
+    batch = root / "cifar-10-batches-bin" / "test_batch.bin"
+    batch.write_bytes(bytes(255 - b for b in batch.read_bytes()))
+    assert dataset.fingerprint() != before
+    assert not torch.equal(dataset.victims(1, 32, stream(0, "v"))[0].image, pictures[0].image)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_where_it_is_missing_one_sentence_says_how_to_get_it(name, tmp_path, monkeypatch):
     from benchmark.spec import one
