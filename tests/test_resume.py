@@ -54,7 +54,7 @@ def stop_after(process, out, cells, with_signal):
 def test_a_killed_run_resumes_to_the_same_leaderboard(grid, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     printed = start(grid, whole).communicate(timeout=120)[0]
-    assert "[10/10]" in printed
+    assert "[12/12]" in printed
 
     for cells in (0, 3, 8):
         before = finished(killed)
@@ -63,7 +63,7 @@ def test_a_killed_run_resumes_to_the_same_leaderboard(grid, tmp_path):
         assert not (killed / "leaderboard.csv").exists()
     done = start(grid, killed)
     resumed = done.communicate(timeout=120)[0]
-    assert done.returncode == 0 and "[10/10]" not in resumed
+    assert done.returncode == 0 and "[12/12]" not in resumed
 
     tables = [pd.read_csv(out / "leaderboard.csv").drop(columns="seconds_per_victim") for out in (whole, killed)]
     pd.testing.assert_frame_equal(*tables, check_exact=True)

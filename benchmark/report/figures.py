@@ -32,6 +32,8 @@ STYLE: Any = {
     "savefig.bbox": "tight",
 }
 SHEET_IMAGES = 4
+INCHES_PER_LETTER = 0.06
+"""Room for a label in the figures' font."""
 BRIGHT = 33
 """dB from which the colour map is light enough for dark text."""
 
@@ -108,10 +110,14 @@ def psnr_by_attack(rows: pd.DataFrame, title: str) -> Figure:
     defenses.sort(key=lambda name: (name != "none", name))
     columns = min(3, len(defenses))
     lines = -(-len(defenses) // columns)
+    labels = [_with_budget(rows, name) for name in attacks]
     figure, grid = plt.subplots(
         lines,
         columns,
-        figsize=(1.3 + 2.0 * columns, 0.7 + (0.45 + 0.22 * len(attacks)) * lines),
+        figsize=(
+            0.2 + INCHES_PER_LETTER * max(map(len, labels)) + max(2.0 * columns, 4.0),
+            0.7 + (0.45 + 0.22 * len(attacks)) * lines,
+        ),
         sharex=True,
         sharey=True,
         squeeze=False,
@@ -122,7 +128,7 @@ def psnr_by_attack(rows: pd.DataFrame, title: str) -> Figure:
         axes.set_title(defense.replace("[", "\n[").replace(",", ",\n"), loc="left")
     for axes in grid.flat[len(defenses) :]:
         axes.set_visible(False)
-    grid[0, 0].set_yticks(range(len(attacks)), [_with_budget(rows, name) for name in attacks])
+    grid[0, 0].set_yticks(range(len(attacks)), labels)
     highest = rows[["psnr_median", "psnr_ci_high"]].max().max()
     grid[0, 0].set_xlim(0, 10 + (0 if np.isnan(highest) else highest))
     figure.supxlabel("median PSNR (dB) with 95% interval; dashed: better floor; in brackets: evaluations", fontsize=8)

@@ -21,6 +21,9 @@ MEASUREMENTS = ("n ok", "PSNR median [95%]", "gain over floor [95%]", "SSIM", "L
 TERMINAL = {"attack": 0, "budget": 6, "n ok": 4, "PSNR median": 20, "gain over floor": 20, "success": 7}
 """Columns of the printed table and their widths; 0 is that of the longest name."""
 
+WIDEST_NAME = 24
+"""Columns of an attack's name; a longer one goes on in the next line."""
+
 NARROWEST = 100
 """Columns assumed where the output is no terminal."""
 
@@ -84,7 +87,7 @@ def show(results: Results, table: pd.DataFrame) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=NARROWEST)
     footnotes: dict[str, int] = {}
-    width = max(map(len, table.attack))
+    width = min(WIDEST_NAME, max(map(len, table.attack)))
     for heading, rows in sections(table):
         console.print(f"\n{escape(heading)}", style="bold underline")
         for defense, group in rows.groupby("defense", sort=False):
@@ -104,7 +107,13 @@ def _terminal(defense: str, rows: pd.DataFrame, width: int, footnotes: dict[str,
     for name, columns in TERMINAL.items():
         text = name in ("attack", "PSNR median", "gain over floor")
         printed.add_column(
-            name, justify="left" if text else "right", min_width=columns or width, no_wrap=True, header_style="dim"
+            name,
+            justify="left" if text else "right",
+            min_width=columns or width,
+            max_width=width if name == "attack" else None,
+            no_wrap=name != "attack",
+            overflow="fold",
+            header_style="dim",
         )
     for row in rows.itertuples():
         mark = f" ({footnotes.setdefault(row.reason, len(footnotes) + 1)})" if row.reason else ""
