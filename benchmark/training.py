@@ -60,7 +60,6 @@ class Recipe:
         batch_size: images per step.
         lr: step size of Adam.
         ema_decay: the most that the average of the weights keeps of its past; it starts at 0 and rises with the steps.
-        flip: whether images are mirrored left to right half of the time.
         seed: root of every random stream, the initial weights of a preset among them.
     """
 
@@ -74,7 +73,6 @@ class Recipe:
     batch_size: int = 32
     lr: float = 2e-4
     ema_decay: float = 0.9999
-    flip: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -127,11 +125,11 @@ class Training:
         self.loss = value if self.step == 1 else SMOOTHING * self.loss + (1 - SMOOTHING) * value
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, half of them mirrored left to right, with their timesteps and noise."""
         draw = stream(self.recipe.seed, "training", self.step)
         x_0 = self.images[torch.randint(len(self.images), (self.recipe.batch_size,), generator=draw)]
-        if self.recipe.flip:
-            mirrored = torch.rand(len(x_0), 1, 1, 1, generator=draw) < 0.5
-            x_0 = torch.where(mirrored, x_0.flip(-1), x_0)
+        mirrored = torch.rand(len(x_0), 1, 1, 1, generator=draw) < 0.5
+        x_0 = torch.where(mirrored, x_0.flip(-1), x_0)
         t = torch.randint(self.schedule.steps, (len(x_0),), generator=draw)
         return x_0, t, torch.randn(x_0.shape, generator=draw)
 
