@@ -164,9 +164,11 @@ class Training:
         """Go on where `save` left off; at the beginning where there is nothing.
 
         Raises:
-            UserError: the state cannot be read, or is that of another training.
+            UserError: the state cannot be read, or is that of another training, or a model lies there without one.
         """
         if not (out / STATE).exists():
+            if (out / "unet").exists() or (out / "scheduler").exists():
+                raise UserError(f"{out} holds a model whose training cannot go on; choose another --out")
             return
         try:
             state: dict[str, Any] = torch.load(out / STATE, map_location=self.network.device, weights_only=True)

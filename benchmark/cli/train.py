@@ -66,7 +66,6 @@ def execute(options: argparse.Namespace) -> int:
 
 def _prepare(options: argparse.Namespace) -> tuple[Training, DDPMScheduler, Model]:
     """The training at the step that it has reached in `--out`, its schedule to save, and what it began from."""
-
     from benchmark.diffusion.models import build_network, build_schedule, build_scheduler, resolve
     from benchmark.environment import device_name
     from benchmark.registry import Registry

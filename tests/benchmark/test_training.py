@@ -128,6 +128,14 @@ def test_another_training_in_the_same_place_is_refused(tmp_path, capsys):
     assert "2 steps already" in capsys.readouterr().err
 
 
+def test_a_model_without_its_training_is_not_written_over(tmp_path, capsys):
+    assert run(tmp_path, 2) == 0
+    (tmp_path / "training.pt").unlink()
+    before = (tmp_path / WEIGHTS).read_bytes()
+    assert run(tmp_path, 3) == 2
+    assert "choose another --out" in capsys.readouterr().err and (tmp_path / WEIGHTS).read_bytes() == before
+
+
 def test_a_damaged_state_is_one_sentence(tmp_path, capsys):
     assert run(tmp_path / "out", 2) == 0
     (tmp_path / "out" / "training.pt").write_bytes(b"nothing")
