@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,15 +107,33 @@ def _run(cells: list[Cell], store: Store, options: argparse.Namespace) -> bool:
 
     display = choose(options.display, cells)
     try:
-        with display, watching(display.step):
+        with display, watching(display.step), _noted() as interrupts:
             for cell in cells:
                 display.begin(cell)
                 outcome = run_cell(cell, options.cell_timeout)
                 store.save(outcome.record, outcome.samples)
                 display.end(cell, outcome.record)
+                if interrupts:
+                    return True
     except KeyboardInterrupt:
         return True
     return False
+
+
+@contextmanager
+def _noted() -> Iterator[list[int]]:
+    """Ctrl-C raises as ever, and is noted too: what is raised in a destructor or a callback of a library is lost."""
+    interrupts: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _report(cells: Sequence[Cell], store: Store, options: argparse.Namespace) -> int:
