@@ -22,9 +22,9 @@ class Convention:
 
     Attributes:
         prediction: what the network predicts.
-        schedule: `linear` (Ho et al. 2020, arXiv 2006.11239; betas are scaled by 1000 / T), `cosine` (Nichol and Dhariwal
-            2021, arXiv 2102.09672; diffusers' squaredcos_cap_v2) or `sigmoid` (Jabri et al. 2022, arXiv 2212.11972, from -3
-            to 3 at temperature 1, as denoising-diffusion-pytorch has it).
+        schedule: `linear` (diffusers' own; betas are scaled by 1000 / T), `cosine` (diffusers' squaredcos_cap_v2) or
+            `sigmoid` (after Jabri et al. 2022, arXiv 2212.11972, from -3 to 3 at temperature 1; its alpha_bar at t = 1 of
+            T = 16 is that of the GIDM reference code).
         steps: number of timesteps T.
     """
 

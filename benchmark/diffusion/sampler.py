@@ -25,7 +25,7 @@ def ddim_timesteps(steps: int, total: int) -> list[int]:
 
 
 def ddim(network: Denoiser, schedule: Schedule, z: Tensor, steps: int) -> Tensor:
-    """x_0 = Sampler(z): DDIM without noise (Song et al. 2020, arXiv 2010.02502, equation 12 with sigma = 0).
+    """x_0 = Sampler(z): DDIM without noise, after Song et al. 2020 (arXiv 2010.02502).
 
     As in diffusers' `DDIMScheduler`, each step's estimate of x_0 is clipped to the image range, which keeps the few steps of a
     small network from running away; the noise's estimate is not derived again from it.
