@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
-from benchmark.datasets._parts import Part, home, parquet_part
+from benchmark.datasets._parts import OnDisk, Part, home, parquet_part
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -84,6 +85,24 @@ class Layout:
             f"put the binary version of cs.toronto.edu/~kriz/cifar.html there, or the Parquet files by "
             f"'hf download {self.repository} --repo-type dataset --local-dir FOLDER', or name a folder with {self.name}:FOLDER"
         )
+
+
+class CIFAR(OnDisk):
+    """Victims are test images, public ones training images."""
+
+    layout: ClassVar[Layout]
+    shown: ClassVar[int] = 2000
+    path: str
+
+    def fingerprint(self) -> str:
+        """See `Dataset.fingerprint`: a hash of the files' contents."""
+        return self.layout.fingerprint(self.path)
+
+    def _private(self) -> Part:
+        return self.layout.part(self.path, "test")
+
+    def _public(self) -> Part:
+        return self.layout.part(self.path, "train")
 
 
 @cache

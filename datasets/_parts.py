@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -77,6 +77,34 @@ class Part:
             return centred_square(self.load(index).convert("RGB"), size)
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(f"data set '{self.dataset}': cannot read {self.sources[index]}: {first_line(error)}") from error
+
+
+class OnDisk:
+    """What data sets on disk share: victims from a private part, public images from another. Mixed in before `Dataset`.
+
+    Attributes:
+        shown: public images that stand for all of them in a grid; a model is trained on every one.
+    """
+
+    shown: ClassVar[int] = 1000
+
+    def victims(self, count: int, size: int, generator: torch.Generator) -> list[Picture]:
+        """See `Dataset.victims`: `count` different images of the private part."""
+        return self._private().draw(count, size, generator)
+
+    def public(self, size: int) -> list[Picture]:
+        """See `Dataset.public`: the first `shown` images of the public part."""
+        return self._public().first(self.shown, size)
+
+    def training(self, size: int) -> torch.Tensor:
+        """See `Dataset.training`: the whole public part."""
+        return self._public().all(size)
+
+    def _private(self) -> Part:
+        raise NotImplementedError
+
+    def _public(self) -> Part:
+        raise NotImplementedError
 
 
 def home(name: str, path: str, how: str) -> Path:

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from benchmark.datasets._parts import Part, home, listing, parquet_part
+from benchmark.datasets._parts import OnDisk, Part, home, listing, parquet_part
 from PIL import Image
 
 from benchmark.errors import UserError
-from benchmark.plugins import Dataset, Picture
+from benchmark.plugins import Dataset
 
 EVERY = 5
-PUBLIC = 1000
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 HOW = (
     "put the 30,000 image files there, or Parquet files with a column of images "
@@ -31,7 +29,7 @@ HOW = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class CelebAHQ(Dataset):
+class CelebAHQ(OnDisk, Dataset):
     """Parameters.
 
     Attributes:
@@ -40,25 +38,16 @@ class CelebAHQ(Dataset):
 
     path: str = ""
 
-    def victims(self, count: int, size: int, generator: torch.Generator) -> list[Picture]:
-        """See `Dataset.victims`: `count` different private images."""
-        _, private = self._whole().split(EVERY)
-        return private.draw(count, size, generator)
-
-    def public(self, size: int) -> list[Picture]:
-        """See `Dataset.public`: 1,000 of the public images."""
-        public, _ = self._whole().split(EVERY)
-        return public.first(PUBLIC, size)
-
-    def training(self, size: int) -> torch.Tensor:
-        """See `Dataset.training`: every public image."""
-        public, _ = self._whole().split(EVERY)
-        return public.all(size)
-
     def fingerprint(self) -> str:
         """See `Dataset.fingerprint`: relative names and sizes of the files."""
         root = home("celeba_hq", self.path, HOW)
         return listing([file for file in root.rglob("*") if file.is_file()], root)
+
+    def _private(self) -> Part:
+        return self._whole().split(EVERY)[1]
+
+    def _public(self) -> Part:
+        return self._whole().split(EVERY)[0]
 
     def _whole(self) -> Part:
         root = home("celeba_hq", self.path, HOW)

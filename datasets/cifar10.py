@@ -10,46 +10,28 @@ Images (3, S, S) float32 in [-1, 1], 32x32 at their own size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
-from benchmark.datasets._cifar import Layout
+from benchmark.datasets._cifar import CIFAR, Layout
 
-from benchmark.plugins import Dataset, Picture
-
-LAYOUT = Layout(
-    name="cifar10",
-    label_bytes=1,
-    folder="cifar-10-batches-bin",
-    train=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-    test=("test_batch.bin",),
-    repository="uoft-cs/cifar10",
-)
-PUBLIC = 2000
-"""Training images that stand for the public in a grid; a model is trained on all of them."""
+from benchmark.plugins import Dataset
 
 
 @dataclass(frozen=True, kw_only=True)
-class CIFAR10(Dataset):
+class CIFAR10(CIFAR, Dataset):
     """Parameters.
 
     Attributes:
         path: the folder of the data, empty for the usual place.
     """
 
+    layout: ClassVar[Layout] = Layout(
+        name="cifar10",
+        label_bytes=1,
+        folder="cifar-10-batches-bin",
+        train=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+        test=("test_batch.bin",),
+        repository="uoft-cs/cifar10",
+    )
+
     path: str = ""
-
-    def victims(self, count: int, size: int, generator: torch.Generator) -> list[Picture]:
-        """See `Dataset.victims`: `count` different test images."""
-        return LAYOUT.part(self.path, "test").draw(count, size, generator)
-
-    def public(self, size: int) -> list[Picture]:
-        """See `Dataset.public`: the first 2,000 training images."""
-        return LAYOUT.part(self.path, "train").first(PUBLIC, size)
-
-    def training(self, size: int) -> torch.Tensor:
-        """See `Dataset.training`: every training image."""
-        return LAYOUT.part(self.path, "train").all(size)
-
-    def fingerprint(self) -> str:
-        """See `Dataset.fingerprint`."""
-        return LAYOUT.fingerprint(self.path)

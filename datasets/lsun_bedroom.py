@@ -17,14 +17,12 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 
-import torch
-from benchmark.datasets._parts import Part, home, listing
+from benchmark.datasets._parts import OnDisk, Part, home, listing
 from PIL import Image
 
 from benchmark.errors import UserError, first_line
-from benchmark.plugins import Dataset, Picture
+from benchmark.plugins import Dataset
 
-PUBLIC = 1000
 TRAINING = 10_000
 HOW = (
     "put bedroom_train_lmdb and bedroom_val_lmdb there (github.com/fyu/lsun has the script that fetches them), "
@@ -33,7 +31,7 @@ HOW = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSUNBedroom(Dataset):
+class LSUNBedroom(OnDisk, Dataset):
     """Parameters.
 
     Attributes:
@@ -42,22 +40,16 @@ class LSUNBedroom(Dataset):
 
     path: str = ""
 
-    def victims(self, count: int, size: int, generator: torch.Generator) -> list[Picture]:
-        """See `Dataset.victims`: `count` different images of the validation part."""
-        return self._part("val").draw(count, size, generator)
-
-    def public(self, size: int) -> list[Picture]:
-        """See `Dataset.public`: the first 1,000 training images."""
-        return self._part("train").first(PUBLIC, size)
-
-    def training(self, size: int) -> torch.Tensor:
-        """See `Dataset.training`: the first 10,000 training images."""
-        return self._part("train").all(size)
-
     def fingerprint(self) -> str:
         """See `Dataset.fingerprint`: relative names and sizes of the files."""
         root = home("lsun_bedroom", self.path, HOW)
         return listing(root.rglob("*.mdb"), root)
+
+    def _private(self) -> Part:
+        return self._part("val")
+
+    def _public(self) -> Part:
+        return self._part("train")
 
     def _part(self, split: str) -> Part:
         folder = home("lsun_bedroom", self.path, HOW) / f"bedroom_{split}_lmdb"
