@@ -33,7 +33,7 @@ from benchmark.matching.objectives import layerwise_cosine_distance, squared_dis
 from benchmark.matching.problem import defect, flat, gaussian, guessed_update
 from benchmark.matching.search import Variables, adam, lbfgs
 from benchmark.plugins import Attack
-from benchmark.types import Observation, Reconstruction
+from benchmark.types import Observation, Reconstruction, Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +103,6 @@ class GIDMPlus(Attack):
         return variables, found.variables["logits"], found.evaluations
 
 
-def _update(seen: Observation, variables: Variables, t: Tensor) -> dict[str, Tensor]:
+def _update(seen: Observation, variables: Variables, t: Tensor) -> Update:
     eps = seen.noise if seen.noise is not None else variables["eps"]
-    return dict(guessed_update(seen, variables["x_0"], t, eps))
+    return guessed_update(seen, variables["x_0"], t, eps)

@@ -23,6 +23,7 @@ from benchmark.plugins import Attack, Dataset, Defense, Picture
 from benchmark.registry import Plugin, Registry, load
 from benchmark.scenario import Scenario
 from benchmark.seeds import stream
+from benchmark.spec import one
 from benchmark.types import Capability, Observation, Prior, PublicParameters, Reconstruction, Victim
 
 BUDGET = 3
@@ -106,14 +107,10 @@ def examine(name: str, registry: Registry) -> Iterator[Finding]:
     Raises:
         UserError: there is no such plugin, or its fields cannot be filled.
     """
-    stem, _, argument = name.partition(":")
-    for plugin in registry.find(stem):
-        cls = load(plugin)
-        fields = config.field_names(cls)
-        values: dict[str, object] = {fields[0]: argument} if argument and fields else {}
-        if plugin.kind == "attack" and "evaluations" in fields:
-            values["evaluations"] = BUDGET
-        instance = config.build(cls, values, f"{plugin.kind} '{name}'")
+    spec = one(name)
+    for plugin in registry.find(spec.name.partition(":")[0]):
+        budgeted = plugin.kind == "attack" and "evaluations" in config.field_names(load(plugin))
+        _, instance = registry.create(plugin.kind, spec, {"evaluations": BUDGET} if budgeted else {})
         rules: Mapping[str, Callable[[Plugin, Any], str | None]] = {**COMMON, **RULES[plugin.kind]}
         for rule, check in rules.items():
             yield Finding(f"{plugin.kind} {name}: {rule}", _problem(check, plugin, instance))
@@ -221,8 +218,8 @@ def _difference(a: Observation, b: Observation) -> str | None:
     if any(not torch.equal(a.update[name], b.update[name]) for name in a.update):
         return "update"
     assert a.prior is not None and b.prior is not None
-    for name, one, other in (("network", a.network, b.network), ("prior", a.prior.network, b.prior.network)):
-        if any(not torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True)):
+    for name, before, after in (("network", a.network, b.network), ("prior", a.prior.network, b.prior.network)):
+        if any(not torch.equal(p, q) for p, q in zip(before.parameters(), after.parameters(), strict=True)):
             return name
     return None
 

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,6 +203,7 @@ class _Planner:
         # Sums round differently when they are split over another number of threads.
         self.hardware = [device.partition(":")[0], torch.get_num_threads() if device == "cpu" else None]
         self.settings = self._settings()
+        self._weights = cache(_weights_key)  # reads whole files: once for a model, not for every cell
 
     def axes(self) -> list[Sequence[Any]]:
         from benchmark.diffusion.models import resolve
@@ -223,8 +225,8 @@ class _Planner:
         keys = Keys(
             dataset=_canonical(dataset.key),
             scenario=_canonical(dataclasses.asdict(scenario)),
-            model=_canonical(_weights_key(model)),
-            prior=_canonical(_weights_key(model.prior) if model.prior else None),
+            model=_canonical(self._weights(model)),
+            prior=_canonical(self._weights(model.prior) if model.prior else None),
             defense=_canonical(defense.key),
             attack=_canonical(attack.key),
         )

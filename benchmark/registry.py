@@ -24,7 +24,16 @@ KINDS = {"attack": "Attack", "defense": "Defense", "dataset": "Dataset"}
 """Kind of plugin -> the base class in `benchmark.plugins` that marks it."""
 
 NOT_ENGINE = frozenset(
-    {"cli", "report", "display.py", "environment.py", "contract.py", "training.py", *(f"{kind}s" for kind in KINDS)}
+    {
+        "cli",
+        "contract.py",
+        "display.py",
+        "environment.py",
+        "interrupts.py",
+        "report",
+        "training.py",
+        *(f"{kind}s" for kind in KINDS),
+    }
 )
 """Parts of `benchmark` that no answer depends on, and plugins, whose sources count for their own cells only."""
 

@@ -144,8 +144,12 @@ def _prior(cell: Cell) -> Prior | None:
     return Prior(network, build_schedule(model).to(cell.device))
 
 
-@lru_cache(maxsize=4)
 def _network(model: Model, seed: int) -> Denoiser:
+    return _built(dataclasses.replace(model, prior=None), seed)  # the weights do not depend on what is granted beside them
+
+
+@lru_cache(maxsize=4)
+def _built(model: Model, seed: int) -> Denoiser:
     return build_network(model, seed)
 
 

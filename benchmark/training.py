@@ -13,9 +13,7 @@ import hashlib
 import json
 import math
 import shutil
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from benchmark.diffusion.sampler import ddim
 from benchmark.diffusion.schedule import Schedule
 from benchmark.errors import UserError, first_line
 from benchmark.images import to_unit
+from benchmark.interrupts import noted
 from benchmark.seeds import stream
 
 STATE = "training.pt"
@@ -136,7 +135,7 @@ class Training:
     def describe(self) -> dict[str, object]:
         """What a card says of it."""
         parameters = sum(p.numel() for p in self.network.parameters())
-        return {"steps": self.step, "loss": round(self.loss, 5), "parameters": parameters, **dataclasses.asdict(self.recipe)}
+        return {"loss": round(self.loss, 5), "parameters": parameters, **dataclasses.asdict(self.recipe)}
 
     def save(self, out: Path) -> None:
         """Write the state that `load` reads, whole or not at all.
@@ -196,7 +195,7 @@ def train(training: Training, steps: int, out: Path, save_every: int, watch: Cal
     if training.step > steps:
         raise UserError(f"{out} holds a training of {training.step} steps already, more than {steps}; choose another --out")
     try:
-        with _patient() as interrupts:
+        with noted(patient=True) as interrupts:  # half a step would not go on to the same weights
             while training.step < steps and not interrupts:
                 training.advance()
                 watch(training)
@@ -207,17 +206,6 @@ def train(training: Training, steps: int, out: Path, save_every: int, watch: Cal
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
     if interrupts:
         raise KeyboardInterrupt
-
-
-@contextmanager
-def _patient() -> Iterator[list[int]]:
-    """Collects Ctrl-C instead of breaking off: half a step would not go on to the same weights."""
-    interrupts: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
-    try:
-        yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def publish(training: Training, scheduler: DDPMScheduler, out: Path, card: dict[str, object]) -> None:

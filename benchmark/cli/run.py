@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,12 +100,13 @@ def _missing(cells: Sequence[Cell], store: Store, options: argparse.Namespace) -
 def _run(cells: list[Cell], store: Store, options: argparse.Namespace) -> bool:
     """Run the cells, each saved as it ends. True if the user interrupted."""
     from benchmark.display import choose
+    from benchmark.interrupts import noted
     from benchmark.matching.search import watching
     from benchmark.runner import run_cell
 
     display = choose(options.display, cells)
     try:
-        with display, watching(display.step), _noted() as interrupts:
+        with display, watching(display.step), noted(patient=False) as interrupts:
             for cell in cells:
                 display.begin(cell)
                 outcome = run_cell(cell, options.cell_timeout)
@@ -118,22 +117,6 @@ def _run(cells: list[Cell], store: Store, options: argparse.Namespace) -> bool:
     except KeyboardInterrupt:
         return True
     return False
-
-
-@contextmanager
-def _noted() -> Iterator[list[int]]:
-    """Ctrl-C raises as ever, and is noted too: what is raised in a destructor or a callback of a library is lost."""
-    interrupts: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        interrupts.append(number)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _report(cells: Sequence[Cell], store: Store, options: argparse.Namespace) -> int:

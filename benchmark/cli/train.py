@@ -57,8 +57,13 @@ def execute(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"\nInterrupted at step {training.step}; the same command goes on from there.")
         return 130
-    card = {"command": _command(options), **training.describe(), "environment": training.environment, "base": model.card}
-    card["steps"] = training.step + (model.trained_steps or 0)
+    card = {
+        "command": _command(options),
+        "steps": training.step + (model.trained_steps or 0),
+        **training.describe(),
+        "environment": training.environment,
+        "base": model.card,
+    }
     publish(training, scheduler, options.out, card)
     print(f"Model, card and sample sheet: {options.out}")
     return 0
