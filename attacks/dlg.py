@@ -22,9 +22,11 @@ from typing import ClassVar
 
 import torch
 
+from benchmark.matching.engine import Task, match
+from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import defect, gaussian, guessed_update
-from benchmark.matching.search import Variables, best_of, lbfgs
+from benchmark.matching.problem import Guess, Stack, gaussian
+from benchmark.matching.search import Variables, best_of_each
 from benchmark.plugins import Attack
 from benchmark.types import Capability, Observation, Reconstruction
 
@@ -51,24 +53,20 @@ class DLG(Attack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return [self._invert(observation, generator) for observation in observations]
+        share = self.evaluations // self.restarts
+        tasks = [Task(seen, _start(seen, generator), share) for seen in observations for _ in range(self.restarts)]
+        found = match(tasks, _guess, squared_distance, lbfgs)
+        return [best.reconstruction() for best in best_of_each(found, self.restarts)]
 
-    def _invert(self, observation: Observation, generator: torch.Generator) -> Reconstruction:
-        starts = [self._start(observation, generator) for _ in range(self.restarts)]
-        if reason := defect(observation):
-            return Reconstruction(starts[0]["x_0"], evaluations=0, diverged=reason)
-        t = observation.timesteps
-        assert t is not None
 
-        def cost(variables: Variables) -> torch.Tensor:
-            eps = observation.noise if observation.noise is not None else variables["eps"]
-            return squared_distance(guessed_update(observation, variables["x_0"], t, eps), observation.update)
+def _start(seen: Observation, generator: torch.Generator) -> Variables:
+    start = {"x_0": gaussian(seen, generator)}
+    if seen.noise is None:
+        start["eps"] = gaussian(seen, generator)
+    return start
 
-        best = best_of([lbfgs(cost, start, self.evaluations // self.restarts) for start in starts])
-        return Reconstruction(best.variables["x_0"], best.evaluations, best.loss, diverged=best.diverged)
 
-    def _start(self, observation: Observation, generator: torch.Generator) -> Variables:
-        start = {"x_0": gaussian(observation, generator)}
-        if observation.noise is None:
-            start["eps"] = gaussian(observation, generator)
-        return start
+def _guess(variables: Variables, known: Stack) -> Guess:
+    eps = known.noise if known.noise is not None else variables["eps"]
+    assert known.timesteps is not None
+    return Guess(variables["x_0"], known.timesteps, eps)

@@ -25,7 +25,9 @@ network per evaluation; in phase 1, for each sampler step, two forward passes an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -34,11 +36,14 @@ import torch
 from torch import Tensor
 
 from benchmark.diffusion.sampler import ddim, ddim_inverse
-from benchmark.matching.objectives import cosine_distance, squared_distance
-from benchmark.matching.problem import defect, flat, gaussian, guessed_update
-from benchmark.matching.search import Cost, Solution, Variables, adam, lbfgs
+from benchmark.matching.adam import adam
+from benchmark.matching.engine import Task, match
+from benchmark.matching.lbfgs import lbfgs
+from benchmark.matching.objectives import Distance, cosine_distance, squared_distance
+from benchmark.matching.problem import Guess, Stack, flat, gaussian
+from benchmark.matching.search import Optimiser, Solution, Variables
 from benchmark.plugins import Attack
-from benchmark.types import Capability, Observation, Reconstruction, Update
+from benchmark.types import Capability, Observation, Prior, Reconstruction
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,8 @@ class Preset:
         start: `gaussian` latents and pixels, or those of the `flat` mean colour.
     """
 
-    search: Callable[[Cost, Variables, int], Solution]
-    latent_distance: Callable[[Update, Update], Tensor]
+    search: Optimiser
+    latent_distance: Distance
     latent_share: float
     sampler_steps: int
     start: Literal["gaussian", "flat"]
@@ -94,48 +99,61 @@ class GIDM(Attack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return [self._invert(observation, generator) for observation in observations]
-
-    def _invert(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         preset = PRESETS[self.preset]
-        start = gaussian(seen, generator) if preset.start == "gaussian" else flat(seen)
-        if reason := defect(seen):
-            return Reconstruction(start, evaluations=0, diverged=reason)
+        starts = [gaussian(seen, generator) if preset.start == "gaussian" else flat(seen) for seen in observations]
+        tasks = [Task(seen, {"x_0": start}, self.evaluations) for seen, start in zip(observations, starts, strict=True)]
         share = preset.latent_share if self.latent_share is None else self.latent_share
-        if seen.prior is None and share == 1:
-            return Reconstruction(start, evaluations=0, diverged="phase 1 alone needs a prior, and none is granted")
-        note = "phase 1 skipped: no prior is granted" if share and seen.prior is None else ""
-        found = Solution({"x_0": start}, float("inf"), 0)
-        if share and seen.prior is not None:
-            found = self._phase_1(seen, start, max(1, round(share * self.evaluations)))
-        if share < 1 and found.evaluations < self.evaluations and not (found.evaluations and found.diverged):
-            found = self._phase_2(seen, found)
-        return Reconstruction(found.variables["x_0"], found.evaluations, found.loss, note=note, diverged=found.diverged)
+        first = self._phase_1([task for task in tasks if share and task.seen.prior], share)
+        found = self._phase_2(tasks, first) if share < 1 else first
+        return [_answer(task, found.get(id(task)), bool(share)) for task in tasks]
 
-    def _phase_1(self, seen: Observation, start: Tensor, evaluations: int) -> Solution:
-        """From a latent to an image; `start` is the latent itself, or the flat image whose latent is looked for."""
-        preset, prior = PRESETS[self.preset], seen.prior
-        assert prior is not None
+    def _phase_1(self, tasks: Sequence[Task], share: float) -> dict[int, Solution]:
+        """From latents to images, by task; a start is the latent itself, or the flat image whose latent is looked for."""
+        preset, evaluations = PRESETS[self.preset], max(1, round(share * self.evaluations))
         steps = self.sampler_steps or preset.sampler_steps
-        z = start if preset.start == "gaussian" else ddim_inverse(prior.network, prior.schedule, start, steps)
 
-        def cost(variables: Variables) -> Tensor:
-            x_0 = ddim(prior.network, prior.schedule, variables["z"], steps)
-            return preset.latent_distance(_update(seen, x_0), seen.update)
+        def guess(variables: Variables, known: Stack) -> Guess:
+            z = variables["z"]
+            return _guess({"x_0": _sampled(known.prior, z.flatten(0, 1), steps).view_as(z)}, known)
 
-        latent = preset.search(cost, {"z": z}, evaluations)
-        with torch.no_grad():
-            x_0 = ddim(prior.network, prior.schedule, latent.variables["z"], steps)
-        return Solution({"x_0": x_0}, latent.loss, latent.evaluations)
+        def latent(task: Task) -> Tensor:
+            prior, start = task.seen.prior, task.start["x_0"]
+            assert prior is not None
+            return start if preset.start == "gaussian" else ddim_inverse(prior.network, prior.schedule, start, steps)
 
-    def _phase_2(self, seen: Observation, before: Solution) -> Solution:
-        def cost(variables: Variables) -> Tensor:
-            return squared_distance(_update(seen, variables["x_0"]), seen.update)
+        latents = [Task(task.seen, {"z": latent(task)}, evaluations) for task in tasks]
+        found = match(latents, guess, preset.latent_distance, preset.search)
+        return {id(task): _shown(task, solution, steps) for task, solution in zip(tasks, found, strict=True)}
 
-        pixels = PRESETS[self.preset].search(cost, before.variables, self.evaluations - before.evaluations)
-        return Solution(pixels.variables, pixels.loss, before.evaluations + pixels.evaluations)
+    def _phase_2(self, tasks: Sequence[Task], first: Mapping[int, Solution]) -> dict[int, Solution]:
+        """From images to better ones, with the evaluations that are left, by task."""
+        nothing = {id(task): Solution(task.start, math.inf, 0) for task in tasks}
+        before = {**nothing, **first}
+        left = {key: self.evaluations - solution.evaluations for key, solution in before.items()}
+        going = [task for task in tasks if left[id(task)]]
+        pixels = [Task(task.seen, before[id(task)].variables, left[id(task)]) for task in going]
+        found = match(pixels, _guess, squared_distance, PRESETS[self.preset].search)
+        return {**before, **{id(task): new.after(before[id(task)]) for task, new in zip(going, found, strict=True)}}
 
 
-def _update(seen: Observation, x_0: Tensor) -> Update:
-    assert seen.timesteps is not None and seen.noise is not None
-    return guessed_update(seen, x_0, seen.timesteps, seen.noise)
+def _guess(variables: Variables, known: Stack) -> Guess:
+    assert known.timesteps is not None and known.noise is not None
+    return Guess(variables["x_0"], known.timesteps, known.noise)
+
+
+def _sampled(prior: Prior | None, z: Tensor, steps: int) -> Tensor:
+    assert prior is not None
+    return ddim(prior.network, prior.schedule, z, steps)
+
+
+@torch.no_grad()
+def _shown(task: Task, latent: Solution, steps: int) -> Solution:
+    """The solution with the image that its latent stands for."""
+    return dataclasses.replace(latent, variables={"x_0": _sampled(task.seen.prior, latent.variables["z"], steps)})
+
+
+def _answer(task: Task, found: Solution | None, latent: bool) -> Reconstruction:
+    if found is None:
+        return Reconstruction(task.start["x_0"], 0, diverged="phase 1 alone needs a prior, and none is granted")
+    note = "phase 1 skipped: no prior is granted" if latent and not task.seen.prior else ""
+    return dataclasses.replace(found.reconstruction(), note=note)

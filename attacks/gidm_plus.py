@@ -23,17 +23,22 @@ Shapes: images (B, C, H, W), unbounded. Cost: one double backward through the ne
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from benchmark.matching.adam import adam
+from benchmark.matching.engine import Task, match
+from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import layerwise_cosine_distance, squared_distance
-from benchmark.matching.problem import defect, flat, gaussian, guessed_update
-from benchmark.matching.search import Variables, adam, lbfgs
+from benchmark.matching.problem import Guess, Stack, flat, gaussian
+from benchmark.matching.search import Solution, Variables
 from benchmark.plugins import Attack
-from benchmark.types import Observation, Reconstruction, Update
+from benchmark.types import Observation, Reconstruction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,47 +67,57 @@ class GIDMPlus(Attack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return [self._invert(observation, generator) for observation in observations]
+        tasks = [Task(seen, _start(seen, generator), self.evaluations) for seen in observations]
+        private = [task for task in tasks if task.seen.timesteps is None]
+        joint = dict(zip(map(id, private), self._joint(private), strict=True))
+        found = match([_after(task, joint.get(id(task))) for task in tasks], _guess, squared_distance, lbfgs)
+        return [_rebuilt(solution, joint.get(id(task))) for task, solution in zip(tasks, found, strict=True)]
 
-    def _invert(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
-        start = {"x_0": flat(seen)}
-        if seen.noise is None:
-            start["eps"] = gaussian(seen, generator)
-        if reason := defect(seen):
-            return Reconstruction(start["x_0"], evaluations=0, diverged=reason)
-        spent, t, told = 0, seen.timesteps, False
-        if t is None:
-            start, logits, spent = self._joint(seen, start)
-            t, told = logits.argmax(dim=-1), bool(logits.any())  # equal logits name no timestep
-
-        def cost(variables: Variables) -> Tensor:
-            return squared_distance(_update(seen, variables, t), seen.update)
-
-        found = lbfgs(cost, start, self.evaluations - spent)
-        return Reconstruction(
-            found.variables["x_0"],
-            spent + found.evaluations,
-            found.loss,
-            timesteps=t if told else None,
-            noise=found.variables.get("eps"),
-            diverged=found.diverged,
-        )
-
-    def _joint(self, seen: Observation, start: Variables) -> tuple[dict[str, Tensor], Tensor, int]:
-        """The first phase: where image, noise and the logits (B, T) have come to, and the evaluations spent."""
-        logits = torch.zeros(seen.batch_size, seen.schedule.steps, device=seen.network.device)
-
-        def cost(variables: Variables) -> Tensor:
-            relaxed = torch.softmax(variables["logits"], dim=-1)
-            return layerwise_cosine_distance(_update(seen, variables, relaxed), seen.update)
-
-        rates = {"x_0": self.lr, "eps": self.lr, "logits": self.timestep_lr}
+    def _joint(self, tasks: Sequence[Task]) -> list[Solution]:
+        """The first phase: image, noise and the logits (B, T) of the timestep."""
         evaluations = min(max(1, round(self.joint_share * self.evaluations)), self.evaluations - 1)
-        found = adam(cost, {**start, "logits": logits}, evaluations, rates)
-        variables = {name: found.variables[name] for name in start}
-        return variables, found.variables["logits"], found.evaluations
+        tasks = [dataclasses.replace(task, start=_with_logits(task), evaluations=evaluations) for task in tasks]
+        rates = {"x_0": self.lr, "eps": self.lr, "logits": self.timestep_lr}
+        return match(tasks, _relaxed_guess, layerwise_cosine_distance, partial(adam, lr=rates))
 
 
-def _update(seen: Observation, variables: Variables, t: Tensor) -> Update:
-    eps = seen.noise if seen.noise is not None else variables["eps"]
-    return guessed_update(seen, variables["x_0"], t, eps)
+def _start(seen: Observation, generator: torch.Generator) -> Variables:
+    start = {"x_0": flat(seen)}
+    if seen.noise is None:
+        start["eps"] = gaussian(seen, generator)
+    return start
+
+
+def _with_logits(task: Task) -> Variables:
+    seen = task.seen
+    return {**task.start, "logits": torch.zeros(seen.batch_size, seen.schedule.steps, device=seen.network.device)}
+
+
+def _after(task: Task, joint: Solution | None) -> Task:
+    """The second phase: from where the first came to, with its likeliest timestep taken for granted."""
+    if joint is None:
+        return task
+    start = {name: joint.variables[name] for name in task.start}
+    believed = dataclasses.replace(task.seen, timesteps=joint.variables["logits"].argmax(dim=-1))
+    return Task(believed, start, task.evaluations - joint.evaluations)
+
+
+def _rebuilt(found: Solution, joint: Solution | None) -> Reconstruction:
+    """What was found, with the likeliest timestep where that was private; equal logits name none."""
+    if joint is None:
+        return found.reconstruction()
+    logits = joint.variables["logits"]
+    return dataclasses.replace(found.after(joint).reconstruction(), timesteps=logits.argmax(dim=-1) if logits.any() else None)
+
+
+def _relaxed_guess(variables: Variables, known: Stack) -> Guess:
+    return Guess(variables["x_0"], torch.softmax(variables["logits"], dim=-1), _noise(variables, known))
+
+
+def _guess(variables: Variables, known: Stack) -> Guess:
+    assert known.timesteps is not None
+    return Guess(variables["x_0"], known.timesteps, _noise(variables, known))
+
+
+def _noise(variables: Variables, known: Stack) -> Tensor:
+    return known.noise if known.noise is not None else variables["eps"]

@@ -20,13 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 
+from benchmark.matching.adam import signed_adam
+from benchmark.matching.engine import Task, match
 from benchmark.matching.objectives import cosine_distance, total_variation
-from benchmark.matching.problem import defect, gaussian, guessed_update
-from benchmark.matching.search import Variables, best_of, signed_adam
+from benchmark.matching.problem import Guess, Stack, gaussian
+from benchmark.matching.search import Variables, best_of_each
 from benchmark.plugins import Attack
 from benchmark.types import Capability, Observation, Reconstruction
 
@@ -59,20 +62,14 @@ class InvertingGradients(Attack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return [self._invert(observation, generator) for observation in observations]
-
-    def _invert(self, observation: Observation, generator: torch.Generator) -> Reconstruction:
-        starts = [gaussian(observation, generator) for _ in range(self.restarts)]
-        if reason := defect(observation):
-            return Reconstruction(starts[0], evaluations=0, diverged=reason)
-        t, eps = observation.timesteps, observation.noise
-        assert t is not None and eps is not None
-
-        def cost(variables: Variables) -> torch.Tensor:
-            x_0 = variables["x_0"]
-            distance = cosine_distance(guessed_update(observation, x_0, t, eps), observation.update)
-            return distance + self.tv * total_variation(x_0)
-
         share = self.evaluations // self.restarts
-        best = best_of([signed_adam(cost, {"x_0": start}, share, self.lr, (-1.0, 1.0)) for start in starts])
-        return Reconstruction(best.variables["x_0"], best.evaluations, best.loss, diverged=best.diverged)
+        starts = [(seen, {"x_0": gaussian(seen, generator)}) for seen in observations for _ in range(self.restarts)]
+        tasks = [Task(seen, start, share) for seen, start in starts]
+        optimise = partial(signed_adam, lr=self.lr, bounds=(-1.0, 1.0))
+        found = match(tasks, _guess, cosine_distance, optimise, lambda v: self.tv * total_variation(v["x_0"]))
+        return [best.reconstruction() for best in best_of_each(found, self.restarts)]
+
+
+def _guess(variables: Variables, known: Stack) -> Guess:
+    assert known.timesteps is not None and known.noise is not None
+    return Guess(variables["x_0"], known.timesteps, known.noise)

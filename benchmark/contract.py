@@ -19,6 +19,7 @@ from benchmark.diffusion.schedule import Schedule, from_scheduler
 from benchmark.errors import UserError
 from benchmark.federation import ClientStep, draw_victim, observe
 from benchmark.imports import reachable
+from benchmark.matching.search import Step, watching
 from benchmark.plugins import Attack, Dataset, Defense, Picture
 from benchmark.registry import Plugin, Registry, load
 from benchmark.scenario import Scenario
@@ -188,8 +189,12 @@ def _returns(plugin: Plugin, attack: Attack) -> str | None:
 
 def _budgeted(plugin: Plugin, attack: Attack) -> str | None:
     _, observations = _observations(attack)
-    spent = _run(attack, observations)[0].evaluations
-    return None if spent <= attack.budget else f"it spent {spent} evaluations of {attack.budget}"
+    counted: list[Step] = []
+    with watching(counted.append):
+        told = _run(attack, observations)[0].evaluations
+    if told < len(counted):
+        return f"it tells of {told} evaluations, and {len(counted)} were counted"
+    return None if told <= attack.budget else f"it spent {told} evaluations of {attack.budget}"
 
 
 def _repeats(plugin: Plugin, attack: Attack) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -26,6 +27,9 @@ PACKAGES = (
     "matplotlib",
     "safetensors",
 )
+MALLOPT = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 256 * 2**20)}
+"""glibc's parameters, from malloc.h: no mappings of their own for large tensors, nothing trimmed, growth in large pieces."""
+
 ALLOCATOR_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "LD_PRELOAD")
 
 
@@ -50,21 +54,41 @@ def device_name(choice: str) -> str:
     return f"cuda:{index or 0}"
 
 
-def settle_threads() -> None:
-    """One thread for sums unless the user set OMP_NUM_THREADS.
+def settle() -> None:
+    """Set threads and allocator as the bench needs them; to be called before the first tensor is made.
 
-    The preset U-Nets are too small to gain from a second one, threads that wait for each other slow down by far more when
-    another process wants the cores, and sums that are split alike everywhere come out alike everywhere.
+    Threads: one for sums unless the user set OMP_NUM_THREADS. The preset U-Nets are too small to gain from a second one,
+    threads that wait for each other slow down by far more when another process wants the cores, and sums that are split alike
+    everywhere come out alike everywhere. The engine gives each core victims of its own instead.
+
+    Allocator: glibc's returns freed memory to the system, and page faults then take a good part of each evaluation. It keeps
+    it instead, unless the user set one of ALLOCATOR_VARIABLES.
     """
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
+    _settle_allocator()
+
+
+def _settle_allocator() -> None:
+    global _allocator
+    if told := [f"{name}={os.environ[name]}" for name in ALLOCATOR_VARIABLES if name in os.environ]:
+        _allocator = ", ".join(told)
+    elif platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        kept = [libc.mallopt(parameter, value) for parameter, value in MALLOPT.values()]
+        _allocator = "glibc, keeps freed memory" if all(kept) else _allocator
+
+
+_allocator = "system default"
 
 
 def describe(device: str) -> dict[str, object]:
-    """Versions, device, threads, numerical flags and allocator settings."""
+    """Versions, device, threads, numerical flags and allocator."""
     import torch
+
+    from benchmark.matching.resources import cores
 
     found: dict[str, object] = {
         "gidbench": benchmark.__version__,
@@ -77,7 +101,8 @@ def describe(device: str) -> dict[str, object]:
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-        "allocator": {name: os.environ[name] for name in ALLOCATOR_VARIABLES if name in os.environ} or "system default",
+        "cores": cores(),
+        "allocator": _allocator,
     }
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(device)

@@ -27,6 +27,8 @@ from benchmark.errors import first_line
 from benchmark.federation import ClientStep, batch_sizes, draw_victim, observe
 from benchmark.grid import Cell
 from benchmark.judge import Sample, judge, oracle
+from benchmark.matching.resources import out_of_memory
+from benchmark.matching.search import Step, watching
 from benchmark.metrics import lpips_missing
 from benchmark.plugins import Dataset, Picture
 from benchmark.seeds import stream
@@ -65,14 +67,15 @@ def run_cell(cell: Cell, timeout: float | None = None) -> Outcome:
             else:
                 victims, observations = scene(cell)
                 start = time.perf_counter()
-                rebuilt = attack(cell, victims, observations)
+                rebuilt, counted = attack(cell, victims, observations)
                 seconds = time.perf_counter() - start
                 samples = judge(victims, rebuilt, cell.success_db)
+                _check_count(rebuilt, counted)
                 status, reason = _verdict(samples)
     except CellTimeout:
         status, reason = Status.TIMEOUT, f"gave up after {timeout:g} s"
     except Exception as error:
-        status = Status.OOM if _out_of_memory(error) else Status.FAILED
+        status = Status.OOM if out_of_memory(error) else Status.FAILED
         reason = _explain(error)
     return Outcome(_record(cell, status, reason, seconds, claims), samples)
 
@@ -122,12 +125,17 @@ def scene(cell: Cell) -> tuple[list[Victim], list[Observation]]:
     return victims, observations
 
 
-def attack(cell: Cell, victims: Sequence[Victim], observations: Sequence[Observation]) -> list[Reconstruction]:
-    """Let the cell's attack rebuild the victims from the observations alone; only the oracle is shown the victims."""
+def attack(cell: Cell, victims: Sequence[Victim], observations: Sequence[Observation]) -> tuple[list[Reconstruction], int]:
+    """Let the cell's attack rebuild the victims from the observations alone; only the oracle is shown the victims.
+
+    Also returns how many evaluations the engine counted.
+    """
     if cell.attack is None:
-        return oracle(victims)
+        return oracle(victims), 0
     own = stream(cell.seed, "attack", cell.keys.attack, cell.keys.defense, cell.keys.model, *_axes(cell))
-    return cell.attack.run(observations, own)
+    counted: list[Step] = []
+    with watching(counted.append):
+        return cell.attack.run(observations, own), len(counted)
 
 
 @lru_cache(maxsize=8)
@@ -274,8 +282,11 @@ def _time_limit(seconds: float | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _check_count(rebuilt: Sequence[Reconstruction], counted: int) -> None:
+    """An attack may spend evaluations of its own making, but never tell fewer than the engine has counted."""
+    told = sum(reconstruction.evaluations for reconstruction in rebuilt)
+    if told < counted:
+        raise RuntimeError(f"the attack tells of {told} evaluations, and {counted} were counted")
 
 
 def _explain(error: Exception) -> str:

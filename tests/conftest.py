@@ -5,9 +5,9 @@ import torch
 from hypothesis import settings
 
 from benchmark.contract import Toy, toy
-from benchmark.environment import settle_threads
+from benchmark.environment import settle
 
-settle_threads()
+settle()
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("repeatable")

@@ -11,18 +11,21 @@ from benchmark.contract import Exposed
 from benchmark.grid import Grid, plan
 from benchmark.judge import judge, oracle
 from benchmark.matching.objectives import cosine_distance, squared_distance
-from benchmark.matching.problem import guessed_update
+from benchmark.matching.problem import Guess, Updates
 from benchmark.registry import Registry
 from benchmark.runner import scene as play
 
 
 def test_client_and_attacker_scale_the_loss_and_the_images_alike(scene):
     seen = scene.observe(Exposed())
-    update = guessed_update(seen, scene.victim.images, seen.timesteps, seen.noise)
-    for name, value in seen.update.items():
+    victim = scene.victim
+    guess = Guess(victim.images[None], seen.timesteps[None], seen.noise[None])
+    update = Updates(seen.network, seen.schedule, list(seen.update))(guess)
+    whole = {name: value[None] for name, value in seen.update.items()}
+    for name, value in whole.items():
         torch.testing.assert_close(update[name], value, atol=1e-6, rtol=1e-4)
-    assert float(squared_distance(update, seen.update)) < 1e-10
-    assert abs(float(cosine_distance(update, seen.update))) < 1e-6
+    assert float(squared_distance(update, whole)) < 1e-10
+    assert abs(float(cosine_distance(update, whole))) < 1e-6
 
 
 def test_two_stages_attack_one_victim():

@@ -19,11 +19,11 @@ def execute(options: argparse.Namespace) -> int:
     """Print what records store of their environment, and what is missing."""
     import torch
 
-    from benchmark.environment import describe, device_name, settle_threads
+    from benchmark.environment import describe, device_name, settle
     from benchmark.metrics import lpips_missing
     from benchmark.registry import Registry
 
-    settle_threads()
+    settle()
     for name, value in describe(device_name(options.device)).items():
         print(f"{name:<26}{value}")
     print("\nOptional weights")

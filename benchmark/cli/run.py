@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,13 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Plan, run what is missing, report. 0 if all cells are ok, diverged or skipped, else 1."""
-    from benchmark.environment import device_name, settle_threads
+    from benchmark.environment import device_name, settle
     from benchmark.grid import plan, read
     from benchmark.registry import Registry
     from benchmark.runner import rehearse
     from benchmark.store import Store
 
-    settle_threads()
+    settle()
     grid = _override(read(options.grid), options)
     device = device_name(options.device)
     cells = plan(grid, Registry(options.include), device)
@@ -148,7 +147,7 @@ def _dry_run(cells: Sequence[Cell], missing: Sequence[Cell], grid: Grid) -> int:
 
 
 def _costs(cells: Sequence[Cell]) -> list[float]:
-    """Seconds of one evaluation for each cell, measured once per model and scenario."""
+    """Seconds of one evaluation of one victim for each cell, measured once per model and scenario."""
     measured: dict[tuple[str, str], float] = {}
     for cell in cells:
         key = (cell.model.label, str(cell.scenario))
@@ -158,15 +157,15 @@ def _costs(cells: Sequence[Cell]) -> list[float]:
 
 
 def _cost(cell: Cell) -> float:
-    from benchmark.matching.problem import evaluation
+    from benchmark.matching.engine import seconds_per_evaluation
     from benchmark.runner import scene
 
     victims, observations = scene(cell)
-    seen, victim = observations[0], victims[0]
-    evaluation(seen, victim.images, victim.timesteps, victim.noise)
-    start = time.perf_counter()
-    evaluation(seen, victim.images, victim.timesteps, victim.noise)
-    return time.perf_counter() - start
+    known = [
+        dataclasses.replace(seen, timesteps=victim.timesteps.to(cell.device), noise=victim.noise.to(cell.device))
+        for victim, seen in zip(victims, observations, strict=True)
+    ]
+    return seconds_per_evaluation(known)
 
 
 def _seconds(text: str) -> float:

@@ -41,13 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Train, and leave weights, schedule, card and sample sheet in the directory."""
-    from benchmark.environment import describe, settle_threads
+    from benchmark.environment import describe, settle
     from benchmark.training import publish, train
 
     for name in ("steps", "save_every"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
-    settle_threads()
+    settle()
     training, scheduler, model = _prepare(options)
     if training.step < options.steps:
         training.environment = describe(training.network.device)

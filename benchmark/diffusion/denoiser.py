@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -25,6 +26,7 @@ class Denoiser(nn.Module):
         for module in unet.modules():
             if hasattr(module, "set_processor"):
                 module.set_processor(AttnProcessor())
+        unet.time_proj.register_forward_hook(_mix)
         self.eval()
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
@@ -34,14 +36,26 @@ class Denoiser(nn.Module):
         """
         if not t.is_floating_point():
             return cast(Tensor, self.unet(x_t, t).sample)
-        embedding = self.unet.time_proj(torch.arange(t.shape[1], device=t.device)).to(t.dtype)
-        handle = self.unet.time_proj.register_forward_hook(lambda *_: t @ embedding)
+        token = _weights.set(t)
         try:
             return cast(Tensor, self.unet(x_t, torch.zeros(len(t), dtype=torch.int64, device=t.device)).sample)
         finally:
-            handle.remove()
+            _weights.reset(token)
 
     @property
     def device(self) -> str:
         """The device of the parameters."""
         return str(next(self.parameters()).device)
+
+
+_weights: ContextVar[Tensor | None] = ContextVar("weights", default=None)
+"""Weights (B, T) over the timesteps of the forward pass under way; each thread has its own."""
+
+
+def _mix(time_projection: nn.Module, inputs: object, embedding: Tensor) -> Tensor:
+    """In place of the embedding of one timestep, the mixture of all of them where weights are given."""
+    t = _weights.get()
+    if t is None:
+        return embedding
+    every: Tensor = time_projection.forward(torch.arange(t.shape[1], device=t.device))
+    return t @ every.to(t.dtype)

@@ -6,16 +6,19 @@ from torch.autograd import grad
 from benchmark.diffusion.schedule import Schedule
 
 
-def training_loss(network: nn.Module, schedule: Schedule, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """L = mean || target - net(x_t, t) ||^2 over batch, channels and pixels, a scalar.
-
-    The simplified loss of Ho et al. 2020 (arXiv 2006.11239).
+def losses(network: nn.Module, schedule: Schedule, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """Each example's mean || target - net(x_t, t) ||^2 over channels and pixels, (B,).
 
     Shapes: `x_0` and `eps` (B, C, H, W), `t` (B,).
     """
     prediction = network(schedule.add_noise(x_0, t, eps), t)
     residual: Tensor = schedule.target(x_0, t, eps) - prediction
-    return residual.square().mean()
+    return residual.square().flatten(1).mean(1)
+
+
+def training_loss(network: nn.Module, schedule: Schedule, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """L, the mean of the examples' `losses`, a scalar: the simplified loss of Ho et al. 2020 (arXiv 2006.11239)."""
+    return losses(network, schedule, x_0, t, eps).mean()
 
 
 def parameter_gradient(network: nn.Module, loss: Tensor, create_graph: bool = False) -> dict[str, Tensor]:

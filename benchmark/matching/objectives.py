@@ -1,12 +1,22 @@
-"""Distances between two updates, and regularisers on images: scalars, differentiable in the first argument.
+"""Distances between P guessed and P seen updates, and regularisers on P batches of images: each gives (P,), differentiable.
 
-Distances run over the parameters of `seen`, the update that crossed the wire: what was withheld cannot be compared.
+Every value of an update has P as its first dimension. Distances run over the parameters of `seen`, what crossed the wire:
+what was withheld cannot be compared.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from benchmark.types import Update
+
+Distance = Callable[[Update, Update], Tensor]
+"""(P,) distances of the first update to the second, the seen one."""
 
 NO_DIRECTION = 1e-5
 """Share of the largest layer's norm below which a layer's gradient is rounding."""
@@ -17,12 +27,14 @@ EPS = 1e-20
 
 def squared_distance(update: Update, seen: Update) -> Tensor:
     """sum || g - g* ||^2 over all parameters (Zhu et al. 2019, arXiv 1906.08935; their main.py)."""
-    return (_flat(update, seen) - _flat(seen, seen)).square().sum()
+    total: Tensor = _Squared.apply(*(update[name] for name in seen), *seen.values())
+    return total
 
 
 def cosine_distance(update: Update, seen: Update) -> Tensor:
     """1 - <g, g*> / (||g|| ||g*||), all parameters as one vector (after Geiping et al. 2020, arXiv 2003.14053)."""
-    return 1 - torch.cosine_similarity(_flat(update, seen), _flat(seen, seen), dim=0)
+    inner, own, other = (torch.stack(parts) for parts in zip(*(_products(update[n], v) for n, v in seen.items()), strict=True))
+    return 1 - inner.sum(0) / (own.sum(0) * other.sum(0)).sqrt().clamp(min=EPS)
 
 
 def layerwise_cosine_distance(update: Update, seen: Update) -> Tensor:
@@ -30,19 +42,72 @@ def layerwise_cosine_distance(update: Update, seen: Update) -> Tensor:
 
     Parameters whose seen gradient is zero but for rounding, as attention's key biases, have no direction and are left out.
     """
-    norms = {name: value.norm() for name, value in seen.items()}
-    largest = max(norms.values())
-    told = [name for name, norm in norms.items() if norm > NO_DIRECTION * largest]
-    distances = [1 - torch.cosine_similarity(update[name].flatten(), seen[name].flatten(), dim=0, eps=EPS) for name in told]
-    return torch.stack(distances).mean()
+    inner, own, other = (torch.stack(parts) for parts in zip(*(_products(update[n], v) for n, v in seen.items()), strict=True))
+    told = other.sqrt() > NO_DIRECTION * other.sqrt().amax(0)
+    # Where nothing is told the root is taken of a constant: that of a zero has no derivative.
+    norms = torch.where(told, own * other, 1).sqrt().clamp(min=EPS)
+    return (told * (1 - inner / norms)).sum(0) / told.sum(0)
+
+
+def masked(distance: Distance) -> Distance:
+    """The distance over the coordinates that the seen update keeps, for updates whose other coordinates were set to zero."""
+    return lambda update, seen: distance({name: update[name] * (value != 0) for name, value in seen.items()}, seen)
+
+
+def weighted(distance: Distance, weights: Callable[[Update], Update]) -> Distance:
+    """The distance between w g and w g*, where `weights` gives w (P,) for each parameter of the seen update."""
+
+    def scaled(update: Update, seen: Update) -> Tensor:
+        w = {name: _spread(value, seen[name]) for name, value in weights(seen).items()}
+        return distance({name: update[name] * w[name] for name in seen}, {name: seen[name] * w[name] for name in seen})
+
+    return scaled
+
+
+def by_norm(seen: Update) -> Update:
+    """Weights that make every parameter count alike: one over the norm of its seen gradient, 0 where that is rounding."""
+    norms = {name: value.flatten(1).norm(dim=1) for name, value in seen.items()}
+    least = NO_DIRECTION * torch.stack(list(norms.values())).amax(0)
+    return {name: torch.where(norm > least, 1 / norm, 0) for name, norm in norms.items()}
+
+
+def whitened(noise_std: float) -> Distance:
+    """|| g - g* ||^2 / (2 sigma^2), the negative log-likelihood of an update with Gaussian noise of that deviation.
+
+    It makes the distance commensurable with a regulariser that is a negative log-prior.
+    """
+    return lambda update, seen: squared_distance(update, seen) / (2 * noise_std**2)
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """Anisotropic total variation of (B, C, H, W): the mean absolute difference of neighbours, down plus across."""
-    down = (images[..., 1:, :] - images[..., :-1, :]).abs().mean()
-    across = (images[..., 1:] - images[..., :-1]).abs().mean()
+    """Anisotropic total variation of (P, ..., H, W): the mean absolute difference of neighbours, down plus across; (P,)."""
+    down = (images[..., 1:, :] - images[..., :-1, :]).abs().flatten(1).mean(1)
+    across = (images[..., 1:] - images[..., :-1]).abs().flatten(1).mean(1)
     return down + across
 
 
-def _flat(update: Update, seen: Update) -> Tensor:
-    return torch.cat([update[name].flatten() for name in seen])
+class _Squared(Function):
+    """|| g - g* ||^2 for all of g, then all of g*, in two passes instead of autograd's five: updates are large and met once."""
+
+    @staticmethod
+    def forward(ctx: Any, *values: Tensor) -> Tensor:
+        half = len(values) // 2
+        differences = [g - seen for g, seen in zip(values[:half], values[half:], strict=True)]
+        ctx.save_for_backward(*differences)
+        return torch.stack([difference.flatten(1).norm(dim=1) for difference in differences]).square().sum(0)
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = [_spread(2 * c, difference) * difference for difference in ctx.saved_tensors]
+        return *gradients, *[None] * len(gradients)
+
+
+def _products(g: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(P,) each: <g, g*>, ||g||^2 and ||g*||^2."""
+    g, seen = g.flatten(1), seen.flatten(1)
+    return (g * seen).sum(1), g.square().sum(1), seen.square().sum(1)
+
+
+def _spread(weights: Tensor, like: Tensor) -> Tensor:
+    """(P,) -> (P, 1, ...) with the dimensions of `like`."""
+    return weights.view(-1, *[1] * (like.dim() - 1))

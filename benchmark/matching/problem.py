@@ -1,27 +1,106 @@
-"""The attacker's copy of the client's step: from guessed images, timesteps and noise to the update they would give."""
+"""The attacker's copy of the client's step, for P observations side by side: from guesses to the updates they would give."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import grad
 
-from benchmark.diffusion.loss import parameter_gradient, training_loss
-from benchmark.matching.objectives import squared_distance
-from benchmark.types import Observation, Update
-
-
-def guessed_update(observation: Observation, x_0: Tensor, t: Tensor, eps: Tensor) -> Update:
-    """The update that the client would have sent for `x_0` (B, C, H, W), `t` (B,) and `eps` (B, C, H, W), differentiable."""
-    network = observation.network
-    loss = training_loss(network, observation.schedule, x_0, t, eps)
-    return parameter_gradient(network, loss, create_graph=True)
+from benchmark.diffusion.denoiser import Denoiser
+from benchmark.diffusion.loss import losses, parameter_gradient
+from benchmark.diffusion.schedule import Schedule
+from benchmark.matching.layers import per_victim
+from benchmark.types import Observation, Prior, Update
 
 
-def evaluation(observation: Observation, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """One evaluation at `x_0`: the gradient of the squared distance to the seen update, of the images' shape."""
-    x_0 = x_0.detach().clone().requires_grad_()
-    distance = squared_distance(guessed_update(observation, x_0, t, eps), observation.update)
-    return torch.autograd.grad(distance, x_0)[0]
+@dataclass(frozen=True, eq=False)
+class Guess:
+    """What is thought to lie behind P updates.
+
+    Attributes:
+        x_0: (P, B, C, H, W) images.
+        t: (P, B) int64 timesteps, or (P, B, T) weights over them.
+        eps: (P, B, C, H, W) noise.
+    """
+
+    x_0: Tensor
+    t: Tensor
+    eps: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """P observations of one kind side by side; names as in `Observation`, tensors with P as an additional first dimension."""
+
+    update: Update
+    network: Denoiser
+    schedule: Schedule
+    timesteps: Tensor | None
+    noise: Tensor | None
+    prior: Prior | None
+
+
+def stack(observations: Sequence[Observation]) -> Stack:
+    """Lay observations that agree in all but their tensors side by side."""
+    first = observations[0]
+    return Stack(
+        {name: torch.stack([seen.update[name] for seen in observations]) for name in first.update},
+        first.network,
+        first.schedule,
+        _stacked([seen.timesteps for seen in observations]),
+        _stacked([seen.noise for seen in observations]),
+        first.prior,
+    )
+
+
+def _stacked(values: Sequence[Tensor | None]) -> Tensor | None:
+    held = [value for value in values if value is not None]
+    return torch.stack(held) if held else None
+
+
+LOOP_ALONE = 1_000_000
+"""Parameters below which a guess that comes alone goes the way of the loop, where Python is not called back so often."""
+
+
+class Updates:
+    """The updates that guesses would give under one network and schedule, differentiable in the guesses.
+
+    Attributes:
+        backend: `batched` (`layers.per_victim`), or `loop` (one at a time) for a network with a layer that has no rule there.
+    """
+
+    def __init__(self, network: Denoiser, schedule: Schedule, names: Sequence[str]) -> None:
+        self.network, self.schedule, self.names = network, schedule, list(names)
+        self.copies: dict[int, tuple[nn.Module, dict[str, Tensor]]] = {}
+        self.backend = "batched" if self._copy(1) else "loop"
+        self.fewest = 2 if sum(parameter.numel() for parameter in network.parameters()) < LOOP_ALONE else 1
+
+    def __call__(self, guess: Guess) -> Update:
+        """(P, *shape) for each parameter: the gradient of each guess's own mean loss."""
+        batched = self.backend == "batched" and len(guess.x_0) >= self.fewest
+        found = self._copy(len(guess.x_0)) if batched else None
+        if found is None:
+            updates = [self._one(guess, place) for place in range(len(guess.x_0))]
+            return {name: torch.stack([update[name] for update in updates]) for name in self.names}
+        network, leaves = found
+        flat = (guess.x_0.flatten(0, 1), guess.t.flatten(0, 1), guess.eps.flatten(0, 1))
+        loss = losses(network, self.schedule, *flat).view(len(guess.x_0), -1).mean(1).sum()
+        return dict(zip(leaves, grad(loss, list(leaves.values()), create_graph=True), strict=True))
+
+    def _one(self, guess: Guess, place: int) -> Update:
+        loss = losses(self.network, self.schedule, guess.x_0[place], guess.t[place], guess.eps[place]).mean()
+        return parameter_gradient(self.network, loss, create_graph=True)
+
+    def _copy(self, victims: int) -> tuple[nn.Module, dict[str, Tensor]] | None:
+        if victims not in self.copies:
+            found = per_victim(self.network, self.names, victims)
+            if found is None:
+                return None
+            self.copies[victims] = found
+        return self.copies[victims]
 
 
 def defect(observation: Observation) -> str | None:

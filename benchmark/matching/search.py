@@ -1,20 +1,26 @@
-"""The search loops. A cost takes the search variables by name; a loop returns the best ones it met by that cost alone.
+"""P searches side by side: what each has spent, the best point it met, and who watches.
 
-An evaluation is one cost with its gradient; a loop never spends more of them than it was given.
+An optimiser moves all searches that are under way together, one evaluation each per round, and drops those that are done; no
+search knows of the others. An evaluation is one cost with its gradient.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from benchmark.types import Reconstruction
+
 Variables = Mapping[str, Tensor]
-Cost = Callable[[Variables], Tensor]
+
+Evaluate = Callable[[Tensor, Sequence[int]], tuple[Tensor, Tensor]]
+"""From the points (A, n) of the searches with the given numbers to their costs (A,) and gradients (A, n)."""
 
 
 @dataclass(frozen=True)
@@ -27,146 +33,103 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """The best variables that a search met, their cost (infinite if none was finite) and the evaluations spent."""
+    """The best variables that a search met.
+
+    Attributes:
+        variables: as they are named and shaped in the search's start.
+        loss: their cost, infinite if none was finite.
+        evaluations: what was spent.
+        diverged: why the variables mean nothing, None where they do.
+    """
 
     variables: Variables
     loss: float
     evaluations: int
+    diverged: str | None = None
 
-    @property
-    def diverged(self) -> str | None:
-        """Why the variables mean nothing, None where they do."""
-        return None if self.loss < float("inf") else "the matching loss was never finite"
+    def after(self, before: Solution) -> Solution:
+        """The same, with the evaluations of a phase before it counted too."""
+        return replace(self, evaluations=before.evaluations + self.evaluations)
+
+    def reconstruction(self) -> Reconstruction:
+        """The images (`x_0`), with the noise (`eps`) where that was searched."""
+        x_0, eps = self.variables["x_0"], self.variables.get("eps")
+        return Reconstruction(x_0, self.evaluations, self.loss, noise=eps, diverged=self.diverged)
 
 
 def best_of(solutions: Sequence[Solution]) -> Solution:
     """The restart with the lowest cost, with the evaluations of all of them."""
     best = min(solutions, key=lambda solution: solution.loss)
-    return Solution(best.variables, best.loss, sum(solution.evaluations for solution in solutions))
+    return replace(best, evaluations=sum(solution.evaluations for solution in solutions))
 
 
-_watcher: ContextVar[Callable[[Step], None]] = ContextVar("watcher", default=lambda step: None)
+def best_of_each(solutions: Sequence[Solution], restarts: int) -> list[Solution]:
+    """`best_of` each run of `restarts` solutions."""
+    return [best_of(solutions[first : first + restarts]) for first in range(0, len(solutions), restarts)]
+
+
+_watchers: ContextVar[tuple[Callable[[Step], None], ...]] = ContextVar("watchers", default=())
 
 
 @contextmanager
 def watching(watcher: Callable[[Step], None]) -> Iterator[None]:
-    """Within this context, every search calls `watcher` after each evaluation."""
-    token = _watcher.set(watcher)
+    """Within this context, `watcher` too is called after each evaluation of every search."""
+    token = _watchers.set((*_watchers.get(), watcher))
     try:
         yield
     finally:
-        _watcher.reset(token)
+        _watchers.reset(token)
 
 
-class _Spent(Exception):
-    """The budget is spent."""
+class Searches:
+    """P searches under way, of n numbers each; an optimiser evaluates through it and leaves its answer in it.
 
-
-class _NotFinite(Exception):
-    """The cost left the finite numbers."""
-
-
-class _Search:
-    """Counts evaluations, remembers the best variables, and stops the optimiser around it."""
-
-    def __init__(self, cost: Cost, start: Variables, evaluations: int) -> None:
-        self.cost = cost
-        self.variables = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
-        self.budget = evaluations
-        self.spent = 0
-        self.best = {name: value.detach().clone() for name, value in start.items()}
-        self.best_loss = float("inf")
-
-    def evaluate(self) -> Tensor:
-        """One evaluation at the present variables: sets their gradients and returns the cost."""
-        if self.spent == self.budget:
-            raise _Spent
-        loss = self.cost(self.variables)
-        gradients = torch.autograd.grad(loss, list(self.variables.values()))
-        for variable, gradient in zip(self.variables.values(), gradients, strict=True):
-            variable.grad = gradient
-        self.spent += 1
-        value = loss.item()
-        if value < self.best_loss:
-            self.best_loss = value
-            self.best = {name: variable.detach().clone() for name, variable in self.variables.items()}
-        _watcher.get()(Step(self.spent, value))
-        if not torch.isfinite(loss):
-            raise _NotFinite
-        return loss.detach()
-
-    def return_to_best(self) -> None:
-        with torch.no_grad():
-            for name, variable in self.variables.items():
-                variable.copy_(self.best[name])
-
-    def solution(self) -> Solution:
-        return Solution(self.best, self.best_loss, self.spent)
-
-
-def lbfgs(cost: Cost, start: Variables, evaluations: int, history: int = 100) -> Solution:
-    """L-BFGS with a strong Wolfe line search (torch's).
-
-    Where it stands still, or a step leaves the finite numbers, it starts afresh from its best point as long as that helps.
+    Attributes:
+        start: (P, n) where they begin.
+        budgets: the most evaluations of each.
+        spent: evaluations so far.
+        loss: the lowest finite cost of each, infinite before there is one.
+        best: (P, n) where that was.
     """
-    search = _Search(cost, start, evaluations)
-    before = float("inf")
-    try:
-        while True:
-            optimiser = torch.optim.LBFGS(
-                list(search.variables.values()),
-                max_iter=evaluations,
-                max_eval=evaluations,
-                history_size=history,
-                tolerance_grad=0,
-                tolerance_change=0,
-                line_search_fn="strong_wolfe",
-            )
-            with suppress(_NotFinite):
-                optimiser.step(search.evaluate)  # type: ignore[no-untyped-call]
-            if search.best_loss >= before:
-                break
-            before = search.best_loss
-            search.return_to_best()
-    except _Spent:
-        pass
-    return search.solution()
+
+    def __init__(
+        self, evaluate: Evaluate, start: Tensor, budgets: Sequence[int], layout: Sequence[tuple[str, int]] = ()
+    ) -> None:
+        self.evaluate = evaluate
+        self.start = start
+        self.budgets = list(budgets)
+        self.layout = layout
+        self.spent = [0] * len(start)
+        self.loss = [math.inf] * len(start)
+        self.best = start.clone()
+
+    def open(self, rows: Sequence[int] | None = None) -> list[int]:
+        """Those of `rows` (of all, if None) with budget left."""
+        return [row for row in (range(len(self.start)) if rows is None else rows) if self.spent[row] < self.budgets[row]]
+
+    def __call__(self, x: Tensor, rows: Sequence[int]) -> tuple[list[float], Tensor]:
+        """One evaluation of each search in `rows`, at `x` (A, n): their costs, and gradients (A, n)."""
+        costs, gradients = self.evaluate(x, rows)
+        losses = costs.tolist()
+        better = []
+        for place, (row, loss) in enumerate(zip(rows, losses, strict=True)):
+            self.spent[row] += 1
+            if loss < self.loss[row]:
+                self.loss[row] = loss
+                better.append(place)
+            for watcher in _watchers.get():
+                watcher(Step(self.spent[row], loss))
+        if better:
+            self.best[[rows[place] for place in better]] = x[better]
+        return losses, gradients
+
+    def by_variable(self, values: float | Mapping[str, float]) -> Tensor | float:
+        """One value for all n numbers, or (n,) with each variable's own."""
+        if not isinstance(values, Mapping):
+            return values
+        parts = [torch.full((size,), values[name]) for name, size in self.layout]
+        return torch.cat(parts).to(self.start)
 
 
-def adam(cost: Cost, start: Variables, evaluations: int, lr: float | Mapping[str, float]) -> Solution:
-    """Adam (Kingma and Ba 2015, arXiv 1412.6980; torch's) with a constant step size, one for all variables or each its own."""
-    search = _Search(cost, start, evaluations)
-    rates = lr if isinstance(lr, Mapping) else dict.fromkeys(start, lr)
-    optimiser = torch.optim.Adam([{"params": [value], "lr": rates[name]} for name, value in search.variables.items()])
-    with suppress(_Spent, _NotFinite):
-        while True:
-            search.evaluate()
-            optimiser.step()
-    return search.solution()
-
-
-def signed_adam(
-    cost: Cost, start: Variables, evaluations: int, lr: float, bounds: tuple[float, float], decay: float = 0.1
-) -> Solution:
-    """Adam on the sign of the gradient, the step times `decay` at 3/8, 5/8 and 7/8 of the budget, clipped to `bounds`.
-
-    The optimiser of Geiping et al. 2020 (arXiv 2003.14053), as in their published code.
-    """
-    search = _Search(cost, start, evaluations)
-    optimiser = torch.optim.Adam(list(search.variables.values()), lr=lr)
-    milestones = [int(evaluations * share) for share in (3 / 8, 5 / 8, 7 / 8)]
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones, gamma=decay)
-    try:
-        while True:
-            search.evaluate()
-            for variable in search.variables.values():
-                assert variable.grad is not None
-                variable.grad.sign_()
-            optimiser.step()
-            schedule.step()
-            with torch.no_grad():
-                for variable in search.variables.values():
-                    variable.clamp_(*bounds)
-    except (_Spent, _NotFinite):
-        pass
-    return search.solution()
+Optimiser = Callable[[Searches], None]
+"""Spends the searches' budgets, as far as that helps."""

@@ -57,7 +57,7 @@ def test_restarts_share_the_budget_and_never_match_worse_than_their_first(attack
     single = dataclasses.replace(attack, evaluations=4).run([seen], stream(5, "a"))[0]
     several = dataclasses.replace(attack, evaluations=16, restarts=4).run([seen], stream(5, "a"))[0]
     assert several.evaluations <= 16
-    assert several.loss <= single.loss
+    assert several.loss <= single.loss * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=repr)

@@ -11,11 +11,12 @@ from benchmark.defenses.near_noise import NearNoise
 from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
 
 from benchmark.contract import Exposed, toy
+from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.models import build_network, build_schedule, resolve
 from benchmark.diffusion.sampler import ddim
+from benchmark.matching.adam import adam
+from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import cosine_distance, squared_distance
-from benchmark.matching.problem import guessed_update
-from benchmark.matching.search import adam, lbfgs
 from benchmark.metrics import psnr
 from benchmark.scenario import Scenario
 from benchmark.seeds import stream
@@ -33,7 +34,13 @@ def run(attack, seen, seed=3):
 
 
 def matching_loss(seen, images):
-    return squared_distance(guessed_update(seen, images, seen.timesteps, seen.noise), seen.update).item()
+    update = guessed_update(seen, images)
+    return sum((update[name] - value).square().sum().item() for name, value in seen.update.items())
+
+
+def guessed_update(seen, images):
+    loss = training_loss(seen.network, seen.schedule, images, seen.timesteps, seen.noise)
+    return parameter_gradient(seen.network, loss, create_graph=True)
 
 
 def test_defaults_are_those_of_the_reference_code():
@@ -81,10 +88,10 @@ def test_the_prior_is_held_still_where_it_is_the_attacked_model_itself(one):
     assert all(torch.equal(p, q) and p.data_ptr() != q.data_ptr() for p, q in zip(theirs, granted, strict=True))
     z = torch.randn(seen.batch_shape, generator=stream(0, "z")).requires_grad_()
     x_0 = ddim(seen.prior.network, seen.prior.schedule, z, 2)
-    through = guessed_update(seen, x_0, seen.timesteps, seen.noise)
-    plain = guessed_update(seen, x_0.detach(), seen.timesteps, seen.noise)
+    through = guessed_update(seen, x_0)
+    plain = guessed_update(seen, x_0.detach())
     assert all(torch.allclose(through[name], plain[name]) for name in plain)
-    unheld = guessed_update(seen, ddim(seen.network, seen.schedule, z, 2), seen.timesteps, seen.noise)
+    unheld = guessed_update(seen, ddim(seen.network, seen.schedule, z, 2))
     assert not all(torch.allclose(unheld[name], plain[name]) for name in plain), "the test would notice"
 
 
@@ -104,10 +111,10 @@ def test_phase_1_alone_never_touches_a_pixel(one, monkeypatch):
 
 def test_a_small_budget_still_has_both_phases(one, monkeypatch):
     seen, spent = one.observe(Exposed()), []
-    search = GIDM._phase_1
-    monkeypatch.setattr(GIDM, "_phase_1", lambda self, *a: spent.append(a[2]) or search(self, *a))
+    search = gidm.match
+    monkeypatch.setattr(gidm, "match", lambda tasks, *more: spent.append(tasks[0].evaluations) or search(tasks, *more))
     run(GIDM(preset="tuned", evaluations=4, sampler_steps=2), seen)
-    assert spent == [1]
+    assert spent == [1, 3]
 
 
 def test_gidm_plus_names_no_timestep_where_it_learned_none(one):

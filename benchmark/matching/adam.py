@@ -1,0 +1,55 @@
+"""Adam (Kingma and Ba 2015, arXiv 1412.6980) on many searches at once, each by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from benchmark.matching.search import Searches
+
+BETA_1, BETA_2, EPS = 0.9, 0.999, 1e-8
+
+MILESTONES = (3 / 8, 5 / 8, 7 / 8)
+"""Shares of the budget after which signed Adam shortens its step."""
+
+
+def adam(searches: Searches, lr: float | Mapping[str, float]) -> None:
+    """Adam with a constant step size, one for all variables or each its own."""
+    rate = searches.by_variable(lr)
+    _descend(searches, lambda x, step, rows: x - rate * step, lambda gradient: gradient)
+
+
+def signed_adam(searches: Searches, lr: float, bounds: tuple[float, float], decay: float = 0.1) -> None:
+    """Adam on the sign of the gradient, the step times `decay` at 3/8, 5/8 and 7/8 of the budget, clipped to `bounds`.
+
+    The optimiser of Geiping et al. 2020 (arXiv 2003.14053), as in their published code.
+    """
+
+    def move(x: Tensor, step: Tensor, rows: Sequence[int]) -> Tensor:
+        passed = [sum(searches.spent[row] > int(searches.budgets[row] * share) for share in MILESTONES) for row in rows]
+        rates = torch.tensor([lr * decay**count for count in passed]).to(x)
+        return (x - rates[:, None] * step).clamp(*bounds)
+
+    _descend(searches, move, torch.sign)
+
+
+def _descend(
+    searches: Searches, move: Callable[[Tensor, Tensor, Sequence[int]], Tensor], shown: Callable[[Tensor], Tensor]
+) -> None:
+    """All searches in step: `shown` is what the moments see of a gradient, `move` goes one step of length about 1."""
+    x = searches.start.clone()
+    first, second = torch.zeros_like(x), torch.zeros_like(x)
+    rows, count = searches.open(), 0
+    while rows:
+        losses, gradients = searches(x[rows], rows)
+        count += 1
+        finite = [place for place, loss in enumerate(losses) if math.isfinite(loss)]
+        rows, gradient = [rows[place] for place in finite], shown(gradients[finite])
+        first[rows] = BETA_1 * first[rows] + (1 - BETA_1) * gradient
+        second[rows] = BETA_2 * second[rows] + (1 - BETA_2) * gradient.square()
+        deviation = (second[rows] / (1 - BETA_2**count)).sqrt() + EPS
+        x[rows] = move(x[rows], first[rows] / (1 - BETA_1**count) / deviation, rows)
+        rows = searches.open(rows)

@@ -1,0 +1,219 @@
+"""The engine: many independent gradient matchings, of many victims and restarts, as one batch.
+
+An attack says what it searches, how a point of the search is a guess, which distance counts and which optimiser moves. The
+rest is done here: what belongs together is evaluated together, in chunks that fit the memory, on all cores of a CPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.autograd import grad
+
+from benchmark.matching.objectives import Distance, squared_distance
+from benchmark.matching.problem import Guess, Stack, Updates, defect, flat, stack
+from benchmark.matching.resources import available, cores, out_of_memory, predicted
+from benchmark.matching.search import Optimiser, Searches, Solution, Variables
+from benchmark.types import Observation
+
+CPU_CHUNK = 8
+"""Victims that one core of a CPU evaluates together; more gain little and leave other cores idle."""
+
+MEMORY_SHARE = 0.7
+"""Share of the free memory that the predicted need of all chunks under way may take."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One search: what was seen, where it starts, and the most evaluations it may take.
+
+    Attributes:
+        seen: the observation to be explained.
+        start: variables by name, each (B, ...).
+        evaluations: the budget.
+    """
+
+    seen: Observation
+    start: Variables
+    evaluations: int
+
+
+class MatchingError(RuntimeError):
+    """The network cannot be matched against, whatever the update."""
+
+
+Guessing = Callable[[Variables, Stack], Guess]
+"""From variables (P, B, ...) and what is known of the P victims to what is thought to lie behind their updates."""
+
+
+def match(
+    tasks: Sequence[Task],
+    guess: Guessing,
+    distance: Distance,
+    optimise: Optimiser,
+    regularise: Callable[[Variables], Tensor] | None = None,
+) -> list[Solution]:
+    """Search for each task the variables whose guessed update is nearest to the seen one; solutions in the tasks' order.
+
+    An update that cannot be matched, and a cost that is never finite, is a solution that says so; the others go on.
+
+    Args:
+        tasks: independent searches; restarts of one victim are several of them.
+        guess: makes guesses of variables.
+        distance: (P,) between guessed and seen updates.
+        optimise: moves the searches.
+        regularise: (P,) to be added to the distance.
+
+    Raises:
+        MatchingError: the network has no second derivative.
+    """
+    solutions: dict[int, Solution] = {}
+    kinds: dict[object, list[int]] = {}
+    for place, task in enumerate(tasks):
+        if reason := defect(task.seen):
+            solutions[place] = Solution(task.start, math.inf, 0, reason)
+        else:
+            kinds.setdefault(_kind(task), []).append(place)
+    for places in kinds.values():
+        alike = [tasks[place] for place in places]
+        solutions |= zip(places, _solve(alike, guess, distance, optimise, regularise), strict=True)
+    return [solutions[place] for place in range(len(tasks))]
+
+
+def _kind(task: Task) -> object:
+    """What tasks must have in common to be evaluated together."""
+    seen = task.seen
+    schedule = (seen.schedule.prediction_type, seen.schedule.alpha_bar.cpu().numpy().tobytes())
+    shapes = tuple((name, value.shape) for name, value in task.start.items())
+    held = (tuple(seen.update), seen.batch_shape, seen.grants, id(seen.prior and seen.prior.network))
+    return (id(seen.network), schedule, shapes, held)
+
+
+def _solve(
+    tasks: Sequence[Task],
+    guess: Guessing,
+    distance: Distance,
+    optimise: Optimiser,
+    regularise: Callable[[Variables], Tensor] | None,
+) -> list[Solution]:
+    matching = Matching(tasks, guess, distance, regularise)
+    start = torch.stack([torch.cat([value.flatten() for value in task.start.values()]) for task in tasks])
+    layout = [(name, value.numel()) for name, value in tasks[0].start.items()]
+    searches = Searches(matching, start, [task.evaluations for task in tasks], layout)
+    optimise(searches)
+    best = matching.named(searches.best)
+    lost = "the matching loss was never finite"
+    return [
+        Solution(
+            {name: value[place] for name, value in best.items()},
+            loss,
+            searches.spent[place],
+            None if math.isfinite(loss) or not searches.spent[place] else lost,
+        )
+        for place, loss in enumerate(searches.loss)
+    ]
+
+
+class Matching:
+    """The costs and gradients of P tasks of one kind, by their numbers: chunk by chunk, on every core.
+
+    The chunks follow from the number of tasks and from the memory, not from the number of cores.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        guess: Guessing,
+        distance: Distance,
+        regularise: Callable[[Variables], Tensor] | None = None,
+    ) -> None:
+        self.tasks, self.guess, self.distance, self.regularise = tasks, guess, distance, regularise
+        seen = tasks[0].seen
+        self.device = torch.device(seen.network.device)
+        self.shapes = {name: value.shape for name, value in tasks[0].start.items()}
+        self.updates = Updates(seen.network, seen.schedule, list(seen.update))
+        self.workers = 1 if self.device.type == "cuda" else max(1, cores() // torch.get_num_threads())
+        need = predicted(seen.network, seen.schedule, seen.batch_shape, tuple(seen.update))
+        self.largest = max(1, int(MEMORY_SHARE * available(self.device) / need / self.workers))
+        self.stacks: dict[tuple[int, ...], Stack] = {}
+
+    def __call__(self, x: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """See `search.Evaluate`. A chunk that does not fit the memory after all is halved, and so are all later ones."""
+        while True:
+            chunks = list(self._chunks(len(rows)))
+            wanted = {tuple(rows[chunk]) for chunk in chunks}
+            self.stacks = {key: value for key, value in self.stacks.items() if key in wanted}
+            try:
+                found = self._all([(x[chunk], tuple(rows[chunk])) for chunk in chunks])
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or self.largest == 1:
+                    raise
+                self.largest = max(chunk.stop - chunk.start for chunk in chunks) // 2 or 1
+                self.stacks.clear()
+                continue
+            return torch.cat([costs for costs, _ in found]), torch.cat([gradients for _, gradients in found])
+
+    def named(self, x: Tensor) -> Variables:
+        """The variables by name, (A, B, ...), of points (A, n)."""
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        parts = zip(self.shapes.items(), torch.split(x, sizes, 1), strict=True)
+        return {name: part.view(len(x), *shape) for (name, shape), part in parts}
+
+    def _chunks(self, count: int) -> Iterator[slice]:
+        size = self.largest
+        if self.device.type == "cpu":
+            size = min(size, CPU_CHUNK, math.ceil(count / 2))
+        pieces = math.ceil(count / size)
+        edges = [round(piece * count / pieces) for piece in range(pieces + 1)]
+        return (slice(left, right) for left, right in itertools.pairwise(edges))
+
+    def _all(self, chunks: Sequence[tuple[Tensor, tuple[int, ...]]]) -> list[tuple[Tensor, Tensor]]:
+        if self.workers == 1 or len(chunks) == 1:
+            return [self._chunk(*chunk) for chunk in chunks]
+        return list(_pool(self.workers).map(lambda chunk: self._chunk(*chunk), chunks))
+
+    def _chunk(self, x: Tensor, rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        if rows not in self.stacks:
+            self.stacks[rows] = stack([self.tasks[row].seen for row in rows])
+        known = self.stacks[rows]
+        x = x.detach().requires_grad_()
+        variables = self.named(x)
+        try:
+            cost = self.distance(self.updates(self.guess(variables, known)), known.update)
+            if self.regularise:
+                cost = cost + self.regularise(variables)
+            (gradient,) = grad(cost.sum(), x)
+        except RuntimeError as error:
+            if "derivative for" in str(error) and "not implemented" in str(error):
+                raise MatchingError(f"the network has a layer without a second derivative: {error}") from error
+            raise
+        return cost.detach(), gradient
+
+
+def seconds_per_evaluation(observations: Sequence[Observation]) -> float:
+    """What one evaluation of one victim takes with all of them at once, timesteps and noise granted; after a warm-up."""
+    tasks = [Task(seen, {"x_0": flat(seen)}, 1) for seen in observations]
+
+    def guess(variables: Variables, known: Stack) -> Guess:
+        assert known.timesteps is not None and known.noise is not None
+        return Guess(variables["x_0"], known.timesteps, known.noise)
+
+    matching = Matching(tasks, guess, squared_distance)
+    x, rows = torch.stack([task.start["x_0"].flatten() for task in tasks]), range(len(tasks))
+    matching(x, rows)
+    start = time.perf_counter()
+    matching(x, rows)[0].tolist()
+    return (time.perf_counter() - start) / len(tasks)
+
+
+@cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="matching")

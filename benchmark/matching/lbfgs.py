@@ -1,0 +1,178 @@
+"""L-BFGS with strong Wolfe line searches on many searches at once: each has its own direction, step, memory and end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from benchmark.matching.search import Searches
+from benchmark.matching.wolfe import Talk, strong_wolfe
+
+FIRST_MOVE = 0.1
+"""Root mean square of the first trial move, where nothing is known of the curvature: images live in [-1, 1]."""
+
+
+def lbfgs(searches: Searches, history: int = 100) -> None:
+    """Every round evaluates each search once, wherever its own line search stands.
+
+    A search whose line search finds nothing better forgets its memory and goes downhill; if that fails too, it is done.
+    """
+    state = _State(searches, history)
+    rows = state.begin(searches.open())
+    while rows := searches.open(rows):
+        rows = state.advance(rows)
+
+
+class _State:
+    """Where each of the P searches stands."""
+
+    def __init__(self, searches: Searches, history: int) -> None:
+        self.searches = searches
+        self.x = searches.start.clone()
+        self.value = [math.inf] * len(self.x)
+        self.gradient = torch.zeros_like(self.x)
+        self.low_gradient = torch.zeros_like(self.x)
+        self.low_value = [math.inf] * len(self.x)
+        self.direction = torch.zeros_like(self.x)
+        self.step = [0.0] * len(self.x)
+        self.talks: dict[int, Talk] = {}
+        self.memory = _Memory(self.x, min(history, max(searches.budgets)))
+
+    def begin(self, rows: Sequence[int]) -> list[int]:
+        """The first evaluation; returns the searches that can go on."""
+        values, gradients = self.searches(self.x[rows], rows)
+        for row, value in zip(rows, values, strict=True):
+            self.value[row] = value
+        self.gradient[rows] = gradients
+        return self._aim([row for row in rows if math.isfinite(self.value[row])])
+
+    def advance(self, rows: Sequence[int]) -> list[int]:
+        """One evaluation for each, and what follows from it."""
+        steps = torch.tensor([self.step[row] for row in rows], dtype=torch.float64).to(self.x)
+        values, gradients = self.searches(self.x[rows] + steps[:, None] * self.direction[rows], rows)
+        slopes = (gradients * self.direction[rows]).sum(1, dtype=torch.float64).tolist()
+        going, kept, arrived = [], [], []
+        for place, row in enumerate(rows):
+            tried = self.step[row]
+            try:
+                self.step[row], low = self.talks[row].send((values[place], slopes[place]))
+                going.append(row)
+                taken = low == tried
+            except StopIteration as end:
+                self.step[row] = end.value
+                arrived.append(row)
+                taken = end.value == tried
+            if taken:
+                self.low_value[row] = values[place]
+                kept.append(place)
+        self.low_gradient[[rows[place] for place in kept]] = gradients[kept]
+        return sorted(going + self._arrive(arrived))
+
+    def _arrive(self, rows: Sequence[int]) -> list[int]:
+        """Ended line searches: move, remember, aim again. Those that found nothing better try once more without memory."""
+        moved = [row for row in rows if self.step[row] > 0]
+        stuck = [row for row in rows if self.step[row] == 0 and self.memory.count[row]]
+        self.memory.forget(stuck)
+        if moved:
+            steps = torch.tensor([self.step[row] for row in moved], dtype=torch.float64).to(self.x)
+            s = steps[:, None] * self.direction[moved]
+            self.memory.add(moved, s, self.low_gradient[moved] - self.gradient[moved])
+            self.x[moved] += s
+            self.gradient[moved] = self.low_gradient[moved]
+            for row in moved:
+                self.value[row] = self.low_value[row]
+        return self._aim(sorted(moved + stuck))
+
+    def _aim(self, rows: Sequence[int]) -> list[int]:
+        """A new direction and line search for each; one whose gradient is zero is done."""
+        if not rows:
+            return []
+        gradient = self.gradient[rows]
+        direction = -self.memory.times(rows, gradient)
+        slopes = (gradient * direction).sum(1, dtype=torch.float64).tolist()
+        sizes = gradient.square().mean(1, dtype=torch.float64).sqrt().tolist()
+        aimed = []
+        for place, row in enumerate(rows):
+            if not (math.isfinite(slopes[place]) and slopes[place] < 0):
+                if not (self.memory.count[row] and sizes[place] > 0):
+                    continue
+                self.memory.forget([row])
+                direction[place] = -gradient[place]
+                slopes[place] = -float(gradient[place].square().sum(dtype=torch.float64))
+            first = 1.0 if self.memory.count[row] else FIRST_MOVE / sizes[place]
+            self.talks[row] = strong_wolfe(self.value[row], slopes[place], first)
+            self.step[row], _ = next(self.talks[row])
+            aimed.append(row)
+        self.direction[rows] = direction
+        return aimed
+
+
+class _Memory:
+    """The last m moves s and changes of gradient y of each search, the newest at the end, and their inner products.
+
+    Unused places hold zeros. Products are kept in float64.
+    """
+
+    def __init__(self, like: Tensor, size: int) -> None:
+        searches, n = like.shape
+        self.s, self.y = like.new_zeros(searches, size, n), like.new_zeros(searches, size, n)
+        self.sy = like.new_zeros(searches, size, size, dtype=torch.float64)
+        self.yy = torch.zeros_like(self.sy)
+        self.count = [0] * searches
+
+    def forget(self, rows: Sequence[int]) -> None:
+        for values in (self.s, self.y, self.sy, self.yy):
+            values[list(rows)] = 0
+        for row in rows:
+            self.count[row] = 0
+
+    def add(self, rows: Sequence[int], s: Tensor, y: Tensor) -> None:
+        """Remember a pair for each, where its curvature is positive."""
+        curved = ((s * y).sum(1) > 1e-10 * y.square().sum(1)).tolist()
+        places = [place for place, good in enumerate(curved) if good]
+        if not places:
+            return
+        rows, s, y = [rows[place] for place in places], s[places], y[places]
+        for values, new in ((self.s, s), (self.y, y)):
+            values[rows] = torch.cat([values[rows][:, 1:], new[:, None]], 1)
+        for values, left, right in ((self.sy, self.s, self.y), (self.yy, self.y, self.y)):
+            shifted = torch.zeros_like(values[rows])
+            shifted[:, :-1, :-1] = values[rows][:, 1:, 1:]
+            shifted[:, :, -1] = _product(left[rows], right[rows][:, -1])
+            shifted[:, -1, :] = _product(right[rows], left[rows][:, -1])
+            values[rows] = shifted
+        for row in rows:
+            self.count[row] = min(self.count[row] + 1, self.s.shape[1])
+
+    def times(self, rows: Sequence[int], g: Tensor) -> Tensor:
+        """H g, with H the inverse Hessian's estimate: Byrd, Nocedal and Schnabel 1994, their compact form of the inverse.
+
+        H = gamma I + [S, gamma Y] [[R^-T (D + gamma Y^T Y) R^-1, -R^-T], [-R^-1, 0]] [S^T; gamma Y^T]
+        """
+        used = max(self.count[row] for row in rows)
+        if not used:
+            return g
+        s, y = self.s[rows][:, -used:], self.y[rows][:, -used:]
+        sy, yy = self.sy[rows][:, -used:, -used:], self.yy[rows][:, -used:, -used:]
+        d = sy.diagonal(dim1=1, dim2=2)
+        r = sy.triu() + torch.diag_embed((d == 0).double())
+        newest = d[:, -1:]
+        gamma = torch.where(newest > 0, newest / yy[:, -1:, -1], torch.ones_like(newest))
+        u = torch.linalg.solve_triangular(r, _product(s, g)[..., None], upper=True)
+        right = d[..., None] * u + gamma[..., None] * (yy @ u - _product(y, g)[..., None])
+        top = torch.linalg.solve_triangular(r.transpose(1, 2), right, upper=False)
+        along = _combined(s, top) - gamma * _combined(y, u)
+        return (gamma * g + along).to(g)
+
+
+def _product(rows: Tensor, vector: Tensor) -> Tensor:
+    """(A, m, n) times (A, n) -> (A, m), in float64."""
+    return torch.bmm(rows.double(), vector.double()[..., None])[..., 0]
+
+
+def _combined(rows: Tensor, weights: Tensor) -> Tensor:
+    """The sum over m of (A, m, n) with weights (A, m, 1) -> (A, n), in float64."""
+    return torch.bmm(rows.double().transpose(1, 2), weights)[..., 0]

@@ -1,0 +1,119 @@
+"""What an evaluation needs, found without doing it, and what the machine has."""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import grad
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmark.diffusion.denoiser import Denoiser
+from benchmark.diffusion.schedule import Schedule
+from benchmark.matching.objectives import squared_distance
+from benchmark.matching.problem import Guess, Updates
+
+
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within this context, counts the bytes of the tensors that are alive; scratch space inside an operator is not seen.
+
+    Attributes:
+        bytes: alive now.
+        peak: the most that were alive at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+        self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do the operation and note what it made."""
+        found = func(*args, **(kwargs or {}))
+        for value in tree_leaves(found):
+            if isinstance(value, Tensor):
+                self._note(value.untyped_storage())
+        return found
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.bytes -= size
+
+
+def predicted(network: Denoiser, schedule: Schedule, batch_shape: tuple[int, int, int, int], names: tuple[str, ...]) -> int:
+    """Bytes that one more victim adds to an evaluation: that evaluation's own tensors, and the seen update.
+
+    It is played once, with two victims, on torch's `meta` device, where tensors have shapes but no numbers.
+    """
+    parameters = dict(network.named_parameters())
+    key = (tuple((name, value.shape) for name, value in parameters.items()), batch_shape, names)
+    if key not in _predicted:
+        hollow = {id(value): nn.Parameter(value.to("meta"), value.requires_grad) for value in parameters.values()}
+        _predicted[key] = _played(copy.deepcopy(network, hollow).to("meta"), schedule.to("meta"), batch_shape, names)
+    return _predicted[key]
+
+
+_predicted: dict[object, int] = {}
+
+
+def _played(network: Denoiser, schedule: Schedule, batch_shape: tuple[int, int, int, int], names: tuple[str, ...]) -> int:
+    updates = Updates(network, schedule, names)
+    with Peak() as memory:
+        x = torch.zeros(2, *batch_shape, device="meta", requires_grad=True)
+        t = torch.zeros(2, batch_shape[0], dtype=torch.int64, device="meta")
+        seen = {name: torch.empty(2, *network.get_parameter(name).shape, device="meta") for name in names}
+        cost = squared_distance(updates(Guess(x, t, torch.zeros_like(x))), seen)
+        grad(cost.sum(), x)
+    return int(memory.peak) // 2
+
+
+def available(device: torch.device) -> int:
+    """Bytes that are free on the device, or for this process on the CPU."""
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(_free(), _allowed())
+
+
+def _free() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def _allowed() -> int:
+    """What the control group leaves, as containers set it."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        return int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no such group, or no limit
+        return sys.maxsize
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or in torch's allocator for CPUs."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

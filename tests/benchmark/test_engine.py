@@ -1,0 +1,368 @@
+"""The engine against the slow, obvious way: one victim at a time, plain autograd, in float64."""
+
+import copy
+import dataclasses
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import grad
+
+from benchmark.contract import Exposed, toy
+from benchmark.diffusion.denoiser import Denoiser
+from benchmark.diffusion.loss import parameter_gradient, training_loss
+from benchmark.diffusion.models import build_network, build_schedule, resolve
+from benchmark.federation import ClientStep, draw_victim, observe
+from benchmark.matching import engine
+from benchmark.matching.adam import adam
+from benchmark.matching.engine import Matching, MatchingError, Task, match
+from benchmark.matching.layers import per_victim
+from benchmark.matching.lbfgs import lbfgs
+from benchmark.matching.objectives import (
+    by_norm,
+    cosine_distance,
+    layerwise_cosine_distance,
+    masked,
+    squared_distance,
+    total_variation,
+    weighted,
+    whitened,
+)
+from benchmark.matching.problem import Guess
+from benchmark.matching.resources import Peak, cores, predicted
+from benchmark.matching.search import Searches
+from benchmark.metrics import psnr
+from benchmark.plugins import Picture
+from benchmark.scenario import Scenario
+from benchmark.seeds import stream
+from benchmark.spec import Spec
+
+TOLERANCE = 1e-4
+"""Largest relative error of a cost's gradient in float32, over a whole image."""
+
+
+def known(variables, seen):
+    return Guess(variables["x_0"], seen.timesteps, seen.noise)
+
+
+def observations(count, batch=1, network=None, schedule=None, size=8, defense=None):
+    """What the server sees of different victims of one network."""
+    scene = toy()
+    network, schedule = network or scene.network, schedule or scene.schedule
+    draw, scenario = stream(0, "victims"), Scenario(batch_size=batch, image_size=size)
+    found = []
+    for _ in range(count):
+        pictures = [Picture(2 * torch.rand(3, size, size, generator=draw) - 1, "noise") for _ in range(batch)]
+        victim = draw_victim(pictures, scenario, schedule, draw)
+        found.append(
+            observe(ClientStep(network, schedule, victim, batch), defense or Exposed(), scenario, torch.zeros(3), network, draw)
+        )
+    return found
+
+
+def tasks(seen, budget=1, **more):
+    draw = stream(1, "starts")
+    return [Task(s, {"x_0": torch.randn(s.batch_shape, generator=draw), **more}, budget) for s in seen]
+
+
+def points(some):
+    return torch.stack([torch.cat([value.flatten() for value in task.start.values()]) for task in some])
+
+
+def by_hand(task, distance, regularise=None):
+    """Cost and gradient of one task in float64."""
+    seen = task.seen
+    network = copy.deepcopy(seen.network).double()
+    x_0 = task.start["x_0"].double().requires_grad_()
+    loss = training_loss(network, seen.schedule, x_0, seen.timesteps, seen.noise.double())
+    update = parameter_gradient(network, loss, create_graph=True)
+    one = {name: update[name][None] for name in seen.update}
+    cost = distance(one, {name: value.double()[None] for name, value in seen.update.items()})
+    cost = cost + (regularise({"x_0": x_0[None]}) if regularise else 0)
+    return cost.detach(), grad(cost.sum(), x_0)[0].flatten()
+
+
+def agree(some, distance, regularise=None, tolerance=TOLERANCE, rows=None):
+    costs, gradients = Matching(some, known, distance, regularise)(points(some), range(len(some)))
+    for place in rows or range(len(some)):
+        cost, gradient = by_hand(some[place], distance, regularise)
+        assert costs[place].double() == pytest.approx(float(cost), rel=1e-4)
+        assert (gradients[place] - gradient).norm() <= tolerance * gradient.norm()
+
+
+DISTANCES = {
+    "squared": squared_distance,
+    "cosine": cosine_distance,
+    "layerwise cosine": layerwise_cosine_distance,
+    "masked": masked(squared_distance),
+    "weighted": weighted(squared_distance, by_norm),
+    "whitened": whitened(0.1),
+}
+
+
+@pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES.keys())
+@pytest.mark.parametrize("batch", [1, 2])
+def test_every_distance_has_the_gradient_that_float64_finds_one_by_one(distance, batch):
+    agree(tasks(observations(3, batch)), distance)
+
+
+def test_a_regulariser_counts_for_each_victim():
+    agree(tasks(observations(3)), squared_distance, lambda v: 0.1 * total_variation(v["x_0"]))
+
+
+@pytest.mark.parametrize(("name", "size"), [("tiny", 16), ("small", 32), ("ddpm-cifar10", 16), ("wide-128", 16)])
+def test_every_preset_has_the_gradient_that_float64_finds(name, size):
+    """The large ones on smaller images than theirs: the layers are the same."""
+    model = resolve(Spec(name))
+    seen = observations(2, 1, build_network(model, 0), build_schedule(model), size)
+    some = tasks(seen)
+    assert Matching(some, known, squared_distance).updates.backend == "batched"
+    agree(some, squared_distance, rows=[1])
+
+
+def test_v_prediction_and_relaxed_timesteps_go_the_same_way():
+    model = resolve(Spec("tiny", (("prediction", "v_prediction"),)))
+    network, schedule = build_network(model, 0), build_schedule(model)
+    seen = observations(2, 1, network, schedule, 16)
+    agree(tasks(seen), squared_distance)
+    corner = [nn.functional.one_hot(s.timesteps, schedule.steps).float() for s in seen]
+
+    def relaxed(variables, known):
+        return Guess(variables["x_0"], variables["t"], known.noise)
+
+    some = tasks(seen)
+    soft = [Task(task.seen, {**task.start, "t": t}, 1) for task, t in zip(some, corner, strict=True)]
+    costs, gradients = Matching(soft, relaxed, squared_distance)(points(soft), range(2))
+    for place, task in enumerate(some):
+        cost, gradient = by_hand(task, squared_distance)
+        assert costs[place].double() == pytest.approx(float(cost), rel=1e-4)
+        assert (gradients[place][: gradient.numel()] - gradient).norm() <= TOLERANCE * gradient.norm()
+
+
+class Odd(nn.Module):
+    """A layer without a rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((3, 1, 1), 0.7))
+
+    def forward(self, x):
+        return torch.tanh(x) * self.scale
+
+
+class OddNetwork(nn.Module):
+    device = "cpu"
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            self.first, self.odd = nn.Conv2d(3, 3, 3, padding=1), Odd()
+
+    def forward(self, x_t, t):
+        return self.odd(self.first(x_t))
+
+
+def test_a_network_with_a_layer_without_a_rule_goes_one_by_one():
+    seen = observations(3, network=OddNetwork())
+    assert per_victim(seen[0].network, list(seen[0].update), 2) is None
+    some = tasks(seen)
+    assert Matching(some, known, squared_distance).updates.backend == "loop"
+    agree(some, squared_distance)
+
+
+def test_parameters_that_were_withheld_are_neither_needed_nor_compared():
+    seen = observations(2)
+    kept = [name for name in seen[0].update if not name.startswith("unet.time_embedding")]
+    agree(tasks([dataclasses.replace(s, update={n: s.update[n] for n in kept}) for s in seen]), squared_distance)
+
+
+def test_the_attacked_network_stays_as_it_was():
+    seen = observations(2)
+    network = seen[0].network
+    before = copy.deepcopy(network.state_dict())
+    match(tasks(seen, 5), known, squared_distance, lbfgs)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize("largest", [1, 2, 5])
+def test_chunks_change_nothing_beyond_rounding(largest):
+    some = tasks(observations(7))
+    whole, cut = Matching(some, known, squared_distance), Matching(some, known, squared_distance)
+    cut.largest = largest
+    assert max(chunk.stop - chunk.start for chunk in cut._chunks(7)) <= largest
+    for one, other in zip(whole(points(some), range(7)), cut(points(some), range(7)), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6 * float(one.abs().max()), rtol=1e-5)
+
+
+def test_one_core_and_many_give_the_same_bits():
+    some = tasks(observations(6))
+    one, many = Matching(some, known, squared_distance), Matching(some, known, squared_distance)
+    one.workers, many.workers = 1, 3
+    for a, b in zip(one(points(some), range(6)), many(points(some), range(6)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_chunk_that_does_not_fit_is_halved_and_the_answer_stays(monkeypatch):
+    some = tasks(observations(8))
+    expected = Matching(some, known, squared_distance)(points(some), range(8))
+    matching, sizes = Matching(some, known, squared_distance), []
+    original = Matching._chunk
+
+    def small(self, x, rows):
+        sizes.append(len(rows))
+        if len(rows) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return original(self, x, rows)
+
+    monkeypatch.setattr(Matching, "_chunk", small)
+    matching.workers = 1
+    found = matching(points(some), range(8))
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6 * float(a.abs().max()), rtol=1e-5)
+    assert sizes[0] == 4 and sizes[-8:] == [1] * 8 and matching.largest == 1
+
+
+def test_one_victim_that_does_not_fit_is_an_error(monkeypatch):
+    def never(self, x, rows):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Matching, "_chunk", never)
+    some = tasks(observations(2))
+    with pytest.raises(torch.OutOfMemoryError):
+        Matching(some, known, squared_distance)(points(some), range(2))
+
+
+def test_what_is_predicted_is_what_an_evaluation_takes():
+    some = tasks(observations(4))
+    seen = some[0].seen
+    matching = Matching(some, known, squared_distance)
+    need = predicted(seen.network, seen.schedule, seen.batch_shape, tuple(seen.update))
+    x = points(some)
+    for rows in ((0, 1), (0, 1, 2, 3)):
+        with Peak() as memory:
+            matching._chunk(x[list(rows)], rows)
+        assert memory.peak == pytest.approx(len(rows) * need, rel=0.1)
+
+
+def test_little_memory_means_small_chunks(monkeypatch):
+    some = tasks(observations(6))
+    seen = some[0].seen
+    need = predicted(seen.network, seen.schedule, seen.batch_shape, tuple(seen.update))
+    monkeypatch.setattr(engine, "available", lambda device: int(2.5 * need * cores() / engine.MEMORY_SHARE))
+    assert Matching(some, known, squared_distance).largest == 2
+
+
+def test_an_image_is_found_together_as_exactly_as_one_by_one():
+    """Float32 accuracy is kept; `tox -e perf` has the same at 80 dB on a preset."""
+    seen, truth = observations(2), _truths(2)
+    together = match(tasks(seen, 100), known, squared_distance, lbfgs)
+    some = tasks(seen, 100)
+    plain = Matching(some, known, squared_distance)
+    plain.updates.backend = "loop"
+    alone = Searches(plain, points(some), [100] * 2)
+    lbfgs(alone)
+    for place in range(2):
+        own = psnr(alone.best[place].view(3, 8, 8).clamp(-1, 1), truth[place])
+        other = psnr(together[place].variables["x_0"][0].clamp(-1, 1), truth[place])
+        assert own > 40 and other > own - 10
+
+
+def _truths(count):
+    draw, scene = stream(0, "victims"), toy()
+    found = []
+    for _ in range(count):
+        image = 2 * torch.rand(3, 8, 8, generator=draw) - 1
+        draw_victim([Picture(image, "noise")], Scenario(image_size=8), scene.schedule, draw)
+        found.append(image)
+    return found
+
+
+def test_victims_of_different_kinds_come_back_in_their_order():
+    """Other batch sizes, networks and start variables are evaluated apart."""
+    one, two = observations(2), observations(1, batch=2)
+    other = observations(1, network=copy.deepcopy(one[0].network))
+    some = [tasks(two)[0], *tasks(one), tasks(other)[0]]
+    some = [dataclasses.replace(task, evaluations=4) for task in some]
+    found = match(some, known, squared_distance, lbfgs)
+    for task, solution in zip(some, found, strict=True):
+        (alone,) = match([task], known, squared_distance, lbfgs)
+        assert solution.variables["x_0"].shape == task.start["x_0"].shape
+        assert solution.loss == pytest.approx(alone.loss, rel=1e-3)
+
+
+def test_one_update_that_cannot_be_matched_is_told_while_the_others_go_on():
+    seen = observations(5)
+    spoilt = [
+        dataclasses.replace(seen[0], update={n: v * math.nan for n, v in seen[0].update.items()}),
+        dataclasses.replace(seen[1], update={n: v * 0 for n, v in seen[1].update.items()}),
+        dataclasses.replace(seen[2], update={"unknown": next(iter(seen[2].update.values()))}),
+        dataclasses.replace(seen[3], update={n: v[None] for n, v in seen[3].update.items()}),
+        seen[4],
+    ]
+    found = match(tasks(spoilt, 6), known, squared_distance, lbfgs)
+    for solution, reason in zip(found, ["not finite", "zero everywhere", "which the network does not", "shape"], strict=False):
+        assert reason in solution.diverged and solution.evaluations == 0
+    (alone,) = match(tasks(spoilt, 6)[4:], known, squared_distance, lbfgs)
+    assert found[4].diverged is None and found[4].loss == pytest.approx(alone.loss, rel=1e-4)
+
+
+def test_a_start_that_is_not_finite_diverges_alone():
+    some = tasks(observations(3), 6)
+    some[1] = dataclasses.replace(some[1], start={"x_0": some[1].start["x_0"] * math.nan})
+    found = match(some, known, squared_distance, partial(adam, lr=0.05))
+    assert [s.diverged for s in found] == [None, "the matching loss was never finite", None]
+    assert [s.evaluations for s in found] == [6, 1, 6]
+
+
+class Fused(nn.Module):
+    """Attention as torch fuses it, which has no second derivative."""
+
+    device = "cpu"
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            self.mix = nn.Linear(8, 8)
+
+    def forward(self, x_t, t):
+        q = self.mix(x_t)
+        return nn.functional.scaled_dot_product_attention(q, q, q)
+
+
+def test_a_layer_without_a_second_derivative_is_one_clear_error():
+    with pytest.raises(MatchingError, match="a layer without a second derivative"):
+        match(tasks(observations(1, network=Fused())), known, squared_distance, lbfgs)
+
+
+def test_a_mask_leaves_out_what_was_pruned_and_nothing_else():
+    update, seen = {"w": torch.tensor([[1.0, 2.0, 3.0]])}, {"w": torch.tensor([[0.0, 2.0, 5.0]])}
+    assert masked(squared_distance)(update, seen).item() == pytest.approx(4.0)
+    assert squared_distance(update, seen).item() == pytest.approx(5.0)
+
+
+def test_weights_by_norm_make_every_parameter_count_alike():
+    seen = {"large": torch.tensor([[100.0, 0.0]]), "small": torch.tensor([[0.0, 1e-3]]), "none": torch.zeros(1, 2)}
+    distance = weighted(squared_distance, by_norm)
+    for name in ("large", "small"):
+        assert distance({**seen, name: 2 * seen[name]}, seen).item() == pytest.approx(1.0)
+
+
+def test_a_whitened_distance_of_pure_noise_is_half_its_degrees_of_freedom():
+    noise = 0.3 * torch.randn(1, 20_000, generator=stream(0, "noise"))
+    assert whitened(0.3)({"w": noise}, {"w": torch.zeros_like(noise)}).item() == pytest.approx(10_000, rel=0.05)
+
+
+def test_the_denoiser_is_a_function_of_its_own_thread():
+    """Relaxed timesteps of one pass are not those of another one."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    network: Denoiser = toy().network
+    x = torch.randn(1, 3, 8, 8, generator=stream(0, "x"))
+    weights = [nn.functional.one_hot(torch.tensor([t]), 1000).float() for t in range(0, 960, 60)]
+    with torch.no_grad(), ThreadPoolExecutor(4) as pool:
+        alone = [network(x, t) for t in weights]
+        for one, other in zip(alone, pool.map(lambda t: network(x, t).detach(), weights * 3), strict=False):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
