@@ -25,7 +25,7 @@ import torch
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import Guess, Stack, gaussian
+from benchmark.matching.problem import gaussian, granted
 from benchmark.matching.search import Variables, best_of_each
 from benchmark.plugins import Attack
 from benchmark.types import Capability, Observation, Reconstruction
@@ -55,7 +55,7 @@ class DLG(Attack):
         """See `Attack.run`."""
         share = self.evaluations // self.restarts
         tasks = [Task(seen, _start(seen, generator), share) for seen in observations for _ in range(self.restarts)]
-        found = match(tasks, _guess, squared_distance, lbfgs)
+        found = match(tasks, granted, squared_distance, lbfgs)
         return [best.reconstruction() for best in best_of_each(found, self.restarts)]
 
 
@@ -64,9 +64,3 @@ def _start(seen: Observation, generator: torch.Generator) -> Variables:
     if seen.noise is None:
         start["eps"] = gaussian(seen, generator)
     return start
-
-
-def _guess(variables: Variables, known: Stack) -> Guess:
-    eps = known.noise if known.noise is not None else variables["eps"]
-    assert known.timesteps is not None
-    return Guess(variables["x_0"], known.timesteps, eps)

@@ -40,7 +40,7 @@ from benchmark.matching.adam import adam
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import Distance, cosine_distance, squared_distance
-from benchmark.matching.problem import Guess, Stack, flat, gaussian
+from benchmark.matching.problem import Guess, Stack, flat, gaussian, granted
 from benchmark.matching.search import Optimiser, Solution, Variables
 from benchmark.plugins import Attack
 from benchmark.types import Capability, Observation, Prior, Reconstruction
@@ -105,16 +105,16 @@ class GIDM(Attack):
         share = preset.latent_share if self.latent_share is None else self.latent_share
         first = self._phase_1([task for task in tasks if share and task.seen.prior], share)
         found = self._phase_2(tasks, first) if share < 1 else first
-        return [_answer(task, found.get(id(task)), bool(share)) for task in tasks]
+        return [_answer(task, found.get(task), bool(share)) for task in tasks]
 
-    def _phase_1(self, tasks: Sequence[Task], share: float) -> dict[int, Solution]:
+    def _phase_1(self, tasks: Sequence[Task], share: float) -> dict[Task, Solution]:
         """From latents to images, by task; a start is the latent itself, or the flat image whose latent is looked for."""
         preset, evaluations = PRESETS[self.preset], max(1, round(share * self.evaluations))
         steps = self.sampler_steps or preset.sampler_steps
 
         def guess(variables: Variables, known: Stack) -> Guess:
             z = variables["z"]
-            return _guess({"x_0": _sampled(known.prior, z.flatten(0, 1), steps).view_as(z)}, known)
+            return granted({"x_0": _sampled(known.prior, z.flatten(0, 1), steps).view_as(z)}, known)
 
         def latent(task: Task) -> Tensor:
             prior, start = task.seen.prior, task.start["x_0"]
@@ -123,22 +123,17 @@ class GIDM(Attack):
 
         latents = [Task(task.seen, {"z": latent(task)}, evaluations) for task in tasks]
         found = match(latents, guess, preset.latent_distance, preset.search)
-        return {id(task): _shown(task, solution, steps) for task, solution in zip(tasks, found, strict=True)}
+        return {task: _shown(task, solution, steps) for task, solution in zip(tasks, found, strict=True)}
 
-    def _phase_2(self, tasks: Sequence[Task], first: Mapping[int, Solution]) -> dict[int, Solution]:
+    def _phase_2(self, tasks: Sequence[Task], first: Mapping[Task, Solution]) -> dict[Task, Solution]:
         """From images to better ones, with the evaluations that are left, by task."""
-        nothing = {id(task): Solution(task.start, math.inf, 0) for task in tasks}
+        nothing = {task: Solution(task.start, math.inf, 0) for task in tasks}
         before = {**nothing, **first}
-        left = {key: self.evaluations - solution.evaluations for key, solution in before.items()}
-        going = [task for task in tasks if left[id(task)]]
-        pixels = [Task(task.seen, before[id(task)].variables, left[id(task)]) for task in going]
-        found = match(pixels, _guess, squared_distance, PRESETS[self.preset].search)
-        return {**before, **{id(task): new.after(before[id(task)]) for task, new in zip(going, found, strict=True)}}
-
-
-def _guess(variables: Variables, known: Stack) -> Guess:
-    assert known.timesteps is not None and known.noise is not None
-    return Guess(variables["x_0"], known.timesteps, known.noise)
+        left = {task: self.evaluations - solution.evaluations for task, solution in before.items()}
+        going = [task for task in tasks if left[task]]
+        pixels = [Task(task.seen, before[task].variables, left[task]) for task in going]
+        found = match(pixels, granted, squared_distance, PRESETS[self.preset].search)
+        return {**before, **{task: new.after(before[task]) for task, new in zip(going, found, strict=True)}}
 
 
 def _sampled(prior: Prior | None, z: Tensor, steps: int) -> Tensor:

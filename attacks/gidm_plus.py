@@ -29,13 +29,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from benchmark.matching.adam import adam
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import layerwise_cosine_distance, squared_distance
-from benchmark.matching.problem import Guess, Stack, flat, gaussian
+from benchmark.matching.problem import Guess, Stack, flat, gaussian, granted
 from benchmark.matching.search import Solution, Variables
 from benchmark.plugins import Attack
 from benchmark.types import Observation, Reconstruction
@@ -69,16 +68,16 @@ class GIDMPlus(Attack):
         """See `Attack.run`."""
         tasks = [Task(seen, _start(seen, generator), self.evaluations) for seen in observations]
         private = [task for task in tasks if task.seen.timesteps is None]
-        joint = dict(zip(map(id, private), self._joint(private), strict=True))
-        found = match([_after(task, joint.get(id(task))) for task in tasks], _guess, squared_distance, lbfgs)
-        return [_rebuilt(solution, joint.get(id(task))) for task, solution in zip(tasks, found, strict=True)]
+        joint = dict(zip(private, self._joint(private), strict=True))
+        found = match([_after(task, joint.get(task)) for task in tasks], granted, squared_distance, lbfgs)
+        return [_rebuilt(solution, joint.get(task)) for task, solution in zip(tasks, found, strict=True)]
 
     def _joint(self, tasks: Sequence[Task]) -> list[Solution]:
         """The first phase: image, noise and the logits (B, T) of the timestep."""
         evaluations = min(max(1, round(self.joint_share * self.evaluations)), self.evaluations - 1)
         tasks = [dataclasses.replace(task, start=_with_logits(task), evaluations=evaluations) for task in tasks]
         rates = {"x_0": self.lr, "eps": self.lr, "logits": self.timestep_lr}
-        return match(tasks, _relaxed_guess, layerwise_cosine_distance, partial(adam, lr=rates))
+        return match(tasks, _relaxed, layerwise_cosine_distance, partial(adam, lr=rates))
 
 
 def _start(seen: Observation, generator: torch.Generator) -> Variables:
@@ -110,14 +109,6 @@ def _rebuilt(found: Solution, joint: Solution | None) -> Reconstruction:
     return dataclasses.replace(found.after(joint).reconstruction(), timesteps=logits.argmax(dim=-1) if logits.any() else None)
 
 
-def _relaxed_guess(variables: Variables, known: Stack) -> Guess:
-    return Guess(variables["x_0"], torch.softmax(variables["logits"], dim=-1), _noise(variables, known))
-
-
-def _guess(variables: Variables, known: Stack) -> Guess:
-    assert known.timesteps is not None
-    return Guess(variables["x_0"], known.timesteps, _noise(variables, known))
-
-
-def _noise(variables: Variables, known: Stack) -> Tensor:
-    return known.noise if known.noise is not None else variables["eps"]
+def _relaxed(variables: Variables, known: Stack) -> Guess:
+    noise = known.noise if known.noise is not None else variables["eps"]
+    return Guess(variables["x_0"], torch.softmax(variables["logits"], dim=-1), noise)

@@ -28,8 +28,8 @@ import torch
 from benchmark.matching.adam import signed_adam
 from benchmark.matching.engine import Task, match
 from benchmark.matching.objectives import cosine_distance, total_variation
-from benchmark.matching.problem import Guess, Stack, gaussian
-from benchmark.matching.search import Variables, best_of_each
+from benchmark.matching.problem import gaussian, granted
+from benchmark.matching.search import best_of_each
 from benchmark.plugins import Attack
 from benchmark.types import Capability, Observation, Reconstruction
 
@@ -66,10 +66,5 @@ class InvertingGradients(Attack):
         starts = [(seen, {"x_0": gaussian(seen, generator)}) for seen in observations for _ in range(self.restarts)]
         tasks = [Task(seen, start, share) for seen, start in starts]
         optimise = partial(signed_adam, lr=self.lr, bounds=(-1.0, 1.0))
-        found = match(tasks, _guess, cosine_distance, optimise, lambda v: self.tv * total_variation(v["x_0"]))
+        found = match(tasks, granted, cosine_distance, optimise, lambda v: self.tv * total_variation(v["x_0"]))
         return [best.reconstruction() for best in best_of_each(found, self.restarts)]
-
-
-def _guess(variables: Variables, known: Stack) -> Guess:
-    assert known.timesteps is not None and known.noise is not None
-    return Guess(variables["x_0"], known.timesteps, known.noise)

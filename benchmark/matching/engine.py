@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import grad
 
 from benchmark.matching.objectives import Distance, squared_distance
-from benchmark.matching.problem import Guess, Stack, Updates, defect, flat, stack
+from benchmark.matching.problem import Guess, Stack, Updates, defect, flat, granted, stack
 from benchmark.matching.resources import available, cores, out_of_memory, predicted
 from benchmark.matching.search import Optimiser, Searches, Solution, Variables
 from benchmark.types import Observation
@@ -142,7 +142,10 @@ class Matching:
         self.updates = Updates(seen.network, seen.schedule, list(seen.update))
         self.workers = 1 if self.device.type == "cuda" else max(1, cores() // torch.get_num_threads())
         need = predicted(seen.network, seen.schedule, seen.batch_shape, tuple(seen.update))
-        self.largest = max(1, int(MEMORY_SHARE * available(self.device) / need / self.workers))
+        room = int(MEMORY_SHARE * available(self.device))
+        stacked = len(tasks) * sum(value.nbytes for value in seen.update.values())
+        self.keeps_stacks = stacked < room / 2
+        self.largest = max(1, int((room - stacked * self.keeps_stacks) / need / self.workers))
         self.stacks: dict[tuple[int, ...], Stack] = {}
 
     def __call__(self, x: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -181,9 +184,9 @@ class Matching:
         return list(_pool(self.workers).map(lambda chunk: self._chunk(*chunk), chunks))
 
     def _chunk(self, x: Tensor, rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        if rows not in self.stacks:
-            self.stacks[rows] = stack([self.tasks[row].seen for row in rows])
-        known = self.stacks[rows]
+        known = self.stacks.get(rows) or stack([self.tasks[row].seen for row in rows])
+        if self.keeps_stacks:
+            self.stacks[rows] = known
         x = x.detach().requires_grad_()
         variables = self.named(x)
         try:
@@ -201,12 +204,7 @@ class Matching:
 def seconds_per_evaluation(observations: Sequence[Observation]) -> float:
     """What one evaluation of one victim takes with all of them at once, timesteps and noise granted; after a warm-up."""
     tasks = [Task(seen, {"x_0": flat(seen)}, 1) for seen in observations]
-
-    def guess(variables: Variables, known: Stack) -> Guess:
-        assert known.timesteps is not None and known.noise is not None
-        return Guess(variables["x_0"], known.timesteps, known.noise)
-
-    matching = Matching(tasks, guess, squared_distance)
+    matching = Matching(tasks, granted, squared_distance)
     x, rows = torch.stack([task.start["x_0"].flatten() for task in tasks]), range(len(tasks))
     matching(x, rows)
     start = time.perf_counter()

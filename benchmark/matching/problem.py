@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,6 +101,12 @@ class Updates:
                 return None
             self.copies[victims] = found
         return self.copies[victims]
+
+
+def granted(variables: Mapping[str, Tensor], known: Stack) -> Guess:
+    """Images as searched (`x_0`), timesteps as granted, noise as granted or else as searched (`eps`)."""
+    assert known.timesteps is not None
+    return Guess(variables["x_0"], known.timesteps, known.noise if known.noise is not None else variables["eps"])
 
 
 def defect(observation: Observation) -> str | None:

@@ -30,7 +30,7 @@ from benchmark.matching.objectives import (
     weighted,
     whitened,
 )
-from benchmark.matching.problem import Guess
+from benchmark.matching.problem import Guess, granted
 from benchmark.matching.resources import Peak, cores, predicted
 from benchmark.matching.search import Searches
 from benchmark.metrics import psnr
@@ -41,10 +41,6 @@ from benchmark.spec import Spec
 
 TOLERANCE = 1e-4
 """Largest relative error of a cost's gradient in float32, over a whole image."""
-
-
-def known(variables, seen):
-    return Guess(variables["x_0"], seen.timesteps, seen.noise)
 
 
 def observations(count, batch=1, network=None, schedule=None, size=8, defense=None):
@@ -85,7 +81,7 @@ def by_hand(task, distance, regularise=None):
 
 
 def agree(some, distance, regularise=None, tolerance=TOLERANCE, rows=None):
-    costs, gradients = Matching(some, known, distance, regularise)(points(some), range(len(some)))
+    costs, gradients = Matching(some, granted, distance, regularise)(points(some), range(len(some)))
     for place in rows or range(len(some)):
         cost, gradient = by_hand(some[place], distance, regularise)
         assert costs[place].double() == pytest.approx(float(cost), rel=1e-4)
@@ -118,7 +114,7 @@ def test_every_preset_has_the_gradient_that_float64_finds(name, size):
     model = resolve(Spec(name))
     seen = observations(2, 1, build_network(model, 0), build_schedule(model), size)
     some = tasks(seen)
-    assert Matching(some, known, squared_distance).updates.backend == "batched"
+    assert Matching(some, granted, squared_distance).updates.backend == "batched"
     agree(some, squared_distance, rows=[1])
 
 
@@ -168,7 +164,7 @@ def test_a_network_with_a_layer_without_a_rule_goes_one_by_one():
     seen = observations(3, network=OddNetwork())
     assert per_victim(seen[0].network, list(seen[0].update), 2) is None
     some = tasks(seen)
-    assert Matching(some, known, squared_distance).updates.backend == "loop"
+    assert Matching(some, granted, squared_distance).updates.backend == "loop"
     agree(some, squared_distance)
 
 
@@ -182,7 +178,7 @@ def test_the_attacked_network_stays_as_it_was():
     seen = observations(2)
     network = seen[0].network
     before = copy.deepcopy(network.state_dict())
-    match(tasks(seen, 5), known, squared_distance, lbfgs)
+    match(tasks(seen, 5), granted, squared_distance, lbfgs)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in network.parameters())
 
@@ -190,7 +186,7 @@ def test_the_attacked_network_stays_as_it_was():
 @pytest.mark.parametrize("largest", [1, 2, 5])
 def test_chunks_change_nothing_beyond_rounding(largest):
     some = tasks(observations(7))
-    whole, cut = Matching(some, known, squared_distance), Matching(some, known, squared_distance)
+    whole, cut = Matching(some, granted, squared_distance), Matching(some, granted, squared_distance)
     cut.largest = largest
     assert max(chunk.stop - chunk.start for chunk in cut._chunks(7)) <= largest
     for one, other in zip(whole(points(some), range(7)), cut(points(some), range(7)), strict=True):
@@ -199,7 +195,7 @@ def test_chunks_change_nothing_beyond_rounding(largest):
 
 def test_one_core_and_many_give_the_same_bits():
     some = tasks(observations(6))
-    one, many = Matching(some, known, squared_distance), Matching(some, known, squared_distance)
+    one, many = Matching(some, granted, squared_distance), Matching(some, granted, squared_distance)
     one.workers, many.workers = 1, 3
     for a, b in zip(one(points(some), range(6)), many(points(some), range(6)), strict=True):
         assert torch.equal(a, b)
@@ -207,8 +203,8 @@ def test_one_core_and_many_give_the_same_bits():
 
 def test_a_chunk_that_does_not_fit_is_halved_and_the_answer_stays(monkeypatch):
     some = tasks(observations(8))
-    expected = Matching(some, known, squared_distance)(points(some), range(8))
-    matching, sizes = Matching(some, known, squared_distance), []
+    expected = Matching(some, granted, squared_distance)(points(some), range(8))
+    matching, sizes = Matching(some, granted, squared_distance), []
     original = Matching._chunk
 
     def small(self, x, rows):
@@ -232,13 +228,13 @@ def test_one_victim_that_does_not_fit_is_an_error(monkeypatch):
     monkeypatch.setattr(Matching, "_chunk", never)
     some = tasks(observations(2))
     with pytest.raises(torch.OutOfMemoryError):
-        Matching(some, known, squared_distance)(points(some), range(2))
+        Matching(some, granted, squared_distance)(points(some), range(2))
 
 
 def test_what_is_predicted_is_what_an_evaluation_takes():
     some = tasks(observations(4))
     seen = some[0].seen
-    matching = Matching(some, known, squared_distance)
+    matching = Matching(some, granted, squared_distance)
     need = predicted(seen.network, seen.schedule, seen.batch_shape, tuple(seen.update))
     x = points(some)
     for rows in ((0, 1), (0, 1, 2, 3)):
@@ -252,15 +248,15 @@ def test_little_memory_means_small_chunks(monkeypatch):
     seen = some[0].seen
     need = predicted(seen.network, seen.schedule, seen.batch_shape, tuple(seen.update))
     monkeypatch.setattr(engine, "available", lambda device: int(2.5 * need * cores() / engine.MEMORY_SHARE))
-    assert Matching(some, known, squared_distance).largest == 2
+    assert Matching(some, granted, squared_distance).largest == 2
 
 
 def test_an_image_is_found_together_as_exactly_as_one_by_one():
     """Float32 accuracy is kept; `tox -e perf` has the same at 80 dB on a preset."""
     seen, truth = observations(2), _truths(2)
-    together = match(tasks(seen, 100), known, squared_distance, lbfgs)
+    together = match(tasks(seen, 100), granted, squared_distance, lbfgs)
     some = tasks(seen, 100)
-    plain = Matching(some, known, squared_distance)
+    plain = Matching(some, granted, squared_distance)
     plain.updates.backend = "loop"
     alone = Searches(plain, points(some), [100] * 2)
     lbfgs(alone)
@@ -286,9 +282,9 @@ def test_victims_of_different_kinds_come_back_in_their_order():
     other = observations(1, network=copy.deepcopy(one[0].network))
     some = [tasks(two)[0], *tasks(one), tasks(other)[0]]
     some = [dataclasses.replace(task, evaluations=4) for task in some]
-    found = match(some, known, squared_distance, lbfgs)
+    found = match(some, granted, squared_distance, lbfgs)
     for task, solution in zip(some, found, strict=True):
-        (alone,) = match([task], known, squared_distance, lbfgs)
+        (alone,) = match([task], granted, squared_distance, lbfgs)
         assert solution.variables["x_0"].shape == task.start["x_0"].shape
         assert solution.loss == pytest.approx(alone.loss, rel=1e-3)
 
@@ -302,17 +298,17 @@ def test_one_update_that_cannot_be_matched_is_told_while_the_others_go_on():
         dataclasses.replace(seen[3], update={n: v[None] for n, v in seen[3].update.items()}),
         seen[4],
     ]
-    found = match(tasks(spoilt, 6), known, squared_distance, lbfgs)
+    found = match(tasks(spoilt, 6), granted, squared_distance, lbfgs)
     for solution, reason in zip(found, ["not finite", "zero everywhere", "which the network does not", "shape"], strict=False):
         assert reason in solution.diverged and solution.evaluations == 0
-    (alone,) = match(tasks(spoilt, 6)[4:], known, squared_distance, lbfgs)
+    (alone,) = match(tasks(spoilt, 6)[4:], granted, squared_distance, lbfgs)
     assert found[4].diverged is None and found[4].loss == pytest.approx(alone.loss, rel=1e-4)
 
 
 def test_a_start_that_is_not_finite_diverges_alone():
     some = tasks(observations(3), 6)
     some[1] = dataclasses.replace(some[1], start={"x_0": some[1].start["x_0"] * math.nan})
-    found = match(some, known, squared_distance, partial(adam, lr=0.05))
+    found = match(some, granted, squared_distance, partial(adam, lr=0.05))
     assert [s.diverged for s in found] == [None, "the matching loss was never finite", None]
     assert [s.evaluations for s in found] == [6, 1, 6]
 
@@ -334,7 +330,7 @@ class Fused(nn.Module):
 
 def test_a_layer_without_a_second_derivative_is_one_clear_error():
     with pytest.raises(MatchingError, match="a layer without a second derivative"):
-        match(tasks(observations(1, network=Fused())), known, squared_distance, lbfgs)
+        match(tasks(observations(1, network=Fused())), granted, squared_distance, lbfgs)
 
 
 def test_a_mask_leaves_out_what_was_pruned_and_nothing_else():

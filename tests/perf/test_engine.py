@@ -1,0 +1,124 @@
+"""Seconds of one evaluation per victim, against the plain loop in the same process: `results/performance/engine-DEVICE.csv`.
+
+Engine and loop have the same victims, starts, objective, allocator and threads of torch. Where the engine gives each core of
+a CPU its own victims, a row `batched, one core` says what it does without. The loop is timed before and after; the faster
+counts.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import DEVICE, DISTINCT, matmul_rate, scene, seconds
+from rivals import differences, forward_over_reverse, loop, vectorised
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmark.diffusion.loss import losses
+from benchmark.matching.engine import Matching
+from benchmark.matching.objectives import squared_distance
+from benchmark.matching.problem import granted
+from benchmark.matching.resources import Peak, cores
+
+PRESETS = ("tiny", "small", "ddpm-cifar10")
+VICTIMS = (1, 8, 32, 64) if DEVICE == "cpu" else (1, 8, 32, 64, 128, 256)
+PASSES = 7
+"""Passes through the network that matching cannot do without, each as costly as the forward one."""
+
+
+def points(tasks):
+    return torch.stack([task.start["x_0"].flatten() for task in tasks])
+
+
+def operations(task):
+    """Useful operations of one evaluation."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        losses(task.seen.network, task.seen.schedule, task.start["x_0"], task.seen.timesteps, task.seen.noise)
+    return PASSES * counter.get_total_flops()
+
+
+def peak_mib(work, victims):
+    """MiB per victim of the tensors alive at once; on a GPU what its allocator held more than before."""
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20 / victims
+    with Peak() as memory:
+        work()
+    return memory.peak / 2**20 / victims
+
+
+def error(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+def record(table, preset, victims, backend, taken, loop_taken, mib, useful, exactness):
+    rate, name = matmul_rate()
+    table.add(
+        preset=preset,
+        victims=victims,
+        backend=backend,
+        seconds_per_evaluation_per_victim=taken,
+        ratio_to_loop=loop_taken / taken,
+        peak_mib_per_victim=mib,
+        matmul_share=useful / taken / rate,
+        relative_difference_to_loop=exactness,
+        matmul_gflops=rate / 1e9,
+        matmul_dtype=name,
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("victims", VICTIMS)
+def test_engine(benchmark, engine_table, preset, victims):
+    tasks, _ = scene(preset, victims)
+    sample = tasks[: min(victims, DISTINCT // 2)]
+    useful, x, rows = operations(tasks[0]), points(tasks), range(victims)
+    matching = Matching(tasks, granted, squared_distance)
+    before = seconds(lambda: loop(sample)) / len(sample)
+    benchmark.pedantic(matching, (x, rows), warmup_rounds=1, rounds=3)
+    taken = benchmark.stats.stats.median / victims
+    after = seconds(lambda: loop(sample)) / len(sample)
+    loop_taken = min(before, after)
+    expected = torch.stack([gradient.flatten() for gradient in loop(sample)])
+    chunk = tuple(rows)[next(matching._chunks(victims))]
+    mib = peak_mib(lambda: matching._chunk(x[: len(chunk)], chunk), len(chunk))
+    exactness = error(matching(x, rows)[1][: len(sample)], expected)
+    record(engine_table, preset, victims, matching.updates.backend, taken, loop_taken, mib, useful, exactness)
+    if matching.workers > 1 and victims > 1:
+        matching.workers = 1
+        alone = seconds(lambda: matching(x, rows), 1) / victims
+        record(engine_table, preset, victims, "batched, one core", alone, loop_taken, mib, useful, exactness)
+    loop_mib = peak_mib(lambda: loop(sample[:1]), 1)
+    record(engine_table, preset, victims, "loop", loop_taken, loop_taken, loop_mib, useful, 0.0)
+
+
+@pytest.mark.parametrize("way", [vectorised, forward_over_reverse, differences], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("preset", PRESETS[:2])
+def test_other_ways(benchmark, engine_table, preset, way):
+    """What was not taken into the engine: other ways to the same gradient, for 8 victims on one core."""
+    tasks, _ = scene(preset, 8)
+    loop_taken = seconds(lambda: loop(tasks[:4])) / 4
+    benchmark.pedantic(way, (tasks,), warmup_rounds=1, rounds=3)
+    taken = benchmark.stats.stats.median / 8
+    found, expected = (torch.stack([g.flatten() for g in gradients]) for gradients in (way(tasks), loop(tasks)))
+    label = f"{way.__name__.replace('_', ' ')}, one core"
+    useful = operations(tasks[0])
+    record(engine_table, preset, 8, label, taken, loop_taken, peak_mib(lambda: way(tasks), 8), useful, error(found, expected))
+
+
+@pytest.mark.skipif(DEVICE != "cpu" or cores() < 2, reason="needs a CPU with two cores")
+@pytest.mark.parametrize("preset", PRESETS[:2])
+def test_loop_on_all_cores(benchmark, engine_table, preset):
+    """The rival with torch's own threads on all cores, which it gains little from."""
+    tasks, _ = scene(preset, 4)
+    one_core = seconds(lambda: loop(tasks)) / 4
+    torch.set_num_threads(cores())
+    try:
+        benchmark.pedantic(loop, (tasks,), warmup_rounds=1, rounds=3)
+    finally:
+        torch.set_num_threads(1)
+    taken = benchmark.stats.stats.median / 4
+    mib = peak_mib(lambda: loop(tasks[:1]), 1)
+    record(engine_table, preset, 4, "loop, torch's threads on all cores", taken, one_core, mib, operations(tasks[0]), 0.0)

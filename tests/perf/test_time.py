@@ -1,0 +1,150 @@
+"""Time to 30 and 50 dB with known noise and timestep, against the loops that people run: `results/performance/time-DEVICE.csv`.
+
+Where a search stands after so many evaluations does not depend on who evaluates, so every rival's path is followed once, and
+its seconds are its evaluations times those of one evaluation in the plain loop, measured here: what the rival's optimiser takes
+is given to it. The engine's seconds are the clock's. An image counts from the first best iterate by matching loss with that
+PSNR; one that never gets there counts with the whole budget.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+
+import pytest
+import torch
+from conftest import scene, seconds
+from rivals import loop
+
+from benchmark.matching.adam import adam, signed_adam
+from benchmark.matching.engine import Matching, Task
+from benchmark.matching.lbfgs import lbfgs
+from benchmark.matching.objectives import cosine_distance, squared_distance, total_variation
+from benchmark.matching.problem import granted
+from benchmark.matching.search import Searches
+from benchmark.metrics import psnr
+from benchmark.types import Victim
+
+VICTIMS, BUDGET = 8, 400
+THRESHOLDS = (30, 50)
+RATES = (0.01, 0.03, 0.1, 0.3)
+
+
+class Watched:
+    """Evaluates, and notes when each image first came to each threshold; a search that has come to all of them is ended."""
+
+    def __init__(self, matching: Matching, victims: Sequence[Victim]) -> None:
+        self.matching, self.victims = matching, victims
+        self.loss = [math.inf] * len(victims)
+        self.spent = [0] * len(victims)
+        self.reached: dict[int, dict[int, int]] = {threshold: {} for threshold in THRESHOLDS}
+        self.judging = 0.0
+
+    def __call__(self, x, rows):
+        costs, gradients = self.matching(x, rows)
+        start = time.perf_counter()
+        for place, (row, cost) in enumerate(zip(rows, costs.tolist(), strict=True)):
+            self.spent[row] += 1
+            if cost < self.loss[row]:
+                self.loss[row] = cost
+                image = x[place].view(self.victims[row].images.shape)[0].clamp(-1, 1)
+                quality = psnr(image, self.victims[row].images[0])
+                for threshold in THRESHOLDS:
+                    if quality >= threshold:
+                        self.reached[threshold].setdefault(row, self.spent[row])
+        self.judging += time.perf_counter() - start
+        return costs, gradients
+
+    def done(self, row: int) -> bool:
+        return row in self.reached[max(THRESHOLDS)]
+
+    def evaluations(self, threshold: int) -> float:
+        """Mean over the images; one that never got there has spent the whole budget."""
+        return sum(self.reached[threshold].get(row, BUDGET) for row in range(VICTIMS)) / VICTIMS
+
+
+def engines(tasks: Sequence[Task], victims: Sequence[Victim], optimise: Callable, *objective) -> tuple[Watched, float]:
+    """The batched search; returns also the seconds of one evaluation of one victim, all included."""
+    watched = Watched(Matching(tasks, granted, *objective), victims)
+    starts = torch.stack([task.start["x_0"].flatten() for task in tasks])
+
+    class Ended(Searches):
+        def open(self, rows=None):
+            return [row for row in super().open(rows) if not watched.done(row)]
+
+    watched.matching(starts, range(len(tasks)))
+    start = time.perf_counter()
+    optimise(Ended(watched, starts, [BUDGET] * len(tasks)))
+    return watched, (time.perf_counter() - start - watched.judging) / sum(watched.spent)
+
+
+def torch_lbfgs(tasks: Sequence[Task], victims: Sequence[Victim]) -> Watched:
+    """torch's L-BFGS with its strong Wolfe search, one victim after the other."""
+    watched = Watched(Matching(tasks, granted, squared_distance), victims)
+
+    class Over(Exception):
+        pass
+
+    for row, task in enumerate(tasks):
+        x = task.start["x_0"].flatten()[None].clone().requires_grad_()
+        optimiser = torch.optim.LBFGS(
+            [x], max_iter=BUDGET, max_eval=BUDGET, history_size=100, tolerance_grad=0, tolerance_change=0,
+            line_search_fn="strong_wolfe",
+        )  # fmt: skip
+
+        def closure(row=row, x=x):
+            if watched.spent[row] == BUDGET or watched.done(row):
+                raise Over
+            cost, x.grad = watched(x.detach(), [row])
+            return cost[0]
+
+        with suppress(Over):
+            optimiser.step(closure)
+    return watched
+
+
+def best_rate(preset: str) -> float:
+    """Adam's step with the lowest median matching loss after 100 evaluations, on public photographs."""
+    tasks, _ = scene(preset, 4, public=True)
+    start = torch.stack([task.start["x_0"].flatten() for task in tasks])
+    found = {}
+    for rate in RATES:
+        searches = Searches(Matching(tasks, granted, squared_distance), start, [100] * len(tasks))
+        adam(searches, rate)
+        found[rate] = sorted(searches.loss)[len(tasks) // 2]
+    return min(found, key=found.__getitem__)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_time_to_an_image(time_table, preset):
+    tasks, truth = scene(preset, VICTIMS)
+    one = seconds(lambda: loop(tasks[:4])) / 4
+    ours, batched = engines(tasks, truth, lbfgs, squared_distance)
+    one = min(one, seconds(lambda: loop(tasks[:4])) / 4)
+    rate = best_rate(preset)
+    inverting = (cosine_distance, lambda v: 1e-4 * total_variation(v["x_0"]))
+    paths = {
+        "engine: L-BFGS": (ours, batched),
+        "loop: torch's L-BFGS": (torch_lbfgs(tasks, truth), one),
+        f"loop: Adam, step {rate:g}": (engines(tasks, truth, partial(adam, lr=rate), squared_distance)[0], one),
+        "loop: Inverting Gradients": (
+            engines(tasks, truth, partial(signed_adam, lr=0.1, bounds=(-1.0, 1.0)), *inverting)[0],
+            one,
+        ),
+    }
+    for threshold in THRESHOLDS:
+        for rival, (watched, each) in paths.items():
+            time_table.add(
+                preset=preset,
+                rival=rival,
+                threshold_db=threshold,
+                seconds=watched.evaluations(threshold) * each,
+                evaluations=watched.evaluations(threshold),
+                n_reached=len(watched.reached[threshold]),
+                n_total=VICTIMS,
+                engine_share=each / batched,
+                optimiser_share=watched.evaluations(threshold) / ours.evaluations(threshold),
+            )
