@@ -1,112 +1,12 @@
-"""Scenes, clocks and tables of the performance suite. Tables go to results/performance/NAME-DEVICE.csv."""
-
-from __future__ import annotations
-
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from pathlib import Path
-
-import pandas as pd
 import pytest
-import torch
-from benchmark.datasets.photos import Photos
-
-from benchmark.contract import Exposed
-from benchmark.diffusion.models import build_network, build_schedule, resolve
-from benchmark.environment import describe, settle
-from benchmark.federation import ClientStep, draw_victim, observe
-from benchmark.matching.engine import Task
-from benchmark.matching.resources import cores
-from benchmark.plugins import Picture
-from benchmark.scenario import Scenario
-from benchmark.seeds import stream
-from benchmark.spec import one
-from benchmark.types import Victim
-
-settle()
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-RESULTS = Path(__file__).resolve().parents[2] / "results" / "performance"
-DISTINCT = 8
-"""Different victims in a scene; more of them are these again with other starts, or the updates alone would fill the memory."""
-
-
-def scene(name: str, count: int, public: bool = False) -> tuple[list[Task], list[Victim]]:
-    """Tasks of one evaluation from N(0, 1), noise and timestep (200) granted, on photographs at the model's size."""
-    model = resolve(one(name))
-    network, schedule = build_network(model, 0).to(DEVICE), build_schedule(model).to(DEVICE)
-    draw, scenario = stream(0, "perf"), Scenario(timesteps=200)
-    photos, size = Photos(), model.image_size
-    pictures = photos.public(size)[:count] if public else photos.victims(min(count, DISTINCT), size, draw)
-    victims, seen = [], []
-    for picture in pictures:
-        image = Picture(picture.image.to(DEVICE), picture.source)
-        drawn = draw_victim([image], scenario, schedule.to("cpu"), draw)
-        victim = Victim(drawn.images, drawn.timesteps.to(DEVICE), drawn.noise.to(DEVICE), drawn.sources)
-        step = ClientStep(network, schedule, victim, 1)
-        seen.append(observe(step, Exposed(), scenario, torch.zeros(3, device=DEVICE), network, draw))
-        victims.append(victim)
-    starts = [torch.randn(seen[0].batch_shape, generator=draw).to(DEVICE) for _ in range(count)]
-    return [Task(seen[i % len(seen)], {"x_0": start}, 1) for i, start in enumerate(starts)], victims
-
-
-def seconds(work: Callable[[], object], rounds: int = 3) -> float:
-    """The median time of a piece of work, after a warm-up."""
-    work()
-    times = []
-    for _ in range(rounds):
-        _wait()
-        start = time.perf_counter()
-        work()
-        _wait()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def _wait() -> None:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-
-
-@cache
-def matmul_rate() -> tuple[float, str]:
-    """This machine's float32 matrix products, all cores together: operations per second, and what they were."""
-    n, workers = (8192, 1) if DEVICE == "cuda" else (1536, cores())
-    factors = [torch.randn(n, n, device=DEVICE) for _ in range(workers)]
-
-    def work() -> None:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(lambda m: [m @ m for _ in range(3)], factors))
-
-    name = "tf32" if DEVICE == "cuda" and torch.backends.cuda.matmul.allow_tf32 else "float32"
-    return 3 * workers * 2 * n**3 / seconds(work), name
-
-
-class Table:
-    """Rows for one csv file, written anew after each of them: an interrupted run keeps what it has."""
-
-    def __init__(self, name: str) -> None:
-        self.path = RESULTS / f"{name}-{DEVICE}.csv"
-        self.rows: list[dict[str, object]] = []
-
-    def add(self, **row: object) -> None:
-        """Add a row, with versions and device at its end."""
-        known = describe("cuda:0" if DEVICE == "cuda" else "cpu")
-        machine = known.get("gpu", known["cpu"])
-        device = f"{machine}, {known['cores']} cores, {known['threads']} thread(s) each, allocator: {known['allocator']}"
-        self.rows.append({**row, "versions": f"torch {known['torch']}, python {known['python']}", "device": device})
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(self.rows).to_csv(self.path, index=False, float_format="%.4g")
+from scenes import Table
 
 
 @pytest.fixture(scope="session")
-def engine_table() -> Iterator[Table]:
-    yield Table("engine")
+def engine_table() -> Table:
+    return Table("engine")
 
 
 @pytest.fixture(scope="session")
-def time_table() -> Iterator[Table]:
-    yield Table("time")
+def time_table() -> Table:
+    return Table("time")

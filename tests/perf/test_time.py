@@ -16,8 +16,8 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import scene, seconds
 from rivals import loop
+from scenes import scene, seconds
 
 from benchmark.matching.adam import adam, signed_adam
 from benchmark.matching.engine import Matching, Task
