@@ -7,6 +7,8 @@ counts.
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from rivals import differences, forward_over_reverse, loop, vectorised
