@@ -57,6 +57,7 @@ def run_cell(cell: Cell, timeout: float | None = None) -> Outcome:
     """
     status, reason, seconds = Status.FAILED, "", None
     samples: list[Sample] = []
+    steps: list[Step] = []
     claims = _Claims()
     _reset_peak(cell.device)
     try:
@@ -67,17 +68,19 @@ def run_cell(cell: Cell, timeout: float | None = None) -> Outcome:
             else:
                 victims, observations = scene(cell)
                 start = time.perf_counter()
-                rebuilt, counted = attack(cell, victims, observations)
+                with watching(steps.append):
+                    rebuilt = attack(cell, victims, observations)
                 seconds = time.perf_counter() - start
                 samples = judge(victims, rebuilt, cell.success_db)
-                _check_count(rebuilt, counted)
+                _check_count(rebuilt, len(steps))
                 status, reason = _verdict(samples)
     except CellTimeout:
         status, reason = Status.TIMEOUT, f"gave up after {timeout:g} s"
     except Exception as error:
         status = Status.OOM if out_of_memory(error) else Status.FAILED
         reason = _explain(error)
-    return Outcome(_record(cell, status, reason, seconds, claims), samples)
+    backends = "+".join(sorted({step.backend for step in steps}))
+    return Outcome(_record(cell, status, reason, seconds, claims, backends), samples)
 
 
 def rehearse(cells: Sequence[Cell]) -> None:
@@ -125,17 +128,12 @@ def scene(cell: Cell) -> tuple[list[Victim], list[Observation]]:
     return victims, observations
 
 
-def attack(cell: Cell, victims: Sequence[Victim], observations: Sequence[Observation]) -> tuple[list[Reconstruction], int]:
-    """Let the cell's attack rebuild the victims from the observations alone; only the oracle is shown the victims.
-
-    Also returns how many evaluations the engine counted.
-    """
+def attack(cell: Cell, victims: Sequence[Victim], observations: Sequence[Observation]) -> list[Reconstruction]:
+    """Let the cell's attack rebuild the victims from the observations alone; only the oracle is shown the victims."""
     if cell.attack is None:
-        return oracle(victims), 0
+        return oracle(victims)
     own = stream(cell.seed, "attack", cell.keys.attack, cell.keys.defense, cell.keys.model, *_axes(cell))
-    counted: list[Step] = []
-    with watching(counted.append):
-        return cell.attack.run(observations, own), len(counted)
+    return cell.attack.run(observations, own)
 
 
 @lru_cache(maxsize=8)
@@ -221,7 +219,7 @@ class _Claims:
     privacy: Privacy | None = None
 
 
-def _record(cell: Cell, status: Status, reason: str, seconds: float | None, claims: _Claims) -> Record:
+def _record(cell: Cell, status: Status, reason: str, seconds: float | None, claims: _Claims, backends: str) -> Record:
     return Record(
         identity=cell.identity,
         status=status,
@@ -236,7 +234,7 @@ def _record(cell: Cell, status: Status, reason: str, seconds: float | None, clai
         peak_mib=_peak(cell.device),
         privacy=dataclasses.asdict(claims.privacy) if claims.privacy else None,
         lpips_missing=lpips_missing(),
-        environment=describe(cell.device),
+        environment={**describe(cell.device), "matching": backends},
     )
 
 

@@ -107,7 +107,8 @@ def _solve(
     matching = Matching(tasks, guess, distance, regularise)
     start = torch.stack([torch.cat([value.flatten() for value in task.start.values()]) for task in tasks])
     layout = [(name, value.numel()) for name, value in tasks[0].start.items()]
-    searches = Searches(matching, start, [task.evaluations for task in tasks], layout)
+    budgets = [task.evaluations for task in tasks]
+    searches = Searches(matching, start, budgets, layout, matching.updates.backend)
     optimise(searches)
     best = matching.named(searches.best)
     lost = "the matching loss was never finite"

@@ -113,7 +113,7 @@ class _State:
 class _Memory:
     """The last m moves s and changes of gradient y of each search, the newest at the end, and their inner products.
 
-    Unused places hold zeros. Products are kept in float64.
+    Unused places hold zeros. Products are kept, and systems solved, in float64.
     """
 
     def __init__(self, like: Tensor, size: int) -> None:
@@ -164,15 +164,15 @@ class _Memory:
         u = torch.linalg.solve_triangular(r, _product(s, g)[..., None], upper=True)
         right = d[..., None] * u + gamma[..., None] * (yy @ u - _product(y, g)[..., None])
         top = torch.linalg.solve_triangular(r.transpose(1, 2), right, upper=False)
-        along = _combined(s, top) - gamma * _combined(y, u)
-        return (gamma * g + along).to(g)
+        scale = gamma.to(g)
+        return scale * g + _combined(s, top) - scale * _combined(y, u)
 
 
 def _product(rows: Tensor, vector: Tensor) -> Tensor:
-    """(A, m, n) times (A, n) -> (A, m), in float64."""
-    return torch.bmm(rows.double(), vector.double()[..., None])[..., 0]
+    """(A, m, n) times (A, n) -> (A, m), in float64 from here on."""
+    return torch.bmm(rows, vector[..., None])[..., 0].double()
 
 
 def _combined(rows: Tensor, weights: Tensor) -> Tensor:
-    """The sum over m of (A, m, n) with weights (A, m, 1) -> (A, n), in float64."""
-    return torch.bmm(rows.double().transpose(1, 2), weights)[..., 0]
+    """The sum over m of (A, m, n) with weights (A, m, 1) -> (A, n)."""
+    return torch.bmm(rows.transpose(1, 2), weights.to(rows))[..., 0]

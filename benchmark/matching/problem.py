@@ -61,7 +61,7 @@ def _stacked(values: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack(held) if held else None
 
 
-LOOP_ALONE = 1_000_000
+LOOP_ALONE = 2_000_000
 """Parameters below which a guess that comes alone goes the way of the loop, where Python is not called back so often."""
 
 

@@ -25,10 +25,17 @@ Evaluate = Callable[[Tensor, Sequence[int]], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Step:
-    """The state of a search after one evaluation, for whoever watches: the count so far and the cost just seen."""
+    """The state of a search after one evaluation, for whoever watches.
+
+    Attributes:
+        evaluation: the count so far.
+        loss: the cost just seen.
+        backend: how its gradient was made, see `problem.Updates`.
+    """
 
     evaluation: int
     loss: float
+    backend: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +100,15 @@ class Searches:
     """
 
     def __init__(
-        self, evaluate: Evaluate, start: Tensor, budgets: Sequence[int], layout: Sequence[tuple[str, int]] = ()
+        self,
+        evaluate: Evaluate,
+        start: Tensor,
+        budgets: Sequence[int],
+        layout: Sequence[tuple[str, int]] = (),
+        backend: str = "",
     ) -> None:
         self.evaluate = evaluate
+        self.backend = backend
         self.start = start
         self.budgets = list(budgets)
         self.layout = layout
@@ -118,7 +131,7 @@ class Searches:
                 self.loss[row] = loss
                 better.append(place)
             for watcher in _watchers.get():
-                watcher(Step(self.spent[row], loss))
+                watcher(Step(self.spent[row], loss, self.backend))
         if better:
             self.best[[rows[place] for place in better]] = x[better]
         return losses, gradients

@@ -55,6 +55,22 @@ def test_the_same_cell_gives_the_same_bits():
         assert (a.psnr, a.loss) == (b.psnr, b.loss)
 
 
+def test_an_attack_cannot_hide_evaluations_that_the_engine_counted(tmp_path):
+    spend = """
+                from benchmark.matching.engine import Task, match
+                from benchmark.matching.lbfgs import lbfgs
+                from benchmark.matching.objectives import squared_distance
+                from benchmark.matching.problem import flat, granted
+                tasks = [Task(seen, {"x_0": flat(seen)}, 3) for seen in observations]
+                found = match(tasks, granted, squared_distance, lbfgs)
+                return [Reconstruction(f.variables["x_0"], %s) for f in found]
+    """
+    honest = run(tmp_path, spend % "f.evaluations").record
+    assert honest.status == Status.OK and honest.environment["matching"] == "batched"
+    record = run(tmp_path, spend % "1").record
+    assert record.status == Status.FAILED and "tells of 2 evaluations, and 6 were counted" in record.reason
+
+
 def test_an_exception_is_a_failed_row_with_its_place(tmp_path):
     record = run(tmp_path, "raise RuntimeError('over\\nboard')").record
     assert record.status == Status.FAILED
