@@ -85,11 +85,21 @@ def _played(network: Denoiser, schedule: Schedule, batch_shape: tuple[int, int, 
 
 
 def available(device: torch.device) -> int:
-    """Bytes that are free on the device, or for this process on the CPU."""
+    """Bytes that are free on the device, or for this process on the CPU.
+
+    What this process holds counts as free there: its allocator keeps what tensors leave behind (`environment.settle`).
+    """
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(_free(), _allowed())
+    return min(_free(), _allowed()) + _resident()
+
+
+def _resident() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def _free() -> int:

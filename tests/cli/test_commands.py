@@ -1,6 +1,8 @@
 """The command line as its users meet it: exit codes, one sentence per mistake, and files left behind."""
 
 import json
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -196,6 +198,15 @@ def test_list_names_what_there_is(what, words, capsys):
 def test_check_passes_a_good_plugin(capsys):
     assert main(["check", "constant_image"]) == 0
     assert "poisoned truth changes nothing" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_the_allocator_is_set_inside_the_program_unless_the_user_did():
+    words = [sys.executable, "-m", "benchmark", "info"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "LD_PRELOAD"))}
+    for extra, expected in (({}, "glibc, keeps freed memory"), ({"MALLOC_TOP_PAD_": "4096"}, "MALLOC_TOP_PAD_=4096")):
+        printed = subprocess.run(words, env={**clean, **extra}, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert next(line for line in printed.splitlines() if line.startswith("allocator")).endswith(expected)
 
 
 def test_info_says_what_is_here_and_how_to_get_the_rest(capsys):
