@@ -55,7 +55,7 @@ def device_name(choice: str) -> str:
 
 
 def settle() -> None:
-    """Set threads and allocator as the bench needs them; to be called before the first tensor is made.
+    """Set threads, allocator and precision as the bench needs them; to be called before the first tensor is made.
 
     Threads: one for sums unless the user set OMP_NUM_THREADS. The preset U-Nets are too small to gain from a second one,
     threads that wait for each other slow down by far more when another process wants the cores, and sums that are split alike
@@ -63,8 +63,13 @@ def settle() -> None:
 
     Allocator: glibc's returns freed memory to the system, and page faults then take a good part of each evaluation. It keeps
     it instead, unless the user set one of ALLOCATOR_VARIABLES.
+
+    Precision: no tf32 on GPUs, neither in products nor in convolutions (where torch allows it by default): the last digits of
+    an update are what tells a good reconstruction from an exact one.
     """
     import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)

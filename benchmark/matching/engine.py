@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
+from benchmark.matching.lbfgs import HISTORY
 from benchmark.matching.objectives import Distance, squared_distance
 from benchmark.matching.problem import Guess, Stack, Updates, defect, flat, granted, stack
 from benchmark.matching.resources import available, cores, out_of_memory, predicted
@@ -126,7 +127,11 @@ def _solve(
 class Matching:
     """The costs and gradients of P tasks of one kind, by their numbers: chunk by chunk, on every core.
 
-    The chunks follow from the number of tasks and from the memory, not from the number of cores.
+    The chunks follow from the number of tasks and, where that is short, from the memory; not from the number of cores.
+
+    Attributes:
+        largest: the most tasks in a chunk.
+        workers: chunks that are evaluated at once.
     """
 
     def __init__(
@@ -137,30 +142,41 @@ class Matching:
         regularise: Callable[[Variables], Tensor] | None = None,
     ) -> None:
         self.tasks, self.guess, self.distance, self.regularise = tasks, guess, distance, regularise
-        seen = tasks[0].seen
+        seen, names = tasks[0].seen, tuple(tasks[0].seen.update)
         self.device = torch.device(seen.network.device)
         self.shapes = {name: value.shape for name, value in tasks[0].start.items()}
-        self.updates = Updates(seen.network, seen.schedule, list(seen.update))
-        self.workers = 1 if self.device.type == "cuda" else max(1, cores() // torch.get_num_threads())
-        need = predicted(seen.network, seen.schedule, seen.batch_shape, tuple(seen.update))
-        room = int(MEMORY_SHARE * available(self.device))
+        self.updates = Updates(seen.network, seen.schedule, names, seen.batch_shape)
+        need = predicted(seen.network, seen.schedule, seen.batch_shape, names)
+        room = int(MEMORY_SHARE * available(self.device)) - self._searching()
         stacked = len(tasks) * sum(value.nbytes for value in seen.update.values())
         self.keeps_stacks = stacked < room / 2
-        self.largest = max(1, int((room - stacked * self.keeps_stacks) / need / self.workers))
+        fitting = max(1, int((room - stacked * self.keeps_stacks) / need))
+        self.largest = fitting if self.device.type == "cuda" else min(fitting, CPU_CHUNK, math.ceil(len(tasks) / 2))
+        cpus = 1 if self.device.type == "cuda" else cores() // torch.get_num_threads()
+        self.workers = max(1, min(cpus, fitting // self.largest))
         self.stacks: dict[tuple[int, ...], Stack] = {}
 
+    def _searching(self) -> int:
+        """The most bytes that an optimiser keeps of its path: L-BFGS's pairs."""
+        kept = min(HISTORY, max(task.evaluations for task in self.tasks))
+        return 2 * kept * sum(value.nbytes for task in self.tasks for value in task.start.values())
+
     def __call__(self, x: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """See `search.Evaluate`. A chunk that does not fit the memory after all is halved, and so are all later ones."""
+        """See `search.Evaluate`.
+
+        Where memory is short after all, chunks are evaluated one after the other from then on, and then halved.
+        """
         while True:
-            chunks = list(self._chunks(len(rows)))
-            wanted = {tuple(rows[chunk]) for chunk in chunks}
+            chunks = [rows[left:right] for left, right in itertools.pairwise(self._edges(len(rows)))]
+            wanted = set(map(tuple, chunks))
             self.stacks = {key: value for key, value in self.stacks.items() if key in wanted}
             try:
-                found = self._all([(x[chunk], tuple(rows[chunk])) for chunk in chunks])
+                found = self._all(x, chunks)
             except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error) or self.largest == 1:
+                if not out_of_memory(error) or self.largest == self.workers == 1:
                     raise
-                self.largest = max(chunk.stop - chunk.start for chunk in chunks) // 2 or 1
+                self.largest = max(1, self.largest // 2) if self.workers == 1 else self.largest
+                self.workers = 1
                 self.stacks.clear()
                 continue
             return torch.cat([costs for costs, _ in found]), torch.cat([gradients for _, gradients in found])
@@ -171,18 +187,24 @@ class Matching:
         parts = zip(self.shapes.items(), torch.split(x, sizes, 1), strict=True)
         return {name: part.view(len(x), *shape) for (name, shape), part in parts}
 
-    def _chunks(self, count: int) -> Iterator[slice]:
-        size = self.largest
+    def _edges(self, count: int) -> list[int]:
+        """Where chunks begin and end: as few as possible, as equal as possible, and two for two cores at the least."""
+        pieces = math.ceil(count / self.largest)
         if self.device.type == "cpu":
-            size = min(size, CPU_CHUNK, math.ceil(count / 2))
-        pieces = math.ceil(count / size)
-        edges = [round(piece * count / pieces) for piece in range(pieces + 1)]
-        return (slice(left, right) for left, right in itertools.pairwise(edges))
+            pieces = max(pieces, min(count, 2))
+        return [round(piece * count / pieces) for piece in range(pieces + 1)]
 
-    def _all(self, chunks: Sequence[tuple[Tensor, tuple[int, ...]]]) -> list[tuple[Tensor, Tensor]]:
+    def _all(self, x: Tensor, chunks: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
+        points = torch.split(x, [len(chunk) for chunk in chunks])
         if self.workers == 1 or len(chunks) == 1:
-            return [self._chunk(*chunk) for chunk in chunks]
-        return list(_pool(self.workers).map(lambda chunk: self._chunk(*chunk), chunks))
+            return [self._chunk(*both) for both in zip(points, map(tuple, chunks), strict=True)]
+        futures = [_pool(self.workers).submit(self._chunk, *both) for both in zip(points, map(tuple, chunks), strict=True)]
+        try:
+            wait(futures)  # all of them: one that failed for lack of memory is tried again when the others hold none
+        finally:
+            for future in futures:
+                future.cancel()
+        return [future.result() for future in futures]
 
     def _chunk(self, x: Tensor, rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         known = self.stacks.get(rows) or stack([self.tasks[row].seen for row in rows])
@@ -203,8 +225,12 @@ class Matching:
 
 
 def seconds_per_evaluation(observations: Sequence[Observation]) -> float:
-    """What one evaluation of one victim takes with all of them at once, timesteps and noise granted; after a warm-up."""
-    tasks = [Task(seen, {"x_0": flat(seen)}, 1) for seen in observations]
+    """What one evaluation of one victim takes with all of them at once that have the first one's shape; after a warm-up.
+
+    Timesteps and noise must be granted.
+    """
+    alike = [seen for seen in observations if seen.batch_shape == observations[0].batch_shape]
+    tasks = [Task(seen, {"x_0": flat(seen)}, 1) for seen in alike]
     matching = Matching(tasks, granted, squared_distance)
     x, rows = torch.stack([task.start["x_0"].flatten() for task in tasks]), range(len(tasks))
     matching(x, rows)

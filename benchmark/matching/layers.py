@@ -27,10 +27,14 @@ Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Stride, padding and dilation of a convolution."""
 
 
-def per_victim(network: nn.Module, names: Collection[str], victims: int) -> tuple[nn.Module, dict[str, Tensor]] | None:
+def per_victim(network: nn.Module, names: Collection[str], victims: int) -> tuple[nn.Module, dict[str, Tensor]]:
     """The network on the weights of `network`, and for each parameter in `names` the leaf (V, *shape) of its gradients.
 
-    It takes V B images, and is a function of its input alone: threads may share it. None where some layer has no rule.
+    It takes V B images, batch first, and is a function of its input alone: threads may share it. Examples must not depend on
+    each other, and weights must be used by their own layers only; `problem.Updates` tries both.
+
+    Raises:
+        LookupError: some layer has no rule.
     """
     shared = copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
     parameters = dict(shared.named_parameters())
@@ -46,7 +50,9 @@ def per_victim(network: nn.Module, names: Collection[str], victims: int) -> tupl
             continue
         module.forward = forward
         ruled |= set(own.values())
-    return (shared, leaves) if ruled >= set(leaves) else None
+    if missing := set(leaves) - ruled:
+        raise LookupError(f"no rule for the layers of {', '.join(sorted(missing))}")
+    return shared, leaves
 
 
 def _leaf(parameter: Tensor, victims: int) -> Tensor:

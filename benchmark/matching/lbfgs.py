@@ -11,11 +11,14 @@ from torch import Tensor
 from benchmark.matching.search import Searches
 from benchmark.matching.wolfe import Talk, strong_wolfe
 
+HISTORY = 100
+"""Moves that are remembered."""
+
 FIRST_MOVE = 0.1
 """Root mean square of the first trial move, where nothing is known of the curvature: images live in [-1, 1]."""
 
 
-def lbfgs(searches: Searches, history: int = 100) -> None:
+def lbfgs(searches: Searches, history: int = HISTORY) -> None:
     """Every round evaluates each search once, wherever its own line search stands.
 
     A search whose line search finds nothing better forgets its memory and goes downhill; if that fails too, it is done.
@@ -43,6 +46,8 @@ class _State:
 
     def begin(self, rows: Sequence[int]) -> list[int]:
         """The first evaluation; returns the searches that can go on."""
+        if not rows:
+            return []
         values, gradients = self.searches(self.x[rows], rows)
         for row, value in zip(rows, values, strict=True):
             self.value[row] = value
@@ -136,13 +141,15 @@ class _Memory:
         if not places:
             return
         rows, s, y = [rows[place] for place in places], s[places], y[places]
-        for values, new in ((self.s, s), (self.y, y)):
-            values[rows] = torch.cat([values[rows][:, 1:], new[:, None]], 1)
-        for values, left, right in ((self.sy, self.s, self.y), (self.yy, self.y, self.y)):
+        for place, row in enumerate(rows):
+            for values, new in ((self.s, s), (self.y, y)):
+                values[row, :-1] = values[row, 1:].clone()
+                values[row, -1] = new[place]
+        for values, left in ((self.sy, self.s), (self.yy, self.y)):
             shifted = torch.zeros_like(values[rows])
             shifted[:, :-1, :-1] = values[rows][:, 1:, 1:]
-            shifted[:, :, -1] = _product(left[rows], right[rows][:, -1])
-            shifted[:, -1, :] = _product(right[rows], left[rows][:, -1])
+            shifted[:, :, -1] = _product(left[rows], y)
+            shifted[:, -1, :-1] = shifted[:, :-1, -1]  # S^T Y is read above its diagonal only, Y^T Y is symmetric
             values[rows] = shifted
         for row in rows:
             self.count[row] = min(self.count[row] + 1, self.s.shape[1])

@@ -21,8 +21,8 @@ Distance = Callable[[Update, Update], Tensor]
 NO_DIRECTION = 1e-5
 """Share of the largest layer's norm below which a layer's gradient is rounding."""
 
-EPS = 1e-20
-"""Least product of two norms that a cosine is divided by; torch's own 1e-8 is above those of small layers."""
+TINY = 1e-38
+"""Least square of a norm that a cosine is divided by: the root of a zero has no derivative."""
 
 
 def squared_distance(update: Update, seen: Update) -> Tensor:
@@ -33,8 +33,8 @@ def squared_distance(update: Update, seen: Update) -> Tensor:
 
 def cosine_distance(update: Update, seen: Update) -> Tensor:
     """1 - <g, g*> / (||g|| ||g*||), all parameters as one vector (after Geiping et al. 2020, arXiv 2003.14053)."""
-    inner, own, other = (torch.stack(parts) for parts in zip(*(_products(update[n], v) for n, v in seen.items()), strict=True))
-    return 1 - inner.sum(0) / (own.sum(0) * other.sum(0)).sqrt().clamp(min=EPS)
+    inner, own, other = _products(update, seen)
+    return 1 - inner.sum(0) / (_root(own.sum(0)) * _root(other.sum(0)))
 
 
 def layerwise_cosine_distance(update: Update, seen: Update) -> Tensor:
@@ -42,11 +42,9 @@ def layerwise_cosine_distance(update: Update, seen: Update) -> Tensor:
 
     Parameters whose seen gradient is zero but for rounding, as attention's key biases, have no direction and are left out.
     """
-    inner, own, other = (torch.stack(parts) for parts in zip(*(_products(update[n], v) for n, v in seen.items()), strict=True))
+    inner, own, other = _products(update, seen)
     told = other.sqrt() > NO_DIRECTION * other.sqrt().amax(0)
-    # Where nothing is told the root is taken of a constant: that of a zero has no derivative.
-    norms = torch.where(told, own * other, 1).sqrt().clamp(min=EPS)
-    return (told * (1 - inner / norms)).sum(0) / told.sum(0)
+    return torch.where(told, 1 - inner / (_root(own) * _root(other)), 0).sum(0) / told.sum(0)
 
 
 def masked(distance: Distance) -> Distance:
@@ -102,10 +100,16 @@ class _Squared(Function):
         return *gradients, *[None] * len(gradients)
 
 
-def _products(g: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(P,) each: <g, g*>, ||g||^2 and ||g*||^2."""
-    g, seen = g.flatten(1), seen.flatten(1)
-    return (g * seen).sum(1), g.square().sum(1), seen.square().sum(1)
+def _products(update: Update, seen: Update) -> tuple[Tensor, Tensor, Tensor]:
+    """<g, g*>, ||g||^2 and ||g*||^2 of each parameter, one row for each, (parameters, P)."""
+    pairs = [(update[name].flatten(1), value.flatten(1)) for name, value in seen.items()]
+    products = [((g * other).sum(1), g.square().sum(1), other.square().sum(1)) for g, other in pairs]
+    inner, own, others = (torch.stack(column) for column in zip(*products, strict=True))
+    return inner, own, others
+
+
+def _root(square: Tensor) -> Tensor:
+    return square.clamp(min=TINY).sqrt()
 
 
 def _spread(weights: Tensor, like: Tensor) -> Tensor:

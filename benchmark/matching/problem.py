@@ -65,42 +65,74 @@ LOOP_ALONE = 2_000_000
 """Parameters below which a guess that comes alone goes the way of the loop, where Python is not called back so often."""
 
 
+AGREEMENT, NEGLIGIBLE = 1e-2, 1e-4
+"""Largest relative difference of a gradient together and alone, and share of the largest gradient that counts as rounding."""
+
+
 class Updates:
     """The updates that guesses would give under one network and schedule, differentiable in the guesses.
 
     Attributes:
-        backend: `batched` (`layers.per_victim`), or `loop` (one at a time) for a network with a layer that has no rule there.
+        backend: `batched` (`layers.per_victim`), or `loop` (one at a time) for a network that has a layer without a rule there,
+            or whose updates come out otherwise when victims share a batch.
     """
 
-    def __init__(self, network: Denoiser, schedule: Schedule, names: Sequence[str]) -> None:
+    def __init__(self, network: Denoiser, schedule: Schedule, names: Sequence[str], batch_shape: Sequence[int]) -> None:
         self.network, self.schedule, self.names = network, schedule, list(names)
         self.copies: dict[int, tuple[nn.Module, dict[str, Tensor]]] = {}
-        self.backend = "batched" if self._copy(1) else "loop"
         self.fewest = 2 if sum(parameter.numel() for parameter in network.parameters()) < LOOP_ALONE else 1
+        kind = (repr(network), tuple(map(type, network.modules())), tuple(self.names), tuple(batch_shape))
+        if kind not in _batched:
+            _batched[kind] = self._agrees(batch_shape)
+        self.backend = "batched" if _batched[kind] else "loop"
 
     def __call__(self, guess: Guess) -> Update:
         """(P, *shape) for each parameter: the gradient of each guess's own mean loss."""
-        batched = self.backend == "batched" and len(guess.x_0) >= self.fewest
-        found = self._copy(len(guess.x_0)) if batched else None
-        if found is None:
-            updates = [self._one(guess, place) for place in range(len(guess.x_0))]
-            return {name: torch.stack([update[name] for update in updates]) for name in self.names}
-        network, leaves = found
+        return self._together(guess) if self.way(len(guess.x_0)) == "batched" else self._one_by_one(guess)
+
+    def way(self, victims: int) -> str:
+        """The backend for so many guesses at once."""
+        return self.backend if victims >= self.fewest else "loop"
+
+    def _together(self, guess: Guess) -> Update:
+        victims = len(guess.x_0)
+        if victims not in self.copies:
+            self.copies[victims] = per_victim(self.network, self.names, victims)
+        network, leaves = self.copies[victims]
         flat = (guess.x_0.flatten(0, 1), guess.t.flatten(0, 1), guess.eps.flatten(0, 1))
-        loss = losses(network, self.schedule, *flat).view(len(guess.x_0), -1).mean(1).sum()
+        loss = losses(network, self.schedule, *flat).view(victims, -1).mean(1).sum()
         return dict(zip(leaves, grad(loss, list(leaves.values()), create_graph=True), strict=True))
 
-    def _one(self, guess: Guess, place: int) -> Update:
-        loss = losses(self.network, self.schedule, guess.x_0[place], guess.t[place], guess.eps[place]).mean()
-        return parameter_gradient(self.network, loss, create_graph=True)
+    def _one_by_one(self, guess: Guess) -> Update:
+        updates = []
+        for x_0, t, eps in zip(guess.x_0, guess.t, guess.eps, strict=True):
+            loss = losses(self.network, self.schedule, x_0, t, eps).mean()
+            updates.append(parameter_gradient(self.network, loss, create_graph=True))
+        return {name: torch.stack([update[name] for update in updates]) for name in self.names}
 
-    def _copy(self, victims: int) -> tuple[nn.Module, dict[str, Tensor]] | None:
-        if victims not in self.copies:
-            found = per_victim(self.network, self.names, victims)
-            if found is None:
-                return None
-            self.copies[victims] = found
-        return self.copies[victims]
+    def _agrees(self, batch_shape: Sequence[int]) -> bool:
+        """Whether two random guesses give the same updates together as one by one.
+
+        They do not where a weight is used outside its layer or by two of them, or where a layer mixes the batch.
+        """
+        draw, device = torch.Generator().manual_seed(0), self.network.device
+        x_0, eps = torch.randn(2, 2, *batch_shape, generator=draw).to(device)
+        t = torch.randint(self.schedule.steps, (2, batch_shape[0]), generator=draw).to(device)
+        guess = Guess(x_0, t, eps)
+        try:
+            together = self._together(guess)
+        except Exception:  # whatever a layer without a rule makes of it: one by one it may still do
+            return False
+        alone = self._one_by_one(guess)
+        least = NEGLIGIBLE * max(float(value.norm()) for value in alone.values())
+        return all(
+            float((together[name] - value).norm()) <= AGREEMENT * max(float(value.norm()), least)
+            for name, value in alone.items()
+        )
+
+
+_batched: dict[object, bool] = {}
+"""Which kinds of network give the same updates in a batch, as far as they have been met."""
 
 
 def granted(variables: Mapping[str, Tensor], known: Stack) -> Guess:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import os
 import sys
 import weakref
@@ -65,8 +66,11 @@ def predicted(network: Denoiser, schedule: Schedule, batch_shape: tuple[int, int
     parameters = dict(network.named_parameters())
     key = (tuple((name, value.shape) for name, value in parameters.items()), batch_shape, names)
     if key not in _predicted:
-        hollow = {id(value): nn.Parameter(value.to("meta"), value.requires_grad) for value in parameters.values()}
-        _predicted[key] = _played(copy.deepcopy(network, hollow).to("meta"), schedule.to("meta"), batch_shape, names)
+        try:
+            hollow = {id(value): nn.Parameter(value.to("meta"), value.requires_grad) for value in parameters.values()}
+            _predicted[key] = _played(copy.deepcopy(network, hollow).to("meta"), schedule.to("meta"), batch_shape, names)
+        except Exception:  # a network that looks at its numbers, or holds tensors that do not move, is played with numbers
+            _predicted[key] = _played(network, schedule, batch_shape, names)
     return _predicted[key]
 
 
@@ -74,32 +78,42 @@ _predicted: dict[object, int] = {}
 
 
 def _played(network: Denoiser, schedule: Schedule, batch_shape: tuple[int, int, int, int], names: tuple[str, ...]) -> int:
-    updates = Updates(network, schedule, names)
+    device, dtype = schedule.alpha_bar.device, next(network.parameters()).dtype
+    updates = Updates(network, schedule, names, batch_shape)
     with Peak() as memory:
-        x = torch.zeros(2, *batch_shape, device="meta", requires_grad=True)
-        t = torch.zeros(2, batch_shape[0], dtype=torch.int64, device="meta")
-        seen = {name: torch.empty(2, *network.get_parameter(name).shape, device="meta") for name in names}
+        x = torch.zeros(2, *batch_shape, device=device, dtype=dtype, requires_grad=True)
+        t = torch.zeros(2, batch_shape[0], dtype=torch.int64, device=device)
+        seen = {name: torch.empty(2, *network.get_parameter(name).shape, device=device, dtype=dtype) for name in names}
         cost = squared_distance(updates(Guess(x, t, torch.zeros_like(x))), seen)
         grad(cost.sum(), x)
     return int(memory.peak) // 2
 
 
 def available(device: torch.device) -> int:
-    """Bytes that are free on the device, or for this process on the CPU.
-
-    What this process holds counts as free there: its allocator keeps what tensors leave behind (`environment.settle`).
-    """
+    """Bytes that are free on the device, or for this process on the CPU."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(_free(), _allowed()) + _resident()
+    return min(_free(), _allowed()) + _kept()
 
 
-def _resident() -> int:
+class _Mallinfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`, from malloc.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    )
+
+
+def _kept() -> int:
+    """What glibc's allocator holds and does not use: the bench tells it to keep what tensors leave (`environment.settle`)."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError):  # another C library, or an old one
         return 0
+    mallinfo2.restype = _Mallinfo
+    return int(mallinfo2().fordblks)
 
 
 def _free() -> int:
@@ -126,4 +140,6 @@ def cores() -> int:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or in torch's allocator for CPUs."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    told = str(error).lower()
+    kinds = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return kinds or any(words in told for words in ("can't allocate memory", "out of memory", "alloc_failed"))

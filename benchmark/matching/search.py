@@ -121,9 +121,12 @@ class Searches:
         return [row for row in (range(len(self.start)) if rows is None else rows) if self.spent[row] < self.budgets[row]]
 
     def __call__(self, x: Tensor, rows: Sequence[int]) -> tuple[list[float], Tensor]:
-        """One evaluation of each search in `rows`, at `x` (A, n): their costs, and gradients (A, n)."""
+        """One evaluation of each search in `rows`, at `x` (A, n): their costs, and gradients (A, n).
+
+        A cost whose gradient is not finite is none: it comes back as nan.
+        """
         costs, gradients = self.evaluate(x, rows)
-        losses = costs.tolist()
+        losses = torch.where(gradients.isfinite().all(1), costs, math.nan).tolist()
         better = []
         for place, (row, loss) in enumerate(zip(rows, losses, strict=True)):
             self.spent[row] += 1

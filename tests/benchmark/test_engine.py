@@ -3,7 +3,10 @@
 import copy
 import dataclasses
 import math
+import threading
+import time
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -31,7 +34,7 @@ from benchmark.matching.objectives import (
     whitened,
 )
 from benchmark.matching.problem import Guess, granted
-from benchmark.matching.resources import Peak, cores, predicted
+from benchmark.matching.resources import Peak, predicted
 from benchmark.matching.search import Searches
 from benchmark.metrics import psnr
 from benchmark.plugins import Picture
@@ -162,10 +165,80 @@ class OddNetwork(nn.Module):
 
 def test_a_network_with_a_layer_without_a_rule_goes_one_by_one():
     seen = observations(3, network=OddNetwork())
-    assert per_victim(seen[0].network, list(seen[0].update), 2) is None
+    with pytest.raises(LookupError, match="odd.scale"):
+        per_victim(seen[0].network, list(seen[0].update), 2)
     some = tasks(seen)
     assert Matching(some, granted, squared_distance).updates.backend == "loop"
     agree(some, squared_distance)
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    device = "cpu"
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            self.a, self.b = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.b.weight = self.a.weight
+
+    def forward(self, x_t, t):
+        return self.b(torch.tanh(self.a(x_t)))
+
+
+class Borrowed(Tied):
+    """A weight that is used in its layer and again outside it."""
+
+    def forward(self, x_t, t):
+        return self.a(x_t) + nn.functional.conv2d(torch.tanh(x_t), self.a.weight, padding=1) + self.b(x_t)
+
+
+class Mixing(Tied):
+    """A layer without parameters in which the examples of a batch meet."""
+
+    def forward(self, x_t, t):
+        y = self.a(x_t)
+        return self.b(y - y.mean(0, keepdim=True) / 2)
+
+
+class BatchSecond(nn.Module):
+    """A layer that gets positions first and the batch second."""
+
+    device = "cpu"
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            self.mix = nn.Linear(8, 8)
+
+    def forward(self, x_t, t):
+        return torch.tanh(self.mix(x_t.permute(1, 2, 0, 3))).permute(2, 0, 1, 3)
+
+
+@pytest.mark.parametrize("kind", [Tied, Borrowed, Mixing, BatchSecond])
+def test_a_network_whose_updates_come_out_otherwise_in_a_batch_goes_one_by_one(kind):
+    some = tasks(observations(3, network=kind()))
+    assert Matching(some, granted, squared_distance).updates.backend == "loop"
+    agree(some, squared_distance)
+
+
+class Looking(nn.Module):
+    """A network that decides by its numbers, and so cannot be played without them."""
+
+    device = "cpu"
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            self.a = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x_t, t):
+        return self.a(x_t) * (2.0 if x_t.sum() > 1e9 else 1.0)
+
+
+def test_a_network_that_looks_at_its_numbers_is_matched_too():
+    agree(tasks(observations(3, network=Looking())), squared_distance)
 
 
 def test_parameters_that_were_withheld_are_neither_needed_nor_compared():
@@ -188,7 +261,7 @@ def test_chunks_change_nothing_beyond_rounding(largest):
     some = tasks(observations(7))
     whole, cut = Matching(some, granted, squared_distance), Matching(some, granted, squared_distance)
     cut.largest = largest
-    assert max(chunk.stop - chunk.start for chunk in cut._chunks(7)) <= largest
+    assert max(right - left for left, right in pairwise(cut._edges(7))) <= largest
     for one, other in zip(whole(points(some), range(7)), cut(points(some), range(7)), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6 * float(one.abs().max()), rtol=1e-5)
 
@@ -201,24 +274,33 @@ def test_one_core_and_many_give_the_same_bits():
         assert torch.equal(a, b)
 
 
-def test_a_chunk_that_does_not_fit_is_halved_and_the_answer_stays(monkeypatch):
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_what_does_not_fit_goes_one_after_the_other_and_then_in_halves(monkeypatch, at_once):
+    """`at_once` victims fit the memory, in however many chunks."""
     some = tasks(observations(8))
     expected = Matching(some, granted, squared_distance)(points(some), range(8))
-    matching, sizes = Matching(some, granted, squared_distance), []
-    original = Matching._chunk
+    matching, under_way, lock = Matching(some, granted, squared_distance), [], threading.Lock()
+    matching.workers, original = 2, Matching._chunk
 
     def small(self, x, rows):
-        sizes.append(len(rows))
-        if len(rows) > 1:
-            raise torch.OutOfMemoryError("no room")
-        return original(self, x, rows)
+        with lock:
+            under_way.extend(rows)
+            fits = len(under_way) <= at_once
+        try:
+            time.sleep(0.05)
+            if not fits:
+                raise torch.OutOfMemoryError("no room")
+            return original(self, x, rows)
+        finally:
+            with lock:
+                for row in rows:
+                    under_way.remove(row)
 
     monkeypatch.setattr(Matching, "_chunk", small)
-    matching.workers = 1
     found = matching(points(some), range(8))
     for a, b in zip(expected, found, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6 * float(a.abs().max()), rtol=1e-5)
-    assert sizes[0] == 4 and sizes[-8:] == [1] * 8 and matching.largest == 1
+    assert (matching.largest, matching.workers) == ({1: 1, 2: 2, 5: 4}[at_once], 1)
 
 
 def test_one_victim_that_does_not_fit_is_an_error(monkeypatch):
@@ -243,16 +325,35 @@ def test_what_is_predicted_is_what_an_evaluation_takes():
         assert memory.peak == pytest.approx(len(rows) * need, rel=0.1)
 
 
-def test_little_memory_means_small_chunks(monkeypatch):
-    some = tasks(observations(6))
+def room_for(monkeypatch, victims, some):
     seen = some[0].seen
     need = predicted(seen.network, seen.schedule, seen.batch_shape, tuple(seen.update))
-    monkeypatch.setattr(engine, "available", lambda device: int(2.5 * need * cores() / engine.MEMORY_SHARE))
-    assert Matching(some, granted, squared_distance).largest == 2
+    bytes_of_updates = len(some) * sum(value.nbytes for value in seen.update.values())
+    room = max(victims * need + bytes_of_updates, 2.1 * bytes_of_updates) + 10_000
+    monkeypatch.setattr(engine, "available", lambda device: int(room / engine.MEMORY_SHARE) + 1)
+
+
+def test_little_memory_means_few_workers_and_then_small_chunks(monkeypatch):
+    some = tasks(observations(6))
+    monkeypatch.setattr(engine, "cores", lambda: 16)
+    found = {}
+    for victims in (100, 7, 4, 2):
+        room_for(monkeypatch, victims, some)
+        matching = Matching(some, granted, squared_distance)
+        found[victims] = (matching.largest, matching.workers)
+    assert found == {100: (3, 16), 7: (3, 2), 4: (3, 1), 2: (2, 1)}
+
+
+def test_the_number_of_cores_changes_no_chunk(monkeypatch):
+    some, found = tasks(observations(6)), set()
+    for count in (1, 2, 5, 64):
+        monkeypatch.setattr(engine, "cores", lambda count=count: count)
+        found.add(tuple(Matching(some, granted, squared_distance)._edges(6)))
+    assert found == {(0, 3, 6)}
 
 
 def test_an_image_is_found_together_as_exactly_as_one_by_one():
-    """Float32 accuracy is kept; `tox -e perf` has the same at 80 dB on a preset."""
+    """Float32 accuracy is kept; tests/perf/test_accuracy.py has the same at 80 dB on a preset."""
     seen, truth = observations(2), _truths(2)
     together = match(tasks(seen, 100), granted, squared_distance, lbfgs)
     some = tasks(seen, 100)
@@ -311,6 +412,42 @@ def test_a_start_that_is_not_finite_diverges_alone():
     found = match(some, granted, squared_distance, partial(adam, lr=0.05))
     assert [s.diverged for s in found] == [None, "the matching loss was never finite", None]
     assert [s.evaluations for s in found] == [6, 1, 6]
+
+
+@pytest.mark.parametrize("optimise", [lbfgs, partial(adam, lr=0.05)])
+def test_a_cost_whose_gradient_is_not_finite_has_diverged(optimise):
+    some = tasks(observations(2), 6)
+
+    def torn(variables):
+        """Finite everywhere, without a derivative at the start of one."""
+        apart = variables["x_0"] - some[0].start["x_0"]
+        return apart.flatten(1).square().sum(1).sqrt()
+
+    found = match(some, granted, squared_distance, optimise, torn)
+    assert [solution.diverged for solution in found] == ["the matching loss was never finite", None]
+
+
+def test_cosines_of_a_zero_gradient_have_a_derivative():
+    seen = {"a": torch.ones(1, 3), "b": torch.ones(1, 2)}
+    for distance in (cosine_distance, layerwise_cosine_distance):
+        for zeros in ({"a"}, {"a", "b"}):
+            update = {n: (torch.zeros_like(v) if n in zeros else 2 * v).requires_grad_() for n, v in seen.items()}
+            for gradient in grad(distance(update, seen).sum(), list(update.values())):
+                assert gradient.isfinite().all()
+
+
+def test_cosines_do_not_depend_on_the_scale_of_tiny_gradients():
+    draw = stream(0, "tiny")
+    seen, update = ({"w": torch.randn(1, 50, generator=draw)} for _ in range(2))
+    small = [{"w": 1e-12 * value["w"]} for value in (update, seen)]
+    for distance in (cosine_distance, layerwise_cosine_distance):
+        torch.testing.assert_close(distance(*small), distance(update, seen), atol=1e-4, rtol=0)
+
+
+def test_budgets_of_nothing_spend_nothing():
+    for optimise in (lbfgs, partial(adam, lr=0.1)):
+        (found,) = match(tasks(observations(1), 0), granted, squared_distance, optimise)
+        assert found.evaluations == 0 and found.diverged is None
 
 
 class Fused(nn.Module):

@@ -200,6 +200,14 @@ def test_check_passes_a_good_plugin(capsys):
     assert "poisoned truth changes nothing" in capsys.readouterr().out
 
 
+def test_a_dry_run_can_tell_the_cost_of_batches_of_unequal_size(tmp_path, capsys):
+    path = tmp_path / "poisson.yaml"
+    scenario = {"timesteps": 200, "batch_size": 2, "sampling": "poisson", "sample_rate": 0.2}
+    path.write_text(yaml.safe_dump({**QUICK, "scenarios": [scenario], "victims": 4}))
+    assert main(["run", "--grid", str(path), "--dry-run"]) == 0
+    assert "their attacks take about" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_the_allocator_is_set_inside_the_program_unless_the_user_did():
     words = [sys.executable, "-m", "benchmark", "info"]

@@ -1,0 +1,41 @@
+"""Whether float32 accuracy survives the batch: the same searches by the plain loop's gradients and by the engine's.
+
+`results/performance/accuracy-DEVICE.csv`: the PSNR of each photograph after as many evaluations. Where the loop reaches 80 dB
+the engine should reach 70.
+"""
+
+from __future__ import annotations
+
+import torch
+from rivals import loop
+from scenes import Table, scene
+
+from benchmark.matching.engine import Matching, Task
+from benchmark.matching.lbfgs import lbfgs
+from benchmark.matching.objectives import squared_distance
+from benchmark.matching.problem import granted
+from benchmark.matching.search import Searches
+from benchmark.metrics import psnr
+
+BUDGET = 100
+
+
+def test_accuracy():
+    table = Table("accuracy")
+    tasks, victims = scene("tiny", 8)
+    start = torch.stack([task.start["x_0"].flatten() for task in tasks])
+    batched = Matching(tasks, granted, squared_distance)
+
+    def plain(x, rows):
+        points = [Task(tasks[row].seen, {"x_0": x[i].view_as(tasks[row].start["x_0"])}, 1) for i, row in enumerate(rows)]
+        return batched(x, rows)[0], torch.stack([gradient.flatten() for gradient in loop(points)])
+
+    found = {}
+    for name, evaluate in (("loop", plain), ("engine", batched)):
+        searches = Searches(evaluate, start, [BUDGET] * len(tasks))
+        lbfgs(searches)
+        images = searches.best.view(-1, *victims[0].images.shape[1:]).clamp(-1, 1)
+        found[name] = [psnr(image, victim.images[0]) for image, victim in zip(images, victims, strict=True)]
+    for place, (own, other) in enumerate(zip(found["loop"], found["engine"], strict=True)):
+        table.add(preset="tiny", victim=place, evaluations=BUDGET, psnr_loop=own, psnr_engine=other)
+        assert own < 80 or other >= 70
