@@ -123,10 +123,10 @@ class Updates:
             together = self._together(guess)
         except Exception:  # whatever a layer without a rule makes of it: one by one it may still do
             return False
-        alone = self._one_by_one(guess)
+        alone = {name: value.detach() for name, value in self._one_by_one(guess).items()}
         least = NEGLIGIBLE * max(float(value.norm()) for value in alone.values())
         return all(
-            float((together[name] - value).norm()) <= AGREEMENT * max(float(value.norm()), least)
+            float((together[name].detach() - value).norm()) <= AGREEMENT * max(float(value.norm()), least)
             for name, value in alone.items()
         )
 

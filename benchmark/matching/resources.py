@@ -66,6 +66,7 @@ def predicted(network: Denoiser, schedule: Schedule, batch_shape: tuple[int, int
     parameters = dict(network.named_parameters())
     key = (tuple((name, value.shape) for name, value in parameters.items()), batch_shape, names)
     if key not in _predicted:
+        Updates(network, schedule, names, batch_shape)  # which backend it is takes numbers to find out
         try:
             hollow = {id(value): nn.Parameter(value.to("meta"), value.requires_grad) for value in parameters.values()}
             _predicted[key] = _played(copy.deepcopy(network, hollow).to("meta"), schedule.to("meta"), batch_shape, names)

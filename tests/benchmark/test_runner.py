@@ -65,9 +65,12 @@ def test_an_attack_cannot_hide_evaluations_that_the_engine_counted(tmp_path):
                 found = match(tasks, granted, squared_distance, lbfgs)
                 return [Reconstruction(f.variables["x_0"], %s) for f in found]
     """
-    honest = run(tmp_path, spend % "f.evaluations").record
+    folders = [tmp_path / name for name in ("honest", "hiding")]
+    for folder in folders:
+        folder.mkdir()
+    honest = run(folders[0], spend % "f.evaluations").record
     assert honest.status == Status.OK and honest.environment["matching"] == "batched"
-    record = run(tmp_path, spend % "1").record
+    record = run(folders[1], spend % "1").record
     assert record.status == Status.FAILED and "tells of 2 evaluations, and 6 were counted" in record.reason
 
 

@@ -52,7 +52,7 @@ def scene(name: str, count: int, public: bool = False) -> tuple[list[Task], list
     return [Task(seen[i % len(seen)], {"x_0": start}, 1) for i, start in enumerate(starts)], victims
 
 
-def seconds(work: Callable[[], object], rounds: int = 2) -> float:
+def seconds(work: Callable[[], object], rounds: int = 3) -> float:
     """The median time of a piece of work, after a warm-up."""
     work()
     times = []
