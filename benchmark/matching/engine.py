@@ -188,7 +188,7 @@ class Matching:
         return {name: part.view(len(x), *shape) for (name, shape), part in parts}
 
     def _edges(self, count: int) -> list[int]:
-        """Where chunks begin and end: as few as possible, as equal as possible, and two for two cores at the least."""
+        """Where chunks begin and end: few and equal, but two at the least on a CPU, so that a second core has work."""
         pieces = math.ceil(count / self.largest)
         if self.device.type == "cpu":
             pieces = max(pieces, min(count, 2))

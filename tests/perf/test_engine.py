@@ -124,13 +124,13 @@ def test_loop_on_all_cores(benchmark, engine_table, preset):
     tasks = tasks[: 2 * cores()]
     one_core = seconds(lambda: loop(tasks[:2])) / 2
     mib, useful = peak_mib(lambda: loop(tasks[:1]), 1), operations(tasks[0])
+    with ThreadPoolExecutor(cores()) as pool:
+        benchmark.pedantic(lambda: list(pool.map(lambda task: loop([task]), tasks)), warmup_rounds=1, rounds=ROUNDS)
+    beside = benchmark.stats.stats.median / len(tasks)
+    record(engine_table, preset, DISTINCT, "loop, one victim on each core", beside, one_core, mib, useful, 0.0)
     torch.set_num_threads(cores())
     try:
         inside = seconds(lambda: loop(tasks[:2])) / 2
     finally:
         torch.set_num_threads(1)
     record(engine_table, preset, DISTINCT, "loop, torch's threads on all cores", inside, one_core, mib, useful, 0.0)
-    with ThreadPoolExecutor(cores()) as pool:
-        benchmark.pedantic(lambda: list(pool.map(lambda task: loop([task]), tasks)), warmup_rounds=1, rounds=ROUNDS)
-    beside = benchmark.stats.stats.median / len(tasks)
-    record(engine_table, preset, DISTINCT, "loop, one victim on each core", beside, one_core, mib, useful, 0.0)
