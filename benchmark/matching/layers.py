@@ -196,7 +196,7 @@ class _NormalisationGradient(Function):
     """dx = r (d - mean(d) - n mean(d n)), with r = 1 / sqrt(var + eps); linear in d and symmetric.
 
     Its derivative in x against c, per group: -r^2 (s n + u - mean(u) - n mean(u n)), where u = mean(d n) c + mean(c n) d and
-    s = mean(c d) - mean(c) mean(d) - mean(c n) mean(d n). torch's own rule takes some forty passes over the images for it.
+    s = mean(c d) - mean(c) mean(d) - mean(c n) mean(d n). torch's own rule composes it of many more passes.
     """
 
     @staticmethod

@@ -56,8 +56,7 @@ class _State:
 
     def advance(self, rows: Sequence[int]) -> list[int]:
         """One evaluation for each, and what follows from it."""
-        steps = torch.tensor([self.step[row] for row in rows], dtype=torch.float64).to(self.x)
-        values, gradients = self.searches(self.x[rows] + steps[:, None] * self.direction[rows], rows)
+        values, gradients = self.searches(self.x[rows] + self._moves(rows), rows)
         slopes = (gradients * self.direction[rows]).sum(1, dtype=torch.float64).tolist()
         going, kept, arrived = [], [], []
         for place, row in enumerate(rows):
@@ -76,14 +75,17 @@ class _State:
         self.low_gradient[[rows[place] for place in kept]] = gradients[kept]
         return sorted(going + self._arrive(arrived))
 
+    def _moves(self, rows: Sequence[int]) -> Tensor:
+        steps = torch.tensor([self.step[row] for row in rows], dtype=torch.float64).to(self.x)
+        return steps[:, None] * self.direction[rows]
+
     def _arrive(self, rows: Sequence[int]) -> list[int]:
         """Ended line searches: move, remember, aim again. Those that found nothing better try once more without memory."""
         moved = [row for row in rows if self.step[row] > 0]
         stuck = [row for row in rows if self.step[row] == 0 and self.memory.count[row]]
         self.memory.forget(stuck)
         if moved:
-            steps = torch.tensor([self.step[row] for row in moved], dtype=torch.float64).to(self.x)
-            s = steps[:, None] * self.direction[moved]
+            s = self._moves(moved)
             self.memory.add(moved, s, self.low_gradient[moved] - self.gradient[moved])
             self.x[moved] += s
             self.gradient[moved] = self.low_gradient[moved]

@@ -85,7 +85,7 @@ def total_variation(images: Tensor) -> Tensor:
 
 
 class _Squared(Function):
-    """|| g - g* ||^2 for all of g, then all of g*, in two passes instead of autograd's five: updates are large and met once."""
+    """|| g - g* ||^2 for all of g, then all of g*, in fewer passes than autograd composes: updates are large and met once."""
 
     @staticmethod
     def forward(ctx: Any, *values: Tensor) -> Tensor:

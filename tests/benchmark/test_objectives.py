@@ -1,0 +1,51 @@
+"""Distances between updates, on numbers that can be worked out by hand."""
+
+import pytest
+import torch
+from torch.autograd import grad
+
+from benchmark.matching.objectives import (
+    by_norm,
+    cosine_distance,
+    layerwise_cosine_distance,
+    masked,
+    squared_distance,
+    weighted,
+    whitened,
+)
+from benchmark.seeds import stream
+
+
+def test_cosines_of_a_zero_gradient_have_a_derivative():
+    seen = {"a": torch.ones(1, 3), "b": torch.ones(1, 2)}
+    for distance in (cosine_distance, layerwise_cosine_distance):
+        for zeros in ({"a"}, {"a", "b"}):
+            update = {n: (torch.zeros_like(v) if n in zeros else 2 * v).requires_grad_() for n, v in seen.items()}
+            for gradient in grad(distance(update, seen).sum(), list(update.values())):
+                assert gradient.isfinite().all()
+
+
+def test_cosines_do_not_depend_on_the_scale_of_tiny_gradients():
+    draw = stream(0, "tiny")
+    seen, update = ({"w": torch.randn(1, 50, generator=draw)} for _ in range(2))
+    small = [{"w": 1e-12 * value["w"]} for value in (update, seen)]
+    for distance in (cosine_distance, layerwise_cosine_distance):
+        torch.testing.assert_close(distance(*small), distance(update, seen), atol=1e-4, rtol=0)
+
+
+def test_a_mask_leaves_out_what_was_pruned_and_nothing_else():
+    update, seen = {"w": torch.tensor([[1.0, 2.0, 3.0]])}, {"w": torch.tensor([[0.0, 2.0, 5.0]])}
+    assert masked(squared_distance)(update, seen).item() == pytest.approx(4.0)
+    assert squared_distance(update, seen).item() == pytest.approx(5.0)
+
+
+def test_weights_by_norm_make_every_parameter_count_alike():
+    seen = {"large": torch.tensor([[100.0, 0.0]]), "small": torch.tensor([[0.0, 1e-3]]), "none": torch.zeros(1, 2)}
+    distance = weighted(squared_distance, by_norm)
+    for name in ("large", "small"):
+        assert distance({**seen, name: 2 * seen[name]}, seen).item() == pytest.approx(1.0)
+
+
+def test_a_whitened_distance_of_pure_noise_is_half_its_degrees_of_freedom():
+    noise = 0.3 * torch.randn(1, 20_000, generator=stream(0, "noise"))
+    assert whitened(0.3)({"w": noise}, {"w": torch.zeros_like(noise)}).item() == pytest.approx(10_000, rel=0.05)
