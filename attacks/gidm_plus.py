@@ -34,7 +34,7 @@ from benchmark.matching.adam import adam
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import layerwise_cosine_distance, squared_distance
-from benchmark.matching.problem import Guess, Stack, flat, gaussian, granted
+from benchmark.matching.problem import CleanGuess, Guess, Stack, flat, gaussian, granted
 from benchmark.matching.search import Solution, Variables
 from benchmark.plugins import Attack
 from benchmark.types import Observation, Reconstruction
@@ -111,4 +111,4 @@ def _rebuilt(found: Solution, joint: Solution | None) -> Reconstruction:
 
 def _relaxed(variables: Variables, known: Stack) -> Guess:
     noise = known.noise if known.noise is not None else variables["eps"]
-    return Guess(variables["x_0"], torch.softmax(variables["logits"], dim=-1), noise)
+    return CleanGuess(variables["x_0"], torch.softmax(variables["logits"], dim=-1), noise)

@@ -11,7 +11,7 @@ from benchmark.contract import Exposed
 from benchmark.grid import Grid, plan
 from benchmark.judge import judge, oracle
 from benchmark.matching.objectives import cosine_distance, squared_distance
-from benchmark.matching.problem import Guess, Updates
+from benchmark.matching.problem import CleanGuess, Updates
 from benchmark.registry import Registry
 from benchmark.runner import scene as play
 
@@ -19,7 +19,7 @@ from benchmark.runner import scene as play
 def test_client_and_attacker_scale_the_loss_and_the_images_alike(scene):
     seen = scene.observe(Exposed())
     victim = scene.victim
-    guess = Guess(victim.images[None], seen.timesteps[None], seen.noise[None])
+    guess = CleanGuess(victim.images[None], seen.timesteps[None], seen.noise[None])
     update = Updates(seen.network, seen.schedule, list(seen.update), seen.batch_shape)(guess)
     whole = {name: value[None] for name, value in seen.update.items()}
     for name, value in whole.items():

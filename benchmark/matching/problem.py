@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +19,30 @@ from benchmark.types import Observation, Prior, Update
 
 
 @dataclass(frozen=True, eq=False)
-class Guess:
-    """What is thought to lie behind P updates.
+class Guess(ABC):
+    """What is thought to lie behind P updates: a dataclass of tensors whose first dimension is P."""
+
+    @abstractmethod
+    def losses(self, network: nn.Module, schedule: Schedule) -> Tensor:
+        """(P, B): of each example, a number whose gradient in the parameters is the example's share of the update, times B."""
+
+    def parts(self) -> list[Tensor]:
+        """The tensors, in the order of the fields."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+    def __len__(self) -> int:
+        """P, the number of updates."""
+        return len(self.parts()[0])
+
+    def one_by_one(self) -> Iterator[Self]:
+        """Each of them alone, with P = 1."""
+        for alone in zip(*self.parts(), strict=True):
+            yield type(self)(*(part.unsqueeze(0) for part in alone))
+
+
+@dataclass(frozen=True, eq=False)
+class CleanGuess(Guess):
+    """Images, timesteps and noise, as the client had them.
 
     Attributes:
         x_0: (P, B, C, H, W) images.
@@ -29,6 +53,34 @@ class Guess:
     x_0: Tensor
     t: Tensor
     eps: Tensor
+
+    def losses(self, network: nn.Module, schedule: Schedule) -> Tensor:
+        """See `Guess.losses`: the client's own training losses."""
+        each = losses(network, schedule, *(part.flatten(0, 1) for part in self.parts()))
+        return each.view(self.x_0.shape[:2])
+
+
+@dataclass(frozen=True, eq=False)
+class NoisyGuess(Guess):
+    """Noisy images, timesteps and residuals. The update is linear in the residual, and neither image nor noise is named.
+
+    With r = net(x_t, t) - target, the derivative of mean(r^2) in the parameters is that of 2 mean(r net(x_t, t)) at fixed r.
+
+    Attributes:
+        x_t: (P, B, C, H, W) noisy images.
+        t: (P, B) int64 timesteps.
+        residual: (P, B, C, H, W), what the network's output is above its target.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    residual: Tensor
+
+    def losses(self, network: nn.Module, schedule: Schedule) -> Tensor:
+        """See `Guess.losses`: numbers with the losses' gradient, not the losses themselves."""
+        x_t, t, residual = (part.flatten(0, 1) for part in self.parts())
+        each: Tensor = (2 * residual * network(x_t, t)).flatten(1).mean(1)
+        return each.view(self.x_t.shape[:2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,25 +140,24 @@ class Updates:
 
     def __call__(self, guess: Guess) -> Update:
         """(P, *shape) for each parameter: the gradient of each guess's own mean loss."""
-        return self._together(guess) if self.way(len(guess.x_0)) == "batched" else self._one_by_one(guess)
+        return self._together(guess) if self.way(len(guess)) == "batched" else self._one_by_one(guess)
 
     def way(self, victims: int) -> str:
         """The backend for so many guesses at once."""
         return self.backend if victims >= self.fewest else "loop"
 
     def _together(self, guess: Guess) -> Update:
-        victims = len(guess.x_0)
+        victims = len(guess)
         if victims not in self.copies:
             self.copies[victims] = per_victim(self.network, self.names, victims)
         network, leaves = self.copies[victims]
-        flat = (guess.x_0.flatten(0, 1), guess.t.flatten(0, 1), guess.eps.flatten(0, 1))
-        loss = losses(network, self.schedule, *flat).view(victims, -1).mean(1).sum()
+        loss = guess.losses(network, self.schedule).mean(1).sum()
         return dict(zip(leaves, grad(loss, list(leaves.values()), create_graph=True), strict=True))
 
     def _one_by_one(self, guess: Guess) -> Update:
         updates = []
-        for x_0, t, eps in zip(guess.x_0, guess.t, guess.eps, strict=True):
-            loss = losses(self.network, self.schedule, x_0, t, eps).mean()
+        for alone in guess.one_by_one():
+            loss = alone.losses(self.network, self.schedule).mean()
             updates.append(parameter_gradient(self.network, loss, create_graph=True))
         return {name: torch.stack([update[name] for update in updates]) for name in self.names}
 
@@ -118,7 +169,7 @@ class Updates:
         draw, device = torch.Generator().manual_seed(0), self.network.device
         x_0, eps = torch.randn(2, 2, *batch_shape, generator=draw).to(device)
         t = torch.randint(self.schedule.steps, (2, batch_shape[0]), generator=draw).to(device)
-        guess = Guess(x_0, t, eps)
+        guess = CleanGuess(x_0, t, eps)
         try:
             together = self._together(guess)
         except Exception:  # whatever a layer without a rule makes of it: one by one it may still do
@@ -138,7 +189,7 @@ _batched: dict[object, bool] = {}
 def granted(variables: Mapping[str, Tensor], known: Stack) -> Guess:
     """Images as searched (`x_0`), timesteps as granted, noise as granted or else as searched (`eps`)."""
     assert known.timesteps is not None
-    return Guess(variables["x_0"], known.timesteps, known.noise if known.noise is not None else variables["eps"])
+    return CleanGuess(variables["x_0"], known.timesteps, known.noise if known.noise is not None else variables["eps"])
 
 
 def defect(observation: Observation) -> str | None:

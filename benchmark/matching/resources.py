@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.schedule import Schedule
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import Guess, Updates
+from benchmark.matching.problem import CleanGuess, Updates
 
 
 class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -85,7 +85,7 @@ def _played(network: Denoiser, schedule: Schedule, batch_shape: tuple[int, int, 
         x = torch.zeros(2, *batch_shape, device=device, dtype=dtype, requires_grad=True)
         t = torch.zeros(2, batch_shape[0], dtype=torch.int64, device=device)
         seen = {name: torch.empty(2, *network.get_parameter(name).shape, device=device, dtype=dtype) for name in names}
-        cost = squared_distance(updates(Guess(x, t, torch.zeros_like(x))), seen)
+        cost = squared_distance(updates(CleanGuess(x, t, torch.zeros_like(x))), seen)
         grad(cost.sum(), x)
     return int(memory.peak) // 2
 

@@ -35,7 +35,7 @@ from benchmark.matching.objectives import (
     weighted,
     whitened,
 )
-from benchmark.matching.problem import Guess, granted
+from benchmark.matching.problem import CleanGuess, granted
 from benchmark.matching.resources import Peak, predicted
 from benchmark.matching.search import Searches
 from benchmark.metrics import psnr
@@ -134,7 +134,7 @@ def test_v_prediction_and_relaxed_timesteps_go_the_same_way():
     corner = [nn.functional.one_hot(s.timesteps, schedule.steps).float() for s in seen]
 
     def relaxed(variables, known):
-        return Guess(variables["x_0"], variables["t"], known.noise)
+        return CleanGuess(variables["x_0"], variables["t"], known.noise)
 
     some = tasks(seen)
     soft = [Task(task.seen, {**task.start, "t": t}, 1) for task, t in zip(some, corner, strict=True)]
