@@ -1,0 +1,112 @@
+"""The client's timesteps, read from the gradient of the time embedding's first layer. Ours.
+
+That layer's input is the embedding e(t_i), which no weight changes. Its gradients are sum_i d_i e(t_i)^T for the weight and
+sum_i d_i for the bias, so the rows of [weight | bias] lie in the span of the vectors (e(t_i), 1): the timesteps are those of
+the T candidates that lie in the span of the rows. The sum over examples, clients and local steps keeps that span.
+
+The span tells a set. Where fewer timesteps are found than there are images, some are repeated and it cannot say which, unless
+there is one only. How far it is to be trusted follows from the gradient itself: N images span N dimensions at the most, and
+what there is beyond them is noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmark.matching.problem import flat
+from benchmark.types import Observation, Reconstruction
+
+LAYER = "unet.time_embedding.linear_1"
+
+ABOVE_NOISE = 5.0
+"""Singular values count above this many times the noise."""
+
+CLEAR = 10.0
+"""The confidence from which on a reading is believed."""
+
+ROUNDING = 1e-7
+"""Least noise in a gradient in float32, as a share of its largest singular value."""
+
+
+class Unreadable(Exception):
+    """The timesteps cannot be read; the message is one sentence that says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What the gradient tells.
+
+    Attributes:
+        timesteps: (N,) int64, ascending, one for each private image behind the update.
+        confidence: how many times farther the nearest other timestep lies from the span than the farthest of these; at least
+            `CLEAR`.
+    """
+
+    timesteps: Tensor
+    confidence: float
+
+
+def read_timesteps(seen: Observation) -> Reading:
+    """The timesteps of the N private images behind an update, in no order.
+
+    Raises:
+        Unreadable: the layer was withheld, there are too many images, the gradient is too noisy, or timesteps are repeated.
+    """
+    images, device = seen.batch_shape[0], seen.network.device
+    rows = _rows(seen)
+    if images >= min(rows.shape):
+        raise Unreadable(f"{images} timesteps are too many for a time embedding of width {rows.shape[1] - 1}")
+    _, sigma, spanned = torch.linalg.svd(rows, full_matrices=False)
+    noise = torch.maximum(sigma[images], ROUNDING * sigma[0])
+    found = int((sigma[:images] > ABOVE_NOISE * noise).sum())
+    candidates = seen.network.unet.time_proj(torch.arange(seen.schedule.steps, device=device)).double()
+    candidates = torch.nn.functional.normalize(torch.cat([candidates, torch.ones_like(candidates[:, :1])], 1), dim=1)
+    span = spanned[:found]
+    distances, order = (candidates - candidates @ span.T @ span).norm(dim=1).sort()
+    confidence = float(distances[found] / distances[found - 1]) if found else 0.0
+    if confidence < CLEAR:
+        raise Unreadable(f"no {found or images} timesteps stand out from the gradient of the time embedding's first layer")
+    if 1 < found < images:
+        raise Unreadable(f"{found} timesteps stand behind {images} images, and which are repeated is not told")
+    return Reading(order[:found].sort().values.expand(images).clone(), confidence)
+
+
+def _rows(seen: Observation) -> Tensor:
+    parts = [seen.update.get(f"{LAYER}.{name}") for name in ("weight", "bias")]
+    if parts[0] is None or parts[1] is None:
+        raise Unreadable("the time embedding's first layer was withheld")
+    return torch.cat([parts[0], parts[1][:, None]], 1).double()
+
+
+def with_timesteps(
+    observations: Sequence[Observation], attack: Callable[[Sequence[Observation]], Sequence[Reconstruction]]
+) -> list[Reconstruction]:
+    """What `attack` rebuilds where timesteps are granted or can be read; elsewhere nothing, and the reason why not."""
+    told: dict[int, Observation] = {}
+    refused: dict[int, Reconstruction] = {}
+    for place, seen in enumerate(observations):
+        try:
+            told[place] = seen if seen.timesteps is not None else dataclasses.replace(seen, timesteps=_in_order(seen))
+        except Unreadable as reason:
+            refused[place] = Reconstruction(flat(seen), 0, diverged=f"the timestep is private and cannot be read: {reason}")
+    rebuilt = dict(zip(told, attack(list(told.values())), strict=True))
+    read = {
+        place: dataclasses.replace(found, timesteps=told[place].timesteps)
+        for place, found in rebuilt.items()
+        if observations[place].timesteps is None
+    }
+    found = {**refused, **rebuilt, **read}
+    return [found[place] for place in range(len(observations))]
+
+
+def _in_order(seen: Observation) -> Tensor:
+    """A set has no order, which matters only beside noise that was granted in one."""
+    timesteps = read_timesteps(seen).timesteps
+    if seen.noise is not None and len(timesteps.unique()) > 1:
+        raise Unreadable("which of several timesteps belongs to which of the granted noises is not told")
+    return timesteps
