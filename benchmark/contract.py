@@ -34,6 +34,7 @@ OPEN_TO_ATTACKS = frozenset(
     {
         "benchmark",
         "benchmark.attacks",
+        "benchmark.closed_form",
         "benchmark.diffusion",
         "benchmark.errors",
         "benchmark.matching",
@@ -42,10 +43,13 @@ OPEN_TO_ATTACKS = frozenset(
         "benchmark.types",
     }
 )
-"""Modules of the bench that an attack may import, besides those inside its three open packages.
+"""Modules of the bench that an attack may import, besides those in `OPEN_PACKAGES`.
 
 `benchmark.seeds` is not among them: with it an attack could draw the private noise again.
 """
+
+OPEN_PACKAGES = ("benchmark.attacks.", "benchmark.closed_form.", "benchmark.diffusion.", "benchmark.matching.")
+"""Packages all of whose modules an attack may import."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def _reaches(plugin: Plugin, attack: Attack) -> str | None:
 
 
 def _is_open(name: str) -> bool:
-    return name in OPEN_TO_ATTACKS or name.startswith(("benchmark.diffusion.", "benchmark.matching.", "benchmark.attacks."))
+    return name in OPEN_TO_ATTACKS or name.startswith(OPEN_PACKAGES)
 
 
 def _observations(attack: Attack) -> tuple[Toy, list[Observation]]:

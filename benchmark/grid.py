@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import yaml
 
@@ -34,6 +34,10 @@ ORACLE = "oracle"
 """The name of the bench's own ceiling among the attacks."""
 
 
+PARTED = frozenset({"datasets", "models", "defenses", "attacks", "scenarios", "victims", "trials", "evaluations"})
+"""Fields of a grid that its parts may have values of their own for."""
+
+
 @dataclass(frozen=True)
 class Grid:
     """The axes, and what all cells share.
@@ -51,6 +55,7 @@ class Grid:
         evaluations: budget of every attack that has one, else its paper's.
         success_db: PSNR from which an image counts as recovered.
         set: hyper-parameters as `attack.NAME.FIELD: VALUE`.
+        parts: where not all axes are to be crossed, the values of `PARTED` that each part has in place of the grid's own.
     """
 
     title: str
@@ -65,6 +70,7 @@ class Grid:
     evaluations: int | None = None
     success_db: float = 30.0
     set: Mapping[str, object] = field(default_factory=dict)
+    parts: tuple[Mapping[str, object], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("victims", "trials"):
@@ -77,6 +83,24 @@ class Grid:
         for axis in ("datasets", "models", "defenses", "attacks", "scenarios"):
             if not getattr(self, axis):
                 raise ValueError(f"{axis} is empty")
+        for part in self.parts:
+            if strange := sorted(set(map(str, part)) - PARTED):
+                raise ValueError(f"a part has no '{strange[0]}', only {', '.join(sorted(PARTED))}")
+
+    def each_part(self) -> list[Grid]:
+        """The grid as plain ones, each to be crossed: itself where it has no parts.
+
+        Raises:
+            UserError: a part's value is none of its field.
+        """
+        hints = get_type_hints(Grid)
+        whole = dataclasses.replace(self, parts=())
+        return [
+            dataclasses.replace(
+                whole, **{key: config.coerce(value, hints[key], f"part {i}: {key}") for key, value in part.items()}
+            )
+            for i, part in enumerate(self.parts, 1)
+        ] or [whole]
 
 
 @dataclass(frozen=True)
@@ -177,8 +201,8 @@ def plan(grid: Grid, registry: Registry, device: str) -> list[Cell]:
     Raises:
         UserError: any axis names something unknown, or values that do not go together.
     """
-    planner = _Planner(grid, registry, device)
-    cells = [planner.cell(*axes) for axes in itertools.product(*planner.axes())]
+    planners = [_Planner(part, registry, device) for part in grid.each_part()]
+    cells = [planner.cell(*axes) for planner in planners for axes in itertools.product(*planner.axes())]
     return list({cell.identity: cell for cell in reversed(cells)}.values())[::-1]
 
 
@@ -260,12 +284,10 @@ class _Planner:
         )
 
     def _fit(self, scenario: Scenario, model: Model) -> Scenario:
-        """The scenario at the model's own image size, with timesteps that the model has."""
-        if scenario.image_size not in (None, model.image_size):
-            raise UserError(
-                f"model '{model.label}' is for {model.image_size}x{model.image_size} images, "
-                f"the scenario says {scenario.image_size}x{scenario.image_size}"
-            )
+        """The scenario with its image size, the model's own if it names none, and with timesteps that the model has."""
+        size = scenario.image_size or model.image_size
+        if size % model.stride:
+            raise UserError(f"model '{model.label}' takes images whose side is a multiple of {model.stride}, not {size}x{size}")
         steps = model.steps
         if any(not 0 <= t < steps for t in scenario.fixed_timesteps):
             raise UserError(
@@ -273,7 +295,7 @@ class _Planner:
             )
         fixed = scenario.fixed_timesteps
         timesteps = fixed[0] if len(set(fixed)) == 1 else scenario.timesteps
-        return dataclasses.replace(scenario, image_size=model.image_size, timesteps=timesteps)
+        return dataclasses.replace(scenario, image_size=size, timesteps=timesteps)
 
     def _choice(self, kind: str, spec: Spec) -> _Choice:
         from benchmark.registry import load

@@ -80,8 +80,9 @@ def _override(grid: Grid, options: argparse.Namespace) -> Grid:
         if not equals:
             raise UserError(f"--set '{text}' should read like attack.NAME.FIELD=VALUE")
         settings[key.strip()] = value.strip()
+    parts = tuple({key: value for key, value in part.items() if key not in changes} for part in grid.parts)
     try:
-        return dataclasses.replace(grid, set={**grid.set, **settings}, **changes)  # type: ignore[arg-type]
+        return dataclasses.replace(grid, set={**grid.set, **settings}, parts=parts, **changes)  # type: ignore[arg-type]
     except ValueError as error:
         raise UserError(f"--{error}") from error
 

@@ -53,7 +53,7 @@ class Activation:
 def patch_span(gradient: Tensor, positions: int) -> Tensor | None:
     """An orthonormal basis (N, C K^2) of the span of the N patches behind a weight gradient (O, C, K, K), in float64.
 
-    None where the gradient does not tell: fewer channels than positions, patches that fill the space, or too little above noise.
+    None where the gradient does not tell it: fewer channels than positions, patches that fill the space, or too much noise.
     """
     rows = gradient.flatten(1).double()
     if positions > len(rows) or positions >= rows.shape[1]:

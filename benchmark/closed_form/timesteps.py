@@ -107,6 +107,6 @@ def with_timesteps(
 def _in_order(seen: Observation) -> Tensor:
     """A set has no order, which matters only beside noise that was granted in one."""
     timesteps = read_timesteps(seen).timesteps
-    if seen.noise is not None and len(timesteps.unique()) > 1:
+    if seen.noise is not None and bool((timesteps != timesteps[0]).any()):
         raise Unreadable("which of several timesteps belongs to which of the granted noises is not told")
     return timesteps

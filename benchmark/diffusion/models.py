@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +40,7 @@ class Model:
     Attributes:
         label: how it was asked for.
         image_size: side of the square images it is made for.
+        stride: of its lowest resolution; sides of images are multiples of it.
         steps: number of timesteps T.
         convention: schedule and prediction type of a preset, None where the directory's own scheduler says it.
         preset: the name of its preset, or None.
@@ -51,6 +52,7 @@ class Model:
 
     label: str
     image_size: int
+    stride: int
     steps: int
     convention: Convention | None
     preset: str | None = None
@@ -121,7 +123,9 @@ def _resolve_prior(model: Model, name: str) -> Model | None:
 def _resolve_alone(spec: Spec) -> Model:
     if spec.name in PRESETS:
         convention = build(Convention, dict(spec.params), f"model '{spec.name}'")
-        return Model(str(spec), PRESETS[spec.name].sample_size, convention.steps, convention, preset=spec.name)
+        preset = PRESETS[spec.name]
+        stride = _stride(preset.block_out_channels)
+        return Model(str(spec), preset.sample_size, stride, convention.steps, convention, preset=spec.name)
     if spec.name in shipped():
         return _resolve_directory(spec, shipped()[spec.name])
     path = Path(spec.name).expanduser()
@@ -154,6 +158,8 @@ def _resolve_directory(spec: Spec, path: Path) -> Model:
     size = config.get("sample_size")
     if not isinstance(size, int):
         raise UserError(f"model '{spec.name}' does not say its image size (sample_size in {directory / 'config.json'})")
+    channels = config.get("block_out_channels")
+    stride = _stride(channels if isinstance(channels, list) else [])
     candidates = (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json")
     scheduler = next((file for file in candidates if file.is_file()), None)
     if scheduler and spec.params:
@@ -166,11 +172,16 @@ def _resolve_directory(spec: Spec, path: Path) -> Model:
     card = _read_json(path / CARD, f"model '{spec.name}'") if (path / CARD).is_file() else None
     if scheduler is None:
         convention = build(Convention, dict(spec.params), f"model '{spec.name}'")
-        return Model(str(spec), size, convention.steps, convention, directory=directory, card=card)
+        return Model(str(spec), size, stride, convention.steps, convention, directory=directory, card=card)
     steps = _read_json(scheduler, f"model '{spec.name}'").get("num_train_timesteps")
     if not isinstance(steps, int):
         raise UserError(f"model '{spec.name}' does not say its number of timesteps (num_train_timesteps in {scheduler})")
-    return Model(str(spec), size, steps, None, directory=directory, scheduler=scheduler, card=card)
+    return Model(str(spec), size, stride, steps, None, directory=directory, scheduler=scheduler, card=card)
+
+
+def _stride(block_out_channels: Sequence[object]) -> int:
+    """A U-Net halves the image between its resolutions."""
+    return 1 << max(0, len(block_out_channels) - 1)
 
 
 def build_scheduler(model: Model) -> DDPMScheduler:

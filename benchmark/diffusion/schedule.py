@@ -48,6 +48,11 @@ class Schedule:
         alpha_bar = self._at(t)
         return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
 
+    def clean(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_0 of a noisy image whose noise is known: the inverse of `add_noise`."""
+        alpha_bar = self._at(t)
+        return (x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+
     def target(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """What the network is trained to output: eps, or v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0."""
         if self.prediction_type == "epsilon":
@@ -57,9 +62,9 @@ class Schedule:
 
     def denoised(self, x_t: Tensor, t: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
         """The (x_0, eps) that x_t and the network's prediction imply: the inverse of `add_noise` and `target`."""
-        alpha_bar = self._at(t)
         if self.prediction_type == "epsilon":
-            return (x_t - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt(), prediction
+            return self.clean(x_t, t, prediction), prediction
+        alpha_bar = self._at(t)
         x_0 = alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * prediction
         return x_0, alpha_bar.sqrt() * prediction + (1 - alpha_bar).sqrt() * x_t
 

@@ -1,0 +1,55 @@
+"""The search over the noisy image and the residual, for clients that keep their noise to themselves.
+
+Source: ours; no paper is known to us
+
+At a fixed noisy image x_t the update is linear in the residual r = net(x_t, t) - target (`benchmark.matching.residual`), so x_t
+and r are searched in place of image and noise, by L-BFGS on the squared distance; image and noise follow from both.
+
+A private timestep is read in closed form (`benchmark.closed_form.timesteps`); where that is refused, nothing is rebuilt.
+Where the noise is granted the image alone is searched. x_t starts at the mean colour of public images with noise on it, r at
+zero. Restarts share the budget, and the lowest matching loss wins.
+
+Shapes: images (B, C, H, W), unbounded. Cost: one double backward through the network per evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from benchmark.closed_form.timesteps import with_timesteps
+from benchmark.matching.residual import noisy_start, search
+from benchmark.matching.search import best_of_each
+from benchmark.plugins import Attack
+from benchmark.types import Observation, Reconstruction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Residual(Attack):
+    """Hyper-parameters.
+
+    Attributes:
+        evaluations: budget for one victim, restarts included.
+        restarts: independent starts among which the matching loss chooses.
+    """
+
+    evaluations: int = 1000
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        if self.evaluations < 1:
+            raise ValueError(f"evaluations must be at least 1, not {self.evaluations}")
+        if not 1 <= self.restarts <= self.evaluations:
+            raise ValueError(f"restarts must be from 1 to evaluations ({self.evaluations}), not {self.restarts}")
+
+    def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
+        """See `Attack.run`."""
+        return with_timesteps(observations, lambda told: self._search(told, generator))
+
+    def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
+        each = [seen for seen in observations for _ in range(self.restarts)]
+        budgets = [self.evaluations // self.restarts] * len(each)
+        found = search(each, [noisy_start(seen, generator) for seen in each], budgets)
+        return [best.reconstruction() for best in best_of_each(found, self.restarts)]
