@@ -18,7 +18,7 @@ import yaml
 
 from benchmark import config
 from benchmark.errors import UserError, unknown
-from benchmark.scenario import Scenario
+from benchmark.scenario import Scenario, label
 from benchmark.spec import Spec, expand
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Grid:
         defenses: names, with parameters in brackets.
         attacks: names; every control and the oracle join by themselves.
         scenarios: the clients' practices.
-        victims: client steps per trial.
+        victims: rounds of the scenario's clients per trial.
         trials: draws of victims.
         seed: the root of every random stream.
         evaluations: budget of every attack that has one, else its paper's.
@@ -81,7 +81,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Keys:
-    """What each axis of a cell is, as canonical JSON: the names of its random streams."""
+    """What each axis of a cell is, as canonical JSON: the names of its random streams. Of the scenario, what is drawn by it."""
 
     dataset: str
     scenario: str
@@ -126,7 +126,8 @@ class Cell:
     @property
     def name(self) -> str:
         """For people: the axes that usually differ."""
-        return f"{self.attack_label} vs {self.defense_label} · {self.dataset_label} · {self.model.label} · trial {self.trial}"
+        scene = f"{self.dataset_label} · {label(self.scenario.record)} · {self.model.label}"
+        return f"{self.attack_label} vs {self.defense_label} · {scene} · trial {self.trial}"
 
     @property
     def budget(self) -> int:
@@ -224,7 +225,7 @@ class _Planner:
             _refuse_if_seen(trained, dataset)
         keys = Keys(
             dataset=_canonical(dataset.key),
-            scenario=_canonical(dataclasses.asdict(scenario)),
+            scenario=_canonical(scenario.drawn),
             model=_canonical(self._weights(model)),
             prior=_canonical(self._weights(model.prior) if model.prior else None),
             defense=_canonical(defense.key),
@@ -235,6 +236,7 @@ class _Planner:
             "engine": self.engine,
             "hardware": self.hardware,
             "keys": dataclasses.asdict(keys),
+            "scenario": dataclasses.asdict(scenario),
             "sources": [choice.sources for choice in (dataset, defense, attack)],
             "trial": trial,
             "victims": self.grid.victims,
@@ -260,7 +262,7 @@ class _Planner:
         )
 
     def _fit(self, scenario: Scenario, model: Model) -> Scenario:
-        """The scenario at the model's own image size, with timesteps that the model has."""
+        """The scenario at the model's own image size, with timesteps that the model has, and without what has no effect."""
         if scenario.image_size not in (None, model.image_size):
             raise UserError(
                 f"model '{model.label}' is for {model.image_size}x{model.image_size} images, "
@@ -273,7 +275,8 @@ class _Planner:
             )
         fixed = scenario.fixed_timesteps
         timesteps = fixed[0] if len(set(fixed)) == 1 else scenario.timesteps
-        return dataclasses.replace(scenario, image_size=model.image_size, timesteps=timesteps)
+        lr = scenario.local_lr if scenario.local_steps > 1 else Scenario.local_lr
+        return dataclasses.replace(scenario, image_size=model.image_size, timesteps=timesteps, local_lr=lr)
 
     def _choice(self, kind: str, spec: Spec) -> _Choice:
         from benchmark.registry import load

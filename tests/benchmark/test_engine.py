@@ -19,7 +19,7 @@ from benchmark.contract import Exposed, toy
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.models import build_network, build_schedule, resolve
-from benchmark.federation import ClientStep, draw_victim, observe
+from benchmark.federation import Round, draw_victim, observe
 from benchmark.matching import engine
 from benchmark.matching.adam import adam
 from benchmark.matching.engine import Matching, MatchingError, Task, match
@@ -57,8 +57,8 @@ def clients(count, batch=1, network=None, schedule=None, size=8):
     for _ in range(count):
         pictures = [Picture(2 * torch.rand(3, size, size, generator=draw) - 1, "noise") for _ in range(batch)]
         victims.append(draw_victim(pictures, scenario, schedule, draw))
-        step = ClientStep(network, schedule, victims[-1], batch)
-        seen.append(observe(step, Exposed(), scenario, torch.zeros(3), network, draw))
+        trained = Round(network, schedule, victims[-1], scenario)
+        seen.append(observe(trained, Exposed(), torch.zeros(3), network, draw, draw))
     return victims, seen
 
 
