@@ -322,7 +322,7 @@ def test_what_is_predicted_is_what_an_evaluation_takes():
     some = tasks(observations(4))
     seen = some[0].seen
     matching = Matching(some, granted, squared_distance)
-    need = predicted(seen.network, seen.schedule, seen.batch_shape, tuple(seen.update))
+    need = predicted(seen)
     x = points(some)
     for rows in ((0, 1), (0, 1, 2, 3)):
         with Peak() as memory:
@@ -332,7 +332,7 @@ def test_what_is_predicted_is_what_an_evaluation_takes():
 
 def room_for(monkeypatch, victims, some):
     seen = some[0].seen
-    need = predicted(seen.network, seen.schedule, seen.batch_shape, tuple(seen.update))
+    need = predicted(seen)
     bytes_of_updates = len(some) * sum(value.nbytes for value in seen.update.values())
     room = max(victims * need + bytes_of_updates, 2.1 * bytes_of_updates) + 10_000
     monkeypatch.setattr(engine, "available", lambda device: int(room / engine.MEMORY_SHARE) + 1)
