@@ -67,12 +67,12 @@ class Round:
 
     def update(self, defense: Defense, generator: torch.Generator) -> Update:
         """What the server sees: the mean of the updates that leave the clients."""
-        clients = [self._trained(batches, defense, generator) for batches in self.batches]
-        return mean_update(clients)
+        return mean_update([self._trained(batches, defense, generator) for batches in self.batches])
 
     def _trained(self, batches: Sequence[Victim], defense: Defense, generator: torch.Generator) -> Update:
         """What leaves one client."""
-        network, gradients = self.network, list[Update]()
+        network = self.network
+        gradients: list[Update] = []
         for batch in batches:
             if gradients:
                 network = _stepped(network, gradients[-1], self.scenario.local_lr)
