@@ -89,7 +89,7 @@ def _start(seen: Observation, generator: torch.Generator) -> Variables:
 
 def _with_logits(task: Task) -> Variables:
     seen = task.seen
-    return {**task.start, "logits": torch.zeros(seen.batch_size, seen.schedule.steps, device=seen.network.device)}
+    return {**task.start, "logits": torch.zeros(seen.image_count, seen.schedule.steps, device=seen.network.device)}
 
 
 def _after(task: Task, joint: Solution | None) -> Task:

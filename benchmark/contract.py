@@ -17,7 +17,7 @@ from benchmark import config
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.schedule import Schedule, from_scheduler
 from benchmark.errors import UserError
-from benchmark.federation import ClientStep, draw_victim, observe
+from benchmark.federation import ClientStep, Round, draw_victim, observe
 from benchmark.imports import reachable
 from benchmark.matching.search import Step, watching
 from benchmark.plugins import Attack, Dataset, Defense, Picture
@@ -62,7 +62,7 @@ class Finding:
 
 @dataclass(frozen=True, eq=False)
 class Toy:
-    """A tiny client with two private images, for examination."""
+    """A tiny round with its private images, for examination."""
 
     network: Denoiser
     schedule: Schedule
@@ -70,22 +70,30 @@ class Toy:
     scenario: Scenario
 
     def step(self) -> ClientStep:
-        """The client's step."""
+        """All of the round's images as one client's only step."""
         return ClientStep(self.network, self.schedule, self.victim, len(self.victim.images))
+
+    def round(self) -> Round:
+        """The round."""
+        return Round(self.network, self.schedule, self.victim, self.scenario)
 
     def observe(self, defense: Defense, seed: int = 0) -> Observation:
         """What the server sees of it under a defense; the attacked network stands for its own prior."""
         granted = copy.deepcopy(self.network)
         prior = Prior(copy.deepcopy(self.network).requires_grad_(False), copy.deepcopy(self.schedule))
-        return observe(self.step(), defense, self.scenario, torch.zeros(3), granted, stream(seed, "defense"), prior)
+        streams = stream(seed, "defense"), stream(seed, "order")
+        return observe(self.round(), defense, torch.zeros(3), granted, *streams, prior)
 
 
 class Exposed(Defense):
     """Grants everything and changes nothing."""
 
 
-def toy(size: int = 8, batch: int = 2) -> Toy:
-    """A U-Net of a few thousand parameters, with every kind of layer that the presets have, and random images."""
+def toy(size: int = 8, batch: int = 2, **practice: Any) -> Toy:
+    """A U-Net of a few thousand parameters, with every kind of layer that the presets have, and random images.
+
+    `practice` are more fields of the scenario.
+    """
     from diffusers import DDPMScheduler, UNet2DModel
 
     with torch.random.fork_rng(devices=[]):
@@ -99,10 +107,10 @@ def toy(size: int = 8, batch: int = 2) -> Toy:
             norm_num_groups=2,
             attention_head_dim=4,
         )
-    scenario = Scenario(image_size=size, batch_size=batch, timesteps=200)
+    scenario = Scenario(**{"image_size": size, "batch_size": batch, "timesteps": 200, **practice})
     schedule = from_scheduler(DDPMScheduler(num_train_timesteps=1000))
     draw = stream(0, "toy")
-    pictures = [Picture(2 * torch.rand(3, size, size, generator=draw) - 1, f"toy-{i}") for i in range(batch)]
+    pictures = [Picture(2 * torch.rand(3, size, size, generator=draw) - 1, f"toy-{i}") for i in range(scenario.images)]
     return Toy(Denoiser(unet), schedule, draw_victim(pictures, scenario, schedule, draw), scenario)
 
 
@@ -176,14 +184,18 @@ def _needs(plugin: Plugin, attack: Attack) -> str | None:
 
 
 def _returns(plugin: Plugin, attack: Attack) -> str | None:
-    scene, _ = _observations(attack)
+    problems = (_returned(attack, scene) for scene in (toy(), toy(batch=1, local_steps=2, clients=2)))
+    return next((problem for problem in problems if problem), None)
+
+
+def _returned(attack: Attack, scene: Toy) -> str | None:
     observations = [scene.observe(Exposed()) for _ in range(2)]
     rebuilt = _run(attack, observations)
     if len(rebuilt) != 2:
         return f"{len(rebuilt)} reconstructions for 2 observations"
     for seen, reconstruction in zip(observations, rebuilt, strict=True):
         if tuple(reconstruction.images.shape) != seen.batch_shape:
-            return f"images of shape {tuple(reconstruction.images.shape)} for a batch of {seen.batch_shape}"
+            return f"images of shape {tuple(reconstruction.images.shape)}, and the private ones have {seen.batch_shape}"
         if reconstruction.images.requires_grad:
             return "images still require gradients"
         if not torch.isfinite(reconstruction.images).all():
@@ -264,7 +276,7 @@ def _hides(plugin: Plugin, defense: Defense) -> str | None:
 
 
 def _update(plugin: Plugin, defense: Defense) -> str | None:
-    scene = toy()
+    scene = toy(batch=1, local_steps=2, clients=2)
     update = scene.observe(defense).update
     shapes = {name: p.shape for name, p in scene.network.named_parameters()}
     for name, value in update.items():
@@ -339,7 +351,7 @@ RULES: Mapping[str, Mapping[str, Callable[[Plugin, Any], str | None]]] = {
     "attack": {
         "it imports no data set, no client and no judge": _reaches,
         "what it needs is listed as it is": _needs,
-        "one finite reconstruction of the batch per victim": _returns,
+        "one finite reconstruction of all private images per victim": _returns,
         "it keeps its budget of evaluations": _budgeted,
         "the same generator gives the same images, and no other randomness is used": _repeats,
         "it leaves the observation as it was": _leaves,

@@ -1,4 +1,4 @@
-"""The client: it draws timesteps and noise, trains one step under its defense, and the server sees an observation."""
+"""The clients: they draw timesteps and noise and train under their defense, and the server sees an observation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.schedule import Schedule
+from benchmark.diffusion.sgd import local_batches, mean_update
 from benchmark.plugins import Defense, Picture
 from benchmark.scenario import Scenario
 from benchmark.types import Capability, Observation, Prior, Update, Victim
@@ -19,10 +20,10 @@ from benchmark.types import Capability, Observation, Prior, Update, Victim
 
 @dataclass(frozen=True, eq=False)
 class ClientStep:
-    """One FedSGD step on a private batch, as a defense sees it.
+    """One local step on a private batch, as a defense sees it.
 
     Attributes:
-        network: the global weights.
+        network: the weights at that step: the global ones at the first, the client's own after it.
         schedule: noise schedule and prediction type.
         victim: the private batch with its timesteps and noise.
         expected_batch_size: the scenario's batch size, which differs from the batch at hand under Poisson sampling.
@@ -42,10 +43,61 @@ class ClientStep:
         return parameter_gradient(self.network, self.loss(self.network))
 
 
-def batch_sizes(scenario: Scenario, victims: int, generator: torch.Generator) -> list[int]:
-    """The batch size of each victim: the scenario's own, or drawn by Poisson sampling and never empty."""
+@dataclass(frozen=True, eq=False)
+class Round:
+    """One round: every client trains from the same global weights, which stay as they are.
+
+    Attributes:
+        network: the global weights.
+        schedule: noise schedule and prediction type.
+        victim: the private images of all clients and steps, with their timesteps and noise.
+        scenario: the clients' practice.
+    """
+
+    network: Denoiser
+    schedule: Schedule
+    victim: Victim
+    scenario: Scenario
+
+    @property
+    def batches(self) -> list[list[Victim]]:
+        """For each client the private batch of each of its steps."""
+        clients = local_batches(len(self.victim.images), self.scenario.clients, self.scenario.local_steps)
+        return [[_part(self.victim, places) for places in steps] for steps in clients]
+
+    def update(self, defense: Defense, generator: torch.Generator) -> Update:
+        """What the server sees: the mean of the updates that leave the clients."""
+        return mean_update([self._trained(batches, defense, generator) for batches in self.batches])
+
+    def _trained(self, batches: Sequence[Victim], defense: Defense, generator: torch.Generator) -> Update:
+        """What leaves one client."""
+        network = self.network
+        gradients: list[Update] = []
+        for batch in batches:
+            if gradients:
+                network = _stepped(network, gradients[-1], self.scenario.local_lr)
+            step = ClientStep(network, self.schedule, batch, self.scenario.batch_size)
+            gradients.append(defense.gradient(step, generator))
+        return defense.release(mean_update(gradients), generator)
+
+
+def _part(victim: Victim, places: slice) -> Victim:
+    return Victim(victim.images[places], victim.timesteps[places], victim.noise[places], victim.sources[places])
+
+
+@torch.no_grad()
+def _stepped(network: Denoiser, gradient: Update, lr: float) -> Denoiser:
+    """A copy of the network, one step of plain SGD further; parameters without a gradient stay."""
+    network = copy.deepcopy(network)
+    for name, value in gradient.items():
+        network.get_parameter(name).sub_(value, alpha=lr)
+    return network
+
+
+def image_counts(scenario: Scenario, victims: int, generator: torch.Generator) -> list[int]:
+    """The number of images behind each victim: the scenario's own, or drawn by Poisson sampling and never 0."""
     if scenario.sampling == "fixed":
-        return [scenario.batch_size] * victims
+        return [scenario.images] * victims
     local_images = round(scenario.batch_size / scenario.sample_rate)
     sizes: list[int] = []
     while len(sizes) < victims:
@@ -55,7 +107,7 @@ def batch_sizes(scenario: Scenario, victims: int, generator: torch.Generator) ->
 
 
 def draw_victim(pictures: Sequence[Picture], scenario: Scenario, schedule: Schedule, generator: torch.Generator) -> Victim:
-    """The client's draw of timesteps and noise for its batch, on the CPU."""
+    """The clients' draw of timesteps and noise for all images of a round, on the CPU."""
     images = torch.stack([picture.image for picture in pictures])
     fixed = scenario.fixed_timesteps
     if fixed:
@@ -69,40 +121,45 @@ def draw_victim(pictures: Sequence[Picture], scenario: Scenario, schedule: Sched
 
 
 def observe(
-    step: ClientStep,
+    trained: Round,
     defense: Defense,
-    scenario: Scenario,
     mean_colour: Tensor,
     granted_network: Denoiser,
     generator: torch.Generator,
+    shuffle: torch.Generator,
     prior: Prior | None = None,
 ) -> Observation:
-    """Train the step under `defense` and show the server what it sees of it.
+    """Train the round under `defense` and show the server what it sees of it.
 
     Args:
-        step: the client's step.
+        trained: the round.
         defense: decides what is combined, released and granted.
-        scenario: the client's practice.
         mean_colour: (C,) mean over public images.
-        granted_network: a copy of the weights that is not the client's own.
+        granted_network: a copy of the weights that is not the clients' own.
         generator: the defense's random stream.
+        shuffle: the random stream of the order in which timesteps and noise are granted, where that is not known.
         prior: what the attacker knows of images in general.
     """
-    victim = step.victim
-    update = defense.release(defense.gradient(step, generator), generator)
+    victim, scenario = trained.victim, trained.scenario
+    update = trained.update(defense, generator)
     disclosed = None if Capability.NOISE in defense.hides else defense.disclose(victim.noise.clone(), generator)
-    channels, height, width = victim.images.shape[1:]
+    count, channels, height, width = victim.images.shape
+    ordered = scenario.order == "known" or defense.hides >= {Capability.TIMESTEP, Capability.NOISE}
+    order = torch.arange(count) if ordered else torch.randperm(count, generator=shuffle)
+    order = order.to(victim.images.device)
     return Observation(
         update={name: value.detach().clone() for name, value in update.items()},
         network=granted_network,
-        schedule=copy.deepcopy(step.schedule),
+        schedule=copy.deepcopy(trained.schedule),
         image_shape=(channels, height, width),
-        batch_size=len(victim.images),
+        batch_size=count // scenario.batches,
         mean_colour=mean_colour.clone(),
         local_steps=scenario.local_steps,
+        local_lr=scenario.local_lr if scenario.local_steps > 1 else None,
         clients=scenario.clients,
+        order_known=ordered,
         public=defense.public(scenario),
-        timesteps=None if Capability.TIMESTEP in defense.hides else victim.timesteps.clone(),
-        noise=None if disclosed is None else disclosed.clone(),
+        timesteps=None if Capability.TIMESTEP in defense.hides else victim.timesteps[order],
+        noise=None if disclosed is None else disclosed[order],
         prior=prior,
     )

@@ -18,7 +18,7 @@ import yaml
 
 from benchmark import config
 from benchmark.errors import UserError, unknown
-from benchmark.scenario import Scenario
+from benchmark.scenario import Scenario, label
 from benchmark.spec import Spec, expand
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Grid:
         defenses: names, with parameters in brackets.
         attacks: names; every control and the oracle join by themselves.
         scenarios: the clients' practices.
-        victims: client steps per trial.
+        victims: rounds of the scenario's clients per trial.
         trials: draws of victims.
         seed: the root of every random stream.
         evaluations: budget of every attack that has one, else its paper's.
@@ -105,7 +105,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Keys:
-    """What each axis of a cell is, as canonical JSON: the names of its random streams."""
+    """What each axis of a cell is, as canonical JSON: the names of its random streams. Of the scenario, what is drawn by it."""
 
     dataset: str
     scenario: str
@@ -150,7 +150,8 @@ class Cell:
     @property
     def name(self) -> str:
         """For people: the axes that usually differ."""
-        return f"{self.attack_label} vs {self.defense_label} · {self.dataset_label} · {self.model.label} · trial {self.trial}"
+        scene = f"{self.dataset_label} · {label(self.scenario.record)} · {self.model.label}"
+        return f"{self.attack_label} vs {self.defense_label} · {scene} · trial {self.trial}"
 
     @property
     def budget(self) -> int:
@@ -248,7 +249,7 @@ class _Planner:
             _refuse_if_seen(trained, dataset)
         keys = Keys(
             dataset=_canonical(dataset.key),
-            scenario=_canonical(dataclasses.asdict(scenario)),
+            scenario=_canonical(scenario.drawn),
             model=_canonical(self._weights(model)),
             prior=_canonical(self._weights(model.prior) if model.prior else None),
             defense=_canonical(defense.key),
@@ -259,6 +260,7 @@ class _Planner:
             "engine": self.engine,
             "hardware": self.hardware,
             "keys": dataclasses.asdict(keys),
+            "scenario": dataclasses.asdict(scenario),
             "sources": [choice.sources for choice in (dataset, defense, attack)],
             "trial": trial,
             "victims": self.grid.victims,
@@ -284,7 +286,7 @@ class _Planner:
         )
 
     def _fit(self, scenario: Scenario, model: Model) -> Scenario:
-        """The scenario with its image size, the model's own if it names none, and with timesteps that the model has."""
+        """The scenario with its image size, the model's own if it names none, timesteps that the model has, and nothing idle."""
         size = scenario.image_size or model.image_size
         if size % model.stride:
             raise UserError(f"model '{model.label}' takes images whose side is a multiple of {model.stride}, not {size}x{size}")
@@ -295,7 +297,8 @@ class _Planner:
             )
         fixed = scenario.fixed_timesteps
         timesteps = fixed[0] if len(set(fixed)) == 1 else scenario.timesteps
-        return dataclasses.replace(scenario, image_size=size, timesteps=timesteps)
+        lr = scenario.local_lr if scenario.local_steps > 1 else Scenario.local_lr
+        return dataclasses.replace(scenario, image_size=size, timesteps=timesteps, local_lr=lr)
 
     def _choice(self, kind: str, spec: Spec) -> _Choice:
         from benchmark.registry import load

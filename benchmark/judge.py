@@ -1,4 +1,4 @@
-"""The judge: it alone holds the truth beside what was rebuilt. It clips, assigns within the batch, and measures."""
+"""The judge: it alone holds the truth beside what was rebuilt. It clips, assigns within a victim's images, and measures."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Sample:
     """One private image and what became of it: a row of `samples.parquet`.
 
     Attributes:
-        victim: index of the client step within the trial.
-        image: index within the batch.
+        victim: index of the round within the trial.
+        image: index among the images behind its update: client by client, step by step.
         source: the photograph that the image comes from.
         status: `ok` or `diverged`; all measurements of a diverged one are None.
         reason: why it diverged, else what the attack notes of how it ran.
@@ -34,8 +34,8 @@ class Sample:
         timestep_error: absolute difference of the two.
         noise_mse: mean squared error of the attack's own estimate of the noise, None where it makes none; the truth has
             variance 1, so that 0 everywhere scores 1 and an independent draw 2.
-        loss: the attack's matching loss for the whole batch.
-        evaluations: spent on the whole batch.
+        loss: the attack's matching loss for all of the victim's images.
+        evaluations: spent on all of them.
         original: (H, W, C) float32 in [-1, 1].
         reconstruction: likewise, clipped.
     """

@@ -43,7 +43,7 @@ class Attack(ABC):
         """Attack independent victims; one reconstruction each, in their order.
 
         Args:
-            observations: what the server saw of each victim's step.
+            observations: what the server saw of each victim's round.
             generator: the attack's own random stream, on the CPU; no other randomness may be used.
         """
 
@@ -58,15 +58,15 @@ class Defense:
     hides: ClassVar[frozenset[Capability]] = frozenset()
 
     def gradient(self, step: ClientStep, generator: torch.Generator) -> Update:
-        """How the examples' gradients are combined; by default the gradient of their mean loss."""
+        """How the examples' gradients are combined at one local step; by default the gradient of their mean loss."""
         return step.gradient()
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
-        """What leaves the client, from the combined gradient; by default all of it."""
+        """What leaves one client, from the mean of its steps' combined gradients; by default all of it."""
         return update
 
     def disclose(self, noise: Tensor, generator: torch.Generator) -> Tensor:
-        """What the client tells of its noise (B, C, H, W) where that is not hidden; by default the noise itself."""
+        """What the clients tell of their noise (N, C, H, W) where that is not hidden; by default the noise itself."""
         return noise
 
     def public(self, scenario: Scenario) -> PublicParameters:

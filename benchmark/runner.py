@@ -24,7 +24,7 @@ from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.models import Model, build_network, build_schedule
 from benchmark.environment import describe
 from benchmark.errors import first_line
-from benchmark.federation import ClientStep, batch_sizes, draw_victim, observe
+from benchmark.federation import Round, draw_victim, image_counts, observe
 from benchmark.grid import Cell
 from benchmark.judge import Sample, judge, oracle
 from benchmark.matching.resources import out_of_memory
@@ -100,8 +100,9 @@ def rehearse(cells: Sequence[Cell]) -> None:
 def scene(cell: Cell) -> tuple[list[Victim], list[Observation]]:
     """The cell's victims, and what the server sees of each under the cell's defense.
 
-    Victims, timesteps and noise depend on (dataset, scenario, trial) alone; the defense's randomness on the defense too.
-    The client and its defense work on copies: whatever they break, the judge's truth and the next cell stay whole.
+    Victims, timesteps and noise depend on (dataset, scenario, trial) alone, and so does the order in which timesteps and noise
+    are granted; the defense's randomness on the defense too. The clients and their defense work on copies: whatever they
+    break, the judge's truth and the next cell stay whole.
     """
     schedule = build_schedule(cell.model)
     draw = _draw(cell)
@@ -112,15 +113,15 @@ def scene(cell: Cell) -> tuple[list[Victim], list[Observation]]:
     schedule = schedule.to(cell.device)
     prior = _prior(cell)
     colour = mean_colour(cell.dataset, _size(cell)).to(cell.device)
-    noise = stream(cell.seed, "defense", cell.keys.defense, *_axes(cell))
+    noise, shuffle = stream(cell.seed, "defense", cell.keys.defense, *_axes(cell)), stream(cell.seed, "order", *_axes(cell))
     observations = [
         observe(
-            ClientStep(network, schedule, _copy(victim, cell.device), cell.scenario.batch_size),
+            Round(network, schedule, _copy(victim, cell.device), cell.scenario),
             cell.defense,
-            cell.scenario,
             colour,
             granted,
             noise,
+            shuffle,
             prior,
         )
         for victim in victims
@@ -164,12 +165,12 @@ def _axes(cell: Cell) -> tuple[object, ...]:
 
 
 def _draw(cell: Cell) -> torch.Generator:
-    """The victims' own stream: batch sizes first, then timesteps and noise."""
+    """The victims' own stream: numbers of images first, then timesteps and noise."""
     return stream(cell.seed, "victims", *_axes(cell))
 
 
 def _sizes(cell: Cell, draw: torch.Generator) -> list[int]:
-    return batch_sizes(cell.scenario, cell.victims, draw)
+    return image_counts(cell.scenario, cell.victims, draw)
 
 
 def _size(cell: Cell) -> int:
@@ -241,7 +242,7 @@ def _record(cell: Cell, status: Status, reason: str, seconds: float | None, clai
 def _config(cell: Cell) -> dict[str, object]:
     return {
         "dataset": {"name": cell.dataset_label, **dataclasses.asdict(cell.dataset)},  # type: ignore[call-overload]
-        "scenario": {**dataclasses.asdict(cell.scenario), "timesteps": cell.scenario.timestep_label},
+        "scenario": cell.scenario.record,
         "model": {
             "name": cell.model.label,
             "state": cell.model.state,

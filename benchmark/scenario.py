@@ -1,21 +1,30 @@
-"""The scenario axis: the client's practice."""
+"""The scenario axis: the clients' practice."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """How a client trains in one round.
+    """How clients train in one round, and how the server sees it.
+
+    Every client starts from the same global weights and takes `local_steps` steps of plain SGD, each on a fresh batch; the
+    server sees the clients' mean alone.
 
     Attributes:
         image_size: side of the square images in pixels; none takes the model's own.
         batch_size: private images B in a batch (under Poisson sampling: in expectation).
-        local_steps: steps before the client sends its update; only 1 is built.
-        clients: clients whose updates are summed before the server sees them; only 1 is built.
-        timesteps: `uniform`, or fixed for a study: one for every image, or one per image of the batch.
+        local_steps: steps E that a client takes before it sends its update.
+        local_lr: step size of a client's SGD, above 0; without effect where a client takes one step.
+        clients: clients K whose updates are summed before the server sees them.
+        order: whether timesteps and noise, where they are granted, are `known` to come in the order of clients, steps and
+            batch, or in an `unknown` one, drawn at random.
+        timesteps: `uniform`, or fixed for a study: one for every image, or one per image, client by client and step by step.
         sampling: `fixed` batches, or `poisson`: each of the client's batch_size / sample_rate images joins by a coin of its
             own. A batch that comes out empty has nothing to rebuild, so it is drawn again; the attack is granted the size.
         sample_rate: probability of each local image to be in the batch; below 1 only with Poisson sampling.
@@ -24,7 +33,9 @@ class Scenario:
     image_size: int | None = None
     batch_size: int = 1
     local_steps: int = 1
+    local_lr: float = 0.01
     clients: int = 1
+    order: Literal["known", "unknown"] = "known"
     timesteps: Literal["uniform"] | int | tuple[int, ...] = "uniform"
     sampling: Literal["fixed", "poisson"] = "fixed"
     sample_rate: float = 1.0
@@ -36,11 +47,14 @@ class Scenario:
         local = self.batch_size / self.sample_rate
         if abs(local - round(local)) > 1e-9 * local:
             raise ValueError(f"batch_size / sample_rate is the number of the client's images and must be whole, not {local:g}")
-        if isinstance(self.timesteps, tuple):
-            if self.sampling == "poisson":
-                raise ValueError("timesteps per image need 'sampling: fixed', since Poisson batches vary in size")
-            if len(self.timesteps) != self.batch_size:
-                raise ValueError(f"{len(self.timesteps)} timesteps for a batch of {self.batch_size}")
+        if self.sampling == "poisson":
+            self._check_poisson()
+        if self.order == "unknown" and self.batches == 1:
+            raise ValueError("'order: unknown' needs local_steps or clients above 1: a single batch has no order to hide")
+        if isinstance(self.timesteps, tuple) and len(self.timesteps) != self.images:
+            raise ValueError(
+                f"timesteps must be one, or one for each of an update's {self.images} images, not {len(self.timesteps)}"
+            )
 
     def _check_numbers(self) -> None:
         if self.image_size is not None and not 8 <= self.image_size <= 1024:
@@ -48,11 +62,31 @@ class Scenario:
         for name in ("batch_size", "local_steps", "clients"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("local_steps", "clients"):
-            if getattr(self, name) > 1:
-                raise ValueError(f"{name} above 1 is not built yet")
+        if not 0 < self.local_lr < math.inf:
+            raise ValueError(f"local_lr must be above 0 and finite, not {self.local_lr:g}")
         if not 0 < self.sample_rate <= 1:
             raise ValueError(f"sample_rate must be above 0 and at most 1, not {self.sample_rate:g}")
+
+    def _check_poisson(self) -> None:
+        if self.batches > 1:
+            raise ValueError("local_steps or clients above 1 need 'sampling: fixed', since Poisson batches vary in size")
+        if isinstance(self.timesteps, tuple):
+            raise ValueError("timesteps per image need 'sampling: fixed', since Poisson batches vary in size")
+
+    @property
+    def batches(self) -> int:
+        """The batches behind an update, K E."""
+        return self.clients * self.local_steps
+
+    @property
+    def images(self) -> int:
+        """The private images behind an update, N = K E B (under Poisson sampling: in expectation)."""
+        return self.batches * self.batch_size
+
+    @property
+    def drawn(self) -> dict[str, object]:
+        """What decides which timesteps and noise the clients draw: a curve over `local_lr` shows one draw of them."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("local_lr", "order")}
 
     @property
     def fixed_timesteps(self) -> tuple[int, ...]:
@@ -65,3 +99,19 @@ class Scenario:
     def timestep_label(self) -> str:
         """The timesteps as a table shows them: `uniform`, `200` or `100 200`."""
         return " ".join(map(str, self.fixed_timesteps)) or "uniform"
+
+    @property
+    def record(self) -> dict[str, object]:
+        """The fields as a cell's record keeps them."""
+        return {**dataclasses.asdict(self), "timesteps": self.timestep_label}
+
+
+def label(record: Mapping[str, Any]) -> str:
+    """A scenario as tables show its `record`: image size, timesteps and batch, and whatever else is not the plain case."""
+    size, steps, clients = record["image_size"], record["local_steps"], record["clients"]
+    parts = [f"{size}x{size} t={record['timesteps']} B={record['batch_size']}"]
+    parts += [f"E={steps} lr={record['local_lr']:g}"] if steps > 1 else []
+    parts += [f"K={clients}"] if clients > 1 else []
+    parts += ["order unknown"] if record.get("order") == "unknown" else []
+    parts += [f"poisson q={record['sample_rate']:g}"] if record["sampling"] == "poisson" else []
+    return " ".join(parts)

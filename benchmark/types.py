@@ -1,6 +1,6 @@
 """The records on the road: victim, observation, reconstruction. Frozen, and compared by identity since they hold tensors.
 
-Shapes: images and noise are `(B, C, H, W)` float32, images in [-1, 1]; timesteps are `(B,)` int64 in [0, T).
+Shapes: images and noise are `(N, C, H, W)` float32, images in [-1, 1]; timesteps are `(N,)` int64 in [0, T).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class PublicParameters:
     """What everybody knows of the defense. A field that is None does not apply.
 
     Attributes:
-        kept_share: share of each update's coordinates that is kept, in (0, 1].
-        clip_norm: l2 norm that each example's gradient is clipped to.
+        kept_share: share of the coordinates of each client's update that is kept, in (0, 1].
+        clip_norm: l2 norm that each example's gradient is clipped to, at every local step.
         noise_std: standard deviation of the Gaussian noise on each coordinate of the update.
         disclosed_noise_error: standard deviation of the error on the diffusion noise that the client discloses.
     """
@@ -68,20 +68,26 @@ class Prior:
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """Everything that an attack learns of one client step, and nothing else. Its tensors share no storage with the truth.
+    """Everything that an attack learns of one round, and nothing else. Its tensors share no storage with the truth.
+
+    N = clients x local_steps x batch_size private images lie behind the update.
 
     Attributes:
-        update: what crossed the wire, the gradient of the client's mean loss under FedSGD.
+        update: what crossed the wire: the mean over clients of (theta_0 - theta_E) / (eta E), with E local steps of size eta.
+            Where clients take one step each, that is the gradient of the mean loss of all N images.
         network: the granted weights, in evaluation mode.
         schedule: the granted noise schedule and prediction type.
         image_shape: (C, H, W).
-        batch_size: number of private images B behind the update.
+        batch_size: private images B in the batch of one local step.
         mean_colour: (C,) mean over public images, in [-1, 1].
-        local_steps: local steps behind the update.
-        clients: clients summed in the update.
+        local_steps: steps E of plain SGD that each client took, each on a batch of its own.
+        local_lr: their step size eta; None where it does not matter, since clients take one step.
+        clients: clients K summed in the update.
+        order_known: whether what is granted of timesteps and noise comes client by client, step by step; True where neither
+            is, as an attack's own values have the order that it gives them.
         public: the defense's public parameters.
-        timesteps: (B,), only where granted.
-        noise: (B, C, H, W), only where granted.
+        timesteps: (N,), only where granted.
+        noise: (N, C, H, W), only where granted, in the timesteps' order.
         prior: a trained denoiser, only where granted.
     """
 
@@ -92,7 +98,9 @@ class Observation:
     batch_size: int
     mean_colour: Tensor
     local_steps: int = 1
+    local_lr: float | None = None
     clients: int = 1
+    order_known: bool = True
     public: PublicParameters = field(default_factory=PublicParameters)
     timesteps: Tensor | None = None
     noise: Tensor | None = None
@@ -105,20 +113,25 @@ class Observation:
         return frozenset(capability for capability, value in held.items() if value is not None)
 
     @property
+    def image_count(self) -> int:
+        """N, the private images behind the update."""
+        return self.clients * self.local_steps * self.batch_size
+
+    @property
     def batch_shape(self) -> tuple[int, int, int, int]:
-        """(B, C, H, W) of the private batch."""
-        return (self.batch_size, *self.image_shape)
+        """(N, C, H, W) of all private images behind the update."""
+        return (self.image_count, *self.image_shape)
 
 
 @dataclass(frozen=True, eq=False)
 class Victim:
-    """The truth behind one client step, for the client and the judge alone.
+    """The truth behind one round, for the clients and the judge alone: client by client, step by step, batch by batch.
 
     Attributes:
-        images: (B, C, H, W) in [-1, 1].
-        timesteps: (B,) drawn by the client.
-        noise: (B, C, H, W) drawn by the client.
-        sources: B names of the photographs that the images come from; crops of one photograph are not independent.
+        images: (N, C, H, W) in [-1, 1].
+        timesteps: (N,) drawn by the clients.
+        noise: (N, C, H, W) drawn by the clients.
+        sources: N names of the photographs that the images come from; crops of one photograph are not independent.
     """
 
     images: Tensor
@@ -132,11 +145,11 @@ class Reconstruction:
     """What an attack rebuilt from one observation.
 
     Attributes:
-        images: (B, C, H, W), in any order within the batch; the judge clips and assigns.
+        images: (N, C, H, W), in any order; the judge clips and assigns.
         evaluations: matching losses with gradient that were spent, restarts included.
         loss: the attack's own matching loss at `images`, None where it has none.
-        timesteps: (B,) the attack's own estimate, None where it makes none.
-        noise: (B, C, H, W) the attack's own estimate, in the images' order; None where it makes none.
+        timesteps: (N,) the attack's own estimate, in the images' order; None where it makes none.
+        noise: (N, C, H, W) the attack's own estimate, in the images' order; None where it makes none.
         note: what its row should say of how it ran, e.g. a phase that was skipped.
         diverged: why the images mean nothing, None where they do.
     """

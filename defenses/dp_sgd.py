@@ -9,6 +9,10 @@ The guarantee is for one image added or removed. Epsilon comes from Opacus' PRV 
 2106.02848), an upper bound; above 100 from its looser RDP accountant. A sample rate below 1 needs Poisson-sampled batches.
 Sampling of clients amplifies nothing here: the server, who attacks, knows who takes part.
 
+A client that takes E local steps clips and adds noise at each of them, so a round counts as E uses of the mechanism; that
+bounds epsilon from above where batches are disjoint. A sum with other clients changes no client's own guarantee: nothing is
+made of their noise.
+
 Cost: one gradient per example, in memory B times the network.
 """
 
@@ -91,13 +95,15 @@ class DPSGD(Defense):
             network.eval()
 
     def public(self, scenario: Scenario) -> PublicParameters:
-        """See `Defense.public`; the noise is that of each coordinate of the mean."""
-        return PublicParameters(clip_norm=self.clip, noise_std=self.noise_multiplier * self.clip / scenario.batch_size)
+        """See `Defense.public`; the noise is that of each coordinate of the mean over examples, local steps and clients."""
+        one_step = self.noise_multiplier * self.clip / scenario.batch_size
+        return PublicParameters(clip_norm=self.clip, noise_std=one_step / math.sqrt(scenario.batches))
 
     def privacy(self, scenario: Scenario) -> Privacy:
         """See `Defense.privacy`; without noise epsilon is infinite."""
-        one, one_by = epsilon(self.noise_multiplier, scenario.sample_rate, 1, self.delta)
-        total, total_by = epsilon(self.noise_multiplier, scenario.sample_rate, self.rounds, self.delta)
+        steps = scenario.local_steps
+        one, one_by = epsilon(self.noise_multiplier, scenario.sample_rate, steps, self.delta)
+        total, total_by = epsilon(self.noise_multiplier, scenario.sample_rate, self.rounds * steps, self.delta)
         return Privacy(
             epsilon_round=one,
             epsilon_total=total,
@@ -118,15 +124,15 @@ def _train_without_dropout(module: torch.nn.Module) -> None:
 
 
 @cache
-def epsilon(noise_multiplier: float, sample_rate: float, rounds: int, delta: float) -> tuple[float, str]:
-    """Epsilon of so many rounds of the subsampled Gaussian mechanism, and the accountant that bounds it."""
+def epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> tuple[float, str]:
+    """Epsilon of so many steps of the subsampled Gaussian mechanism, and the accountant that bounds it."""
     from opacus.accountants import PRVAccountant, RDPAccountant
 
     if noise_multiplier == 0:
         return math.inf, "none"
-    history = [(noise_multiplier, sample_rate, rounds)]
-    if sample_rate == 1:  # rounds of the plain Gaussian mechanism are one of it with less noise
-        history = [(noise_multiplier / math.sqrt(rounds), 1.0, 1)]
+    history = [(noise_multiplier, sample_rate, steps)]
+    if sample_rate == 1:  # steps of the plain Gaussian mechanism are one of it with less noise
+        history = [(noise_multiplier / math.sqrt(steps), 1.0, 1)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the RDP accountant on its range of orders, where the bound stays valid
         rdp = RDPAccountant()

@@ -2,7 +2,8 @@
 
 Source: after the abstract of Zhu, Liu and Han 2019 (arXiv 1906.08935)
 
-Ours: one threshold over the whole update, and no memory between rounds of what was pruned.
+Ours: one threshold over the whole update, and no memory between rounds of what was pruned. Each client prunes its own update
+after its local steps, so a sum of several clients may hold more coordinates.
 
 `keep` is the share of coordinates that is kept, in (0, 1]; 1 changes nothing. Cost: one pass of selection over the update.
 """

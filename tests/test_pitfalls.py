@@ -20,7 +20,7 @@ def test_client_and_attacker_scale_the_loss_and_the_images_alike(scene):
     seen = scene.observe(Exposed())
     victim = scene.victim
     guess = CleanGuess(victim.images[None], seen.timesteps[None], seen.noise[None])
-    update = Updates(seen.network, seen.schedule, list(seen.update), seen.batch_shape)(guess)
+    update = Updates(seen)(guess)
     whole = {name: value[None] for name, value in seen.update.items()}
     for name, value in whole.items():
         torch.testing.assert_close(update[name], value, atol=1e-6, rtol=1e-4)

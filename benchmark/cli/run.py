@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--grid", nargs="?", const="default", default="default", metavar="NAME|FILE.yaml", help="default: default")
     for axis in AXES:
         add(f"--{axis}", metavar="A,B[FIELD=VALUE]", help=f"replaces the grid's {axis}")
-    add("--victims", type=int, metavar="N", help="client steps per trial")
+    add("--victims", type=int, metavar="N", help="rounds of the clients per trial")
     add("--trials", type=int, metavar="N", help="draws of victims")
     add("--device", default="auto", metavar="auto|cpu|cuda[:i]")
     add("--out", type=Path, metavar="DIR", help="the run directory; default: results/runs/NAME")

@@ -1,12 +1,19 @@
 """The training loss and its gradient: one definition for client and attacker, so that neither scales it differently."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.autograd import grad
 
 from benchmark.diffusion.schedule import Schedule
 
+Forward = Callable[[Tensor, Tensor], Tensor]
+"""A network as a function of noisy images (B, C, H, W) and timesteps (B,), as `Denoiser.forward` is."""
 
-def losses(network: nn.Module, schedule: Schedule, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+
+def losses(network: Forward, schedule: Schedule, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """Each example's mean || target - net(x_t, t) ||^2 over channels and pixels, (B,).
 
     Shapes: `x_0` and `eps` (B, C, H, W), `t` (B,).
@@ -16,7 +23,7 @@ def losses(network: nn.Module, schedule: Schedule, x_0: Tensor, t: Tensor, eps: 
     return residual.square().flatten(1).mean(1)
 
 
-def training_loss(network: nn.Module, schedule: Schedule, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+def training_loss(network: Forward, schedule: Schedule, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """L, the mean of the examples' `losses`, a scalar: the simplified loss of Ho et al. 2020 (arXiv 2006.11239)."""
     return losses(network, schedule, x_0, t, eps).mean()
 

@@ -1,1 +1,1 @@
-"""Gradient matching: find what, put through the client's step, gives the update that was seen."""
+"""Gradient matching: find what, put through the clients' training, gives the update that was seen."""

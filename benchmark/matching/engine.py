@@ -38,7 +38,7 @@ class Task:
 
     Attributes:
         seen: the observation to be explained.
-        start: variables by name, each (B, ...).
+        start: variables by name, each (N, ...).
         evaluations: the budget.
     """
 
@@ -52,7 +52,7 @@ class MatchingError(RuntimeError):
 
 
 Guessing = Callable[[Variables, Stack], Guess]
-"""From variables (P, B, ...) and what is known of the P victims to what is thought to lie behind their updates."""
+"""From variables (P, N, ...) and what is known of the P victims to what is thought to lie behind their updates."""
 
 
 def match(
@@ -94,8 +94,9 @@ def _kind(task: Task) -> object:
     seen = task.seen
     schedule = (seen.schedule.prediction_type, seen.schedule.alpha_bar.cpu().numpy().tobytes())
     shapes = tuple((name, value.shape) for name, value in task.start.items())
-    held = (tuple(seen.update), seen.batch_shape, seen.grants, id(seen.prior and seen.prior.network))
-    return (id(seen.network), schedule, shapes, held)
+    practice = (seen.batch_shape, seen.local_steps, seen.local_lr, seen.clients, seen.order_known)
+    held = (tuple(seen.update), seen.grants, id(seen.prior and seen.prior.network))
+    return (id(seen.network), schedule, shapes, practice, held)
 
 
 def _solve(
@@ -142,11 +143,11 @@ class Matching:
         regularise: Callable[[Variables], Tensor] | None = None,
     ) -> None:
         self.tasks, self.guess, self.distance, self.regularise = tasks, guess, distance, regularise
-        seen, names = tasks[0].seen, tuple(tasks[0].seen.update)
+        seen = tasks[0].seen
         self.device = torch.device(seen.network.device)
         self.shapes = {name: value.shape for name, value in tasks[0].start.items()}
-        self.updates = Updates(seen.network, seen.schedule, names, seen.batch_shape)
-        need = predicted(seen.network, seen.schedule, seen.batch_shape, names)
+        self.updates = Updates(seen)
+        need = predicted(seen)
         room = int(MEMORY_SHARE * available(self.device)) - self._searching()
         stacked = len(tasks) * sum(value.nbytes for value in seen.update.values())
         self.keeps_stacks = stacked < room / 2

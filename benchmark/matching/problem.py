@@ -1,7 +1,8 @@
-"""The attacker's copy of the client's step, for P observations side by side: from guesses to the updates they would give."""
+"""The attacker's copy of the clients' round, for P observations side by side: from guesses to the updates they would give."""
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -12,19 +13,20 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from benchmark.diffusion.denoiser import Denoiser
-from benchmark.diffusion.loss import losses, parameter_gradient
+from benchmark.diffusion.loss import Forward, losses, parameter_gradient
 from benchmark.diffusion.schedule import Schedule
+from benchmark.diffusion.sgd import local_batches, local_update, mean_update
 from benchmark.matching.layers import per_victim
 from benchmark.types import Observation, Prior, Update
 
 
 @dataclass(frozen=True, eq=False)
 class Guess(ABC):
-    """What is thought to lie behind P updates: a dataclass of tensors whose first dimension is P."""
+    """What is thought to lie behind P updates of N images each: a dataclass of tensors whose first dimensions are P and N."""
 
     @abstractmethod
-    def losses(self, network: nn.Module, schedule: Schedule) -> Tensor:
-        """(P, B): of each example, a number whose gradient in the parameters is the example's share of the update, times B."""
+    def losses(self, network: Forward, schedule: Schedule) -> Tensor:
+        """(P, N): of each example, a number whose gradient in the parameters is the example's share of the update, times N."""
 
     def parts(self) -> list[Tensor]:
         """The tensors, in the order of the fields."""
@@ -39,22 +41,26 @@ class Guess(ABC):
         for alone in zip(*self.parts(), strict=True):
             yield type(self)(*(part.unsqueeze(0) for part in alone))
 
+    def examples(self, places: slice) -> Self:
+        """Some of the N examples alone."""
+        return type(self)(*(part[:, places] for part in self.parts()))
+
 
 @dataclass(frozen=True, eq=False)
 class CleanGuess(Guess):
     """Images, timesteps and noise, as the client had them.
 
     Attributes:
-        x_0: (P, B, C, H, W) images.
-        t: (P, B) int64 timesteps, or (P, B, T) weights over them.
-        eps: (P, B, C, H, W) noise.
+        x_0: (P, N, C, H, W) images.
+        t: (P, N) int64 timesteps, or (P, N, T) weights over them.
+        eps: (P, N, C, H, W) noise.
     """
 
     x_0: Tensor
     t: Tensor
     eps: Tensor
 
-    def losses(self, network: nn.Module, schedule: Schedule) -> Tensor:
+    def losses(self, network: Forward, schedule: Schedule) -> Tensor:
         """See `Guess.losses`: the client's own training losses."""
         each = losses(network, schedule, *(part.flatten(0, 1) for part in self.parts()))
         return each.view(self.x_0.shape[:2])
@@ -62,21 +68,21 @@ class CleanGuess(Guess):
 
 @dataclass(frozen=True, eq=False)
 class NoisyGuess(Guess):
-    """Noisy images, timesteps and residuals. The update is linear in the residual, and neither image nor noise is named.
+    """Noisy images, timesteps and residuals. A gradient is linear in the residual, and neither image nor noise is named.
 
     With r = net(x_t, t) - target, the derivative of mean(r^2) in the parameters is that of 2 mean(r net(x_t, t)) at fixed r.
 
     Attributes:
-        x_t: (P, B, C, H, W) noisy images.
-        t: (P, B) int64 timesteps.
-        residual: (P, B, C, H, W), what the network's output is above its target.
+        x_t: (P, N, C, H, W) noisy images.
+        t: (P, N) int64 timesteps.
+        residual: (P, N, C, H, W), what the network's output is above its target, at the weights of the example's local step.
     """
 
     x_t: Tensor
     t: Tensor
     residual: Tensor
 
-    def losses(self, network: nn.Module, schedule: Schedule) -> Tensor:
+    def losses(self, network: Forward, schedule: Schedule) -> Tensor:
         """See `Guess.losses`: numbers with the losses' gradient, not the losses themselves."""
         x_t, t, residual = (part.flatten(0, 1) for part in self.parts())
         each: Tensor = (2 * residual * network(x_t, t)).flatten(1).mean(1)
@@ -121,30 +127,38 @@ AGREEMENT, NEGLIGIBLE = 1e-2, 1e-4
 """Largest relative difference of a gradient together and alone, and share of the largest gradient that counts as rounding."""
 
 
+def step_by_step(seen: Observation) -> bool:
+    """Whether guesses at what lies behind the update go through the clients' local steps, one after the other.
+
+    That is exact, and needs to know which example belongs to which step. Where that is not known, all N images are read as one
+    batch at the global weights: exact for clients that take one step, and else wrong by the order of the step size.
+    """
+    return seen.local_steps > 1 and seen.order_known
+
+
 class Updates:
-    """The updates that guesses would give under one network and schedule, differentiable in the guesses.
+    """The updates that guesses would give in the round of one observation, differentiable in the guesses.
 
     Attributes:
-        backend: `batched` (`layers.per_victim`), or `loop` (one at a time) for a network that has a layer without a rule there,
-            or whose updates come out otherwise when victims share a batch.
+        backend: `unrolled` where guesses go through the local steps (`step_by_step`), one guess at a time. Else `batched`
+            (`layers.per_victim`), or `loop` (one at a time) for a network that has a layer without a rule there, or whose
+            updates come out otherwise when victims share a batch.
     """
 
-    def __init__(self, network: Denoiser, schedule: Schedule, names: Sequence[str], batch_shape: Sequence[int]) -> None:
-        self.network, self.schedule, self.names = network, schedule, list(names)
+    def __init__(self, seen: Observation) -> None:
+        self.seen, self.network, self.schedule, self.names = seen, seen.network, seen.schedule, list(seen.update)
         self.copies: dict[int, tuple[nn.Module, dict[str, Tensor]]] = {}
-        self.fewest = 2 if sum(parameter.numel() for parameter in network.parameters()) < LOOP_ALONE else 1
-        kind = (repr(network), tuple(map(type, network.modules())), tuple(self.names), tuple(batch_shape))
-        if kind not in _batched:
-            _batched[kind] = self._agrees(batch_shape)
-        self.backend = "batched" if _batched[kind] else "loop"
+        self.fewest = 2 if sum(parameter.numel() for parameter in self.network.parameters()) < LOOP_ALONE else 1
+        self.backend = "unrolled" if step_by_step(seen) else self._one_batch()
 
     def __call__(self, guess: Guess) -> Update:
-        """(P, *shape) for each parameter: the gradient of each guess's own mean loss."""
-        return self._together(guess) if self.way(len(guess)) == "batched" else self._one_by_one(guess)
+        """(P, *shape) for each parameter."""
+        ways = {"batched": self._together, "loop": self._one_by_one, "unrolled": self._unrolled}
+        return ways[self.way(len(guess))](guess)
 
     def way(self, victims: int) -> str:
         """The backend for so many guesses at once."""
-        return self.backend if victims >= self.fewest else "loop"
+        return self.backend if victims >= self.fewest or self.backend == "unrolled" else "loop"
 
     def _together(self, guess: Guess) -> Update:
         victims = len(guess)
@@ -155,11 +169,35 @@ class Updates:
         return dict(zip(leaves, grad(loss, list(leaves.values()), create_graph=True), strict=True))
 
     def _one_by_one(self, guess: Guess) -> Update:
-        updates = []
-        for alone in guess.one_by_one():
-            loss = alone.losses(self.network, self.schedule).mean()
-            updates.append(parameter_gradient(self.network, loss, create_graph=True))
+        losses = [alone.losses(self.network, self.schedule).mean() for alone in guess.one_by_one()]
+        return self._side_by_side([parameter_gradient(self.network, loss, create_graph=True) for loss in losses])
+
+    def _unrolled(self, guess: Guess) -> Update:
+        # Local weights take the place of the network's own for a while, so each thread needs a network of its own.
+        network = copy.deepcopy(self.network, {id(parameter): parameter for parameter in self.network.parameters()})
+        return self._side_by_side([self._round(network, alone) for alone in guess.one_by_one()])
+
+    def _round(self, network: nn.Module, guess: Guess) -> dict[str, Tensor]:
+        """The update of one guess, through the local steps of each client."""
+
+        def loss(forward: Forward, batch: slice) -> Tensor:
+            return guess.examples(batch).losses(forward, self.schedule).mean()
+
+        seen, lr = self.seen, self.seen.local_lr
+        assert lr is not None
+        clients = local_batches(seen.image_count, seen.clients, seen.local_steps)
+        return mean_update([local_update(network, loss, batches, lr) for batches in clients])
+
+    def _side_by_side(self, updates: Sequence[Update]) -> Update:
         return {name: torch.stack([update[name] for update in updates]) for name in self.names}
+
+    def _one_batch(self) -> str:
+        """The backend for updates that are the gradient of one batch's mean loss."""
+        shape = self.seen.batch_shape
+        kind = (repr(self.network), tuple(map(type, self.network.modules())), tuple(self.names), shape)
+        if kind not in _batched:
+            _batched[kind] = self._agrees(shape)
+        return "batched" if _batched[kind] else "loop"
 
     def _agrees(self, batch_shape: Sequence[int]) -> bool:
         """Whether two random guesses give the same updates together as one by one.
@@ -213,5 +251,5 @@ def flat(observation: Observation) -> Tensor:
 
 
 def gaussian(observation: Observation, generator: torch.Generator) -> Tensor:
-    """A standard normal start of the private batch's shape, drawn on the CPU and moved to the update's device."""
+    """A standard normal start of the private images' shape, drawn on the CPU and moved to the update's device."""
     return torch.randn(observation.batch_shape, generator=generator).to(observation.network.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import dataclasses
 import os
 import sys
 import weakref
@@ -16,10 +17,9 @@ from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmark.diffusion.denoiser import Denoiser
-from benchmark.diffusion.schedule import Schedule
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import CleanGuess, Updates
+from benchmark.matching.problem import CleanGuess, Updates, step_by_step
+from benchmark.types import Observation
 
 
 class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -58,34 +58,37 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.bytes -= size
 
 
-def predicted(network: Denoiser, schedule: Schedule, batch_shape: tuple[int, int, int, int], names: tuple[str, ...]) -> int:
-    """Bytes that one more victim adds to an evaluation: that evaluation's own tensors, and the seen update.
+def predicted(seen: Observation) -> int:
+    """Bytes that one more victim seen like this adds to an evaluation: that evaluation's own tensors, and the seen update.
 
     It is played once, with two victims, on torch's `meta` device, where tensors have shapes but no numbers.
     """
-    parameters = dict(network.named_parameters())
-    key = (tuple((name, value.shape) for name, value in parameters.items()), batch_shape, names)
+    parameters = dict(seen.network.named_parameters())
+    practice = (seen.batch_shape, seen.clients, seen.local_steps, step_by_step(seen))
+    key = (tuple((name, value.shape) for name, value in parameters.items()), practice, tuple(seen.update))
     if key not in _predicted:
-        Updates(network, schedule, names, batch_shape)  # which backend it is takes numbers to find out
+        Updates(seen)  # which backend it is takes numbers to find out
         try:
             hollow = {id(value): nn.Parameter(value.to("meta"), value.requires_grad) for value in parameters.values()}
-            _predicted[key] = _played(copy.deepcopy(network, hollow).to("meta"), schedule.to("meta"), batch_shape, names)
+            network, schedule = copy.deepcopy(seen.network, hollow).to("meta"), seen.schedule.to("meta")
+            _predicted[key] = _played(dataclasses.replace(seen, network=network, schedule=schedule))
         except Exception:  # a network that looks at its numbers, or holds tensors that do not move, is played with numbers
-            _predicted[key] = _played(network, schedule, batch_shape, names)
+            _predicted[key] = _played(seen)
     return _predicted[key]
 
 
 _predicted: dict[object, int] = {}
 
 
-def _played(network: Denoiser, schedule: Schedule, batch_shape: tuple[int, int, int, int], names: tuple[str, ...]) -> int:
-    device, dtype = schedule.alpha_bar.device, next(network.parameters()).dtype
-    updates = Updates(network, schedule, names, batch_shape)
+def _played(seen: Observation) -> int:
+    device, dtype = seen.schedule.alpha_bar.device, next(seen.network.parameters()).dtype
+    updates = Updates(seen)
     with Peak() as memory:
-        x = torch.zeros(2, *batch_shape, device=device, dtype=dtype, requires_grad=True)
-        t = torch.zeros(2, batch_shape[0], dtype=torch.int64, device=device)
-        seen = {name: torch.empty(2, *network.get_parameter(name).shape, device=device, dtype=dtype) for name in names}
-        cost = squared_distance(updates(CleanGuess(x, t, torch.zeros_like(x))), seen)
+        x = torch.zeros(2, *seen.batch_shape, device=device, dtype=dtype, requires_grad=True)
+        t = torch.zeros(2, seen.image_count, dtype=torch.int64, device=device)
+        shapes = {name: seen.network.get_parameter(name).shape for name in seen.update}
+        goal = {name: torch.empty(2, *shape, device=device, dtype=dtype) for name, shape in shapes.items()}
+        cost = squared_distance(updates(CleanGuess(x, t, torch.zeros_like(x))), goal)
         grad(cost.sum(), x)
     return int(memory.peak) // 2
 

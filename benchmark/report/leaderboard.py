@@ -11,6 +11,7 @@ import pandas as pd
 
 from benchmark.grid import ORACLE
 from benchmark.report.statistics import LEVEL, median_interval, rate_interval, reachable_level
+from benchmark.scenario import label
 from benchmark.store import Record, Status, Store
 
 COLUMNS = (
@@ -159,7 +160,7 @@ def _axes(record: Record) -> dict[str, Any]:
     scenario, model = config["scenario"], config["model"]
     return {
         "dataset": config["dataset"]["name"],
-        "scenario": _scenario_label(scenario),
+        "scenario": label(scenario),
         "image_size": scenario["image_size"],
         "batch_size": scenario["batch_size"],
         "local_steps": scenario["local_steps"],
@@ -175,14 +176,6 @@ def _axes(record: Record) -> dict[str, Any]:
         "adaptive": record.adaptive,
         "budget": record.budget,
     }
-
-
-def _scenario_label(scenario: dict[str, Any]) -> str:
-    size = scenario["image_size"]
-    label = f"{size}x{size} t={scenario['timesteps']} B={scenario['batch_size']}"
-    for key, symbol in (("local_steps", "E"), ("clients", "K")):
-        label += f" {symbol}={scenario[key]}" if scenario[key] > 1 else ""
-    return label + (f" poisson q={scenario['sample_rate']:g}" if scenario["sampling"] == "poisson" else "")
 
 
 def _outcome(record: Record) -> dict[str, Any]:
@@ -324,15 +317,21 @@ def _notes(records: Sequence[Record]) -> list[str]:
     notes += [f"No LPIPS: {reason}." for reason in sorted(missing)]
     for record in records:
         if record.privacy:
-            p = record.privacy
+            p, steps = record.privacy, record.config["scenario"]["local_steps"]
+            local = f" of {steps} local steps" if steps > 1 else ""
             notes.append(
                 f"{record.config['defense']['name']}: epsilon for delta {p['delta']:g}, sample rate {p['sample_rate']:g}, "
-                f"{p['rounds']} rounds in total, to {p['adjacency']}, by the {p['accountant']} accountant; "
+                f"{p['rounds']} rounds{local} in total, to {p['adjacency']}, by the {p['accountant']} accountant; "
                 "no amplification from sampling clients."
             )
         if record.config["model"]["state"] == "checkpoint":
             notes.append(
                 f"{record.config['model']['name']}: what it was trained on is not known; it may have seen the victims."
+            )
+        if record.config["scenario"]["local_steps"] > 1 and record.config["scenario"]["order"] == "unknown":
+            notes.append(
+                "E above 1 in an unknown order: where timestep or noise is granted, the engine reads all images as one batch "
+                "at the global weights, which is wrong by the order of lr."
             )
         if record.config["scenario"]["sampling"] == "poisson":
             notes.append(

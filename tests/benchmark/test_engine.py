@@ -19,7 +19,7 @@ from benchmark.contract import Exposed, toy
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.models import build_network, build_schedule, resolve
-from benchmark.federation import ClientStep, draw_victim, observe
+from benchmark.federation import Round, draw_victim, observe
 from benchmark.matching import engine
 from benchmark.matching.adam import adam
 from benchmark.matching.engine import Matching, MatchingError, Task, match
@@ -57,8 +57,8 @@ def clients(count, batch=1, network=None, schedule=None, size=8):
     for _ in range(count):
         pictures = [Picture(2 * torch.rand(3, size, size, generator=draw) - 1, "noise") for _ in range(batch)]
         victims.append(draw_victim(pictures, scenario, schedule, draw))
-        step = ClientStep(network, schedule, victims[-1], batch)
-        seen.append(observe(step, Exposed(), scenario, torch.zeros(3), network, draw))
+        trained = Round(network, schedule, victims[-1], scenario)
+        seen.append(observe(trained, Exposed(), torch.zeros(3), network, draw, draw))
     return victims, seen
 
 
@@ -322,7 +322,7 @@ def test_what_is_predicted_is_what_an_evaluation_takes():
     some = tasks(observations(4))
     seen = some[0].seen
     matching = Matching(some, granted, squared_distance)
-    need = predicted(seen.network, seen.schedule, seen.batch_shape, tuple(seen.update))
+    need = predicted(seen)
     x = points(some)
     for rows in ((0, 1), (0, 1, 2, 3)):
         with Peak() as memory:
@@ -332,7 +332,7 @@ def test_what_is_predicted_is_what_an_evaluation_takes():
 
 def room_for(monkeypatch, victims, some):
     seen = some[0].seen
-    need = predicted(seen.network, seen.schedule, seen.batch_shape, tuple(seen.update))
+    need = predicted(seen)
     bytes_of_updates = len(some) * sum(value.nbytes for value in seen.update.values())
     room = max(victims * need + bytes_of_updates, 2.1 * bytes_of_updates) + 10_000
     monkeypatch.setattr(engine, "available", lambda device: int(room / engine.MEMORY_SHARE) + 1)

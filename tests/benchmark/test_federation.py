@@ -3,7 +3,7 @@ import torch
 
 from benchmark.contract import Exposed
 from benchmark.diffusion.loss import training_loss
-from benchmark.federation import ClientStep, batch_sizes, draw_victim
+from benchmark.federation import ClientStep, draw_victim, image_counts
 from benchmark.plugins import Picture
 from benchmark.scenario import Scenario
 from benchmark.seeds import stream
@@ -52,7 +52,7 @@ def test_the_noise_is_standard_normal(scene):
 
 
 def test_poisson_batches_have_the_binomial_sizes_and_are_never_empty():
-    sizes = torch.tensor(batch_sizes(Scenario(batch_size=4, sampling="poisson", sample_rate=0.1), 3000, stream(0, "s")))
+    sizes = torch.tensor(image_counts(Scenario(batch_size=4, sampling="poisson", sample_rate=0.1), 3000, stream(0, "s")))
     assert sizes.min() >= 1 and sizes.max() <= 40
     empty = 0.9**40
     assert float(sizes.float().mean()) == pytest.approx(4 / (1 - empty), abs=0.15)

@@ -9,7 +9,7 @@ from benchmark import grid as grids
 from benchmark.errors import UserError
 from benchmark.grid import Grid, plan, read, shipped
 from benchmark.registry import Registry
-from benchmark.scenario import Scenario
+from benchmark.scenario import Scenario, label
 from benchmark.types import Capability
 
 BASE = Grid("title", ("photos",), ("tiny",), ("none",), ("dlg",), evaluations=3)
@@ -86,6 +86,8 @@ def test_image_size_is_the_models_own_where_the_scenario_is_silent(registry):
         {"success_db": 20.0},
         {"evaluations": 4},
         {"scenarios": (Scenario(timesteps=5),)},
+        {"scenarios": (Scenario(local_steps=2),)},
+        {"scenarios": (Scenario(clients=2),)},
         {"models": ("tiny[prediction=v_prediction]",)},
         {"set": {"attack.dlg.restarts": 2}},
     ],
@@ -105,6 +107,36 @@ def test_two_ways_to_ask_for_one_cell_give_one(registry):
     assert len(cells) == 5
     assert {(c.defense_label, c.model.label) for c in cells} == {("gradient_pruning", "tiny")}
     assert len({c.keys for c in cells}) == 5
+
+
+def test_a_step_size_without_effect_is_no_other_cell_and_one_with_effect_keeps_the_draw(registry):
+    scenarios = (Scenario(), Scenario(local_lr=0.5), Scenario(local_steps=2), Scenario(local_steps=2, local_lr=0.5))
+    cells = [c for c in plan(changed(scenarios=scenarios), registry, "cpu") if c.attack_label == "dlg"]
+    assert [(c.scenario.local_steps, c.scenario.local_lr) for c in cells] == [(1, 0.01), (2, 0.01), (2, 0.5)]
+    assert cells[0].keys.scenario != cells[1].keys.scenario == cells[2].keys.scenario
+
+
+def test_new_fields_of_the_scenario_do_not_move_the_draws_of_plain_clients(registry):
+    """The streams are named as they were before clients could take several steps."""
+    plain = plan(changed(scenarios=(Scenario(timesteps=200),)), registry, "cpu")[0].keys.scenario
+    fields = '"batch_size":1,"clients":1,"image_size":16,"local_steps":1,"sample_rate":1.0,"sampling":"fixed","timesteps":200'
+    assert plain == "{" + fields + "}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, "16x16 t=uniform B=1"),
+        ({"local_lr": 0.5}, "16x16 t=uniform B=1"),
+        ({"local_steps": 3, "local_lr": 0.5}, "16x16 t=uniform B=1 E=3 lr=0.5"),
+        ({"clients": 2, "batch_size": 4, "order": "unknown"}, "16x16 t=uniform B=4 K=2 order unknown"),
+        ({"sampling": "poisson", "sample_rate": 0.5}, "16x16 t=uniform B=1 poisson q=0.5"),
+    ],
+)
+def test_a_scenario_is_named_by_all_that_is_not_the_plain_case(registry, fields, expected):
+    cell = plan(changed(scenarios=(Scenario(**fields),)), registry, "cpu")[-1]
+    assert label(cell.scenario.record) == expected
+    assert f" · {expected} · " in cell.name
 
 
 def test_labels_do_not_name_random_streams(registry):
@@ -182,9 +214,17 @@ def test_a_damaged_file_is_a_good_grid_or_one_sentence(key, value):
         ({"atacks": ["dlg"]}, "unknown field of grid .*'atacks'; did you mean 'attacks'"),
         ({"scenarios": [{"timestep": 5}]}, "did you mean 'timesteps'"),
         ({"scenarios": [{"timesteps": 1000}]}, "from 0 to 999"),
-        ({"scenarios": [{"timesteps": [1, 2]}]}, "2 timesteps for a batch of 1"),
-        ({"scenarios": [{"local_steps": 2}]}, "local_steps above 1 is not built yet"),
-        ({"scenarios": [{"clients": 3}]}, "clients above 1 is not built yet"),
+        ({"scenarios": [{"timesteps": [1, 2]}]}, "one for each of an update's 1 images, not 2"),
+        ({"scenarios": [{"local_lr": 0}]}, "local_lr must be above 0"),
+        ({"scenarios": [{"local_lr": float("inf")}]}, "local_lr must be above 0 and finite"),
+        ({"scenarios": [{"order": "unknown"}]}, "a single batch has no order"),
+        ({"scenarios": [{"order": "hidden", "clients": 2}]}, "unknown .*order"),
+        ({"scenarios": [{"local_steps": 2, "sampling": "poisson"}]}, "need 'sampling: fixed'"),
+        ({"scenarios": [{"clients": 2, "sampling": "poisson"}]}, "need 'sampling: fixed'"),
+        (
+            {"scenarios": [{"clients": 2, "local_steps": 2, "timesteps": [1, 2]}]},
+            "update's 4 images, not 2",
+        ),
         ({"scenarios": [{"image_size": 32}]}, "16x16 images, the scenario says 32x32"),
         ({"scenarios": [{"sample_rate": 0.5}]}, "poisson"),
         ({"scenarios": [{"sample_rate": 1.5}]}, "at most 1"),

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -182,18 +183,33 @@ def test_figures_show_each_number_of_the_table(run, table):
     figures.plt.close("all")
 
 
+PRIVACY = dict(
+    epsilon_round=1.0, epsilon_total="inf", delta=1e-5, sample_rate=0.1, rounds=7,
+    adjacency="add or remove one image", accountant="PRV",
+)  # fmt: skip
+
+
 def test_privacy_is_stated_with_what_it_depends_on(run):
-    privacy = dict(
-        epsilon_round=1.0, epsilon_total="inf", delta=1e-5, sample_rate=0.1, rounds=7,
-        adjacency="add or remove one image", accountant="PRV",
-    )  # fmt: skip
     with run.writing():
-        cells = [add(run, "constant_image", [10.0] * 4), add(run, "strong", [40.0] * 4, privacy=privacy)]
+        cells = [add(run, "constant_image", [10.0] * 4), add(run, "strong", [40.0] * 4, privacy=PRIVACY)]
         run.save_plan("A title", 30.0, {}, cells)
     results = read(run)
     note = " ".join(results.notes)
     assert "sample rate 0.1" in note and "7 rounds" in note and "add or remove one image" in note
     assert row(leaderboard(results), "strong")["epsilon_total"] == math.inf
+
+
+def test_local_steps_are_named_counted_and_said_how_they_were_read(run):
+    with run.writing():
+        record = run.record(add(run, "strong", [40.0] * 4, privacy=PRIVACY))
+        practice = {"local_steps": 3, "local_lr": 0.05, "clients": 2, "order": "unknown"}
+        changed = {**record.config, "scenario": {**record.config["scenario"], **practice}}
+        run.save(dataclasses.replace(record, config=changed), [image_sample(i, 40.0) for i in range(4)])
+        run.save_plan("A title", 30.0, {}, [record.identity])
+    results = read(run)
+    assert set(results.cells.scenario) == {"8x8 t=200 B=1 E=3 lr=0.05 K=2 order unknown"}
+    note = " ".join(results.notes)
+    assert "7 rounds of 3 local steps" in note and "one batch at the global weights" in note
 
 
 def test_a_run_that_has_only_its_oracle_can_be_reported(run):

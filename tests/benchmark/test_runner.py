@@ -212,6 +212,32 @@ def test_a_batch_with_timesteps_of_its_own_runs(tmp_path):
     assert outcome.record.n_total == 3
 
 
+LOCAL = Scenario(clients=2, local_steps=2, local_lr=0.1)
+
+
+@pytest.mark.parametrize(("order", "backend"), [("known", "unrolled"), ("unknown", "batched")])
+def test_local_steps_of_several_clients_run_and_say_how_they_were_read(order, backend):
+    outcome = run_cell(cell(dataclasses.replace(BASE, scenarios=(dataclasses.replace(LOCAL, order=order),))))
+    assert outcome.record.status == Status.OK
+    assert outcome.record.n_total == len(outcome.samples) == 8
+    assert outcome.record.environment["matching"] == backend
+    assert outcome.record.config["scenario"]["order"] == order
+
+
+def test_step_size_and_order_change_no_victim_and_the_order_depends_on_no_defense():
+    def play(defense="none", **changes):
+        grid = dataclasses.replace(BASE, scenarios=(dataclasses.replace(LOCAL, **changes),), defenses=(defense,))
+        return scene(cell(grid, defense=defense))
+
+    (plain, _), (faster, _), (shuffled, one) = play(), play(local_lr=0.2), play(order="unknown")
+    for a, b, c in zip(plain, faster, shuffled, strict=True):
+        for name in ("images", "timesteps", "noise"):
+            assert torch.equal(getattr(a, name), getattr(b, name)) and torch.equal(getattr(a, name), getattr(c, name))
+    _, other = play("gradient_pruning", order="unknown")
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a.timesteps, b.timesteps) and not torch.equal(a.timesteps, plain[0].timesteps)
+
+
 def test_poisson_batches_run_and_count_their_images():
     grid = dataclasses.replace(
         BASE, scenarios=(Scenario(batch_size=2, sampling="poisson", sample_rate=0.25),), defenses=("dp_sgd",), victims=3

@@ -86,8 +86,8 @@ def test_force_runs_everything_again_to_the_same_numbers(grid, finished, capsys)
 def test_a_dry_run_prints_cells_and_an_estimate_and_writes_nothing(grid, tmp_path, capsys):
     assert main(["run", "--grid", grid, "--out", str(tmp_path / "out"), "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert "dlg vs none · photos · tiny · trial 0: 2 x 2 evaluations" in printed
-    assert "dlg vs private_noise_timestep · photos · tiny · trial 0: will be skipped" in printed
+    assert "dlg vs none · photos · 16x16 t=200 B=1 · tiny · trial 0: 2 x 2 evaluations" in printed
+    assert "dlg vs private_noise_timestep · photos · 16x16 t=200 B=1 · tiny · trial 0: will be skipped" in printed
     assert "12 of 12 cells to run" in printed
     assert not (tmp_path / "out").exists()
 

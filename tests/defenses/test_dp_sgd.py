@@ -134,6 +134,25 @@ def test_epsilon_moves_as_theory_demands():
     assert total(clip=5.0) == total()
 
 
+@pytest.mark.parametrize("sigma", [1.0, 8.0])
+def test_a_round_of_local_steps_counts_as_so_many_rounds_of_one(sigma):
+    two = DPSGD(noise_multiplier=sigma, rounds=10).privacy(Scenario(local_steps=2))
+    one = DPSGD(noise_multiplier=sigma, rounds=20).privacy(Scenario())
+    assert two.epsilon_total == one.epsilon_total
+    assert two.epsilon_round == DPSGD(noise_multiplier=sigma, rounds=2).privacy(Scenario()).epsilon_total
+    assert two.epsilon_round > one.epsilon_round
+    assert DPSGD(noise_multiplier=sigma, rounds=10).privacy(Scenario(local_steps=2, clients=3)) == two
+
+
+def test_noise_of_all_steps_and_clients_has_the_stated_deviation():
+    """At a step size that leaves the weights where they are."""
+    scene = toy(batch=2, clients=3, local_steps=2, local_lr=1e-12)
+    quiet, noisy = (scene.observe(DPSGD(noise_multiplier=sigma, clip=0.5)) for sigma in (0.0, 3.0))
+    noise = torch.cat([(noisy.update[name] - quiet.update[name]).flatten() for name in quiet.update])
+    assert noisy.public.noise_std == pytest.approx(3.0 * 0.5 / 2 / math.sqrt(6))
+    assert float(noise.std()) == pytest.approx(noisy.public.noise_std, rel=0.05)
+
+
 def test_epsilon_is_never_negative():
     assert DPSGD(delta=0.5).privacy(Scenario()).epsilon_round >= 0
     assert DPSGD(delta=0.01).privacy(Scenario(sampling="poisson", sample_rate=0.001)).epsilon_round >= 0

@@ -16,7 +16,7 @@ from benchmark.datasets.photos import Photos
 from benchmark.contract import Exposed
 from benchmark.diffusion.models import build_network, build_schedule, resolve
 from benchmark.environment import describe, settle
-from benchmark.federation import ClientStep, draw_victim, observe
+from benchmark.federation import Round, draw_victim, observe
 from benchmark.matching.engine import Task
 from benchmark.matching.resources import cores
 from benchmark.plugins import Picture
@@ -45,8 +45,8 @@ def scene(name: str, count: int, public: bool = False) -> tuple[list[Task], list
         image = Picture(picture.image.to(DEVICE), picture.source)
         drawn = draw_victim([image], scenario, schedule.to("cpu"), draw)
         victim = Victim(drawn.images, drawn.timesteps.to(DEVICE), drawn.noise.to(DEVICE), drawn.sources)
-        step = ClientStep(network, schedule, victim, 1)
-        seen.append(observe(step, Exposed(), scenario, torch.zeros(3, device=DEVICE), network, draw))
+        trained = Round(network, schedule, victim, scenario)
+        seen.append(observe(trained, Exposed(), torch.zeros(3, device=DEVICE), network, draw, draw))
         victims.append(victim)
     starts = [torch.randn(seen[0].batch_shape, generator=draw).to(DEVICE) for _ in range(count)]
     return [Task(seen[i % len(seen)], {"x_0": start}, 1) for i, start in enumerate(starts)], victims
