@@ -4,7 +4,8 @@ Source: Zhu, Liu and Han 2019 (arXiv 1906.08935); github mit-han-lab/dlg at comm
 
 As there: dummy data from N(0, 1), the squared distance summed over all parameters, torch's L-BFGS with step 1.
 
-Assumes the timestep is known. Where the noise is private it is a second dummy variable, optimised together with the images,
+Needs the timestep: a private one is read in closed form (ours, `benchmark.closed_form.timesteps`), and where that is refused
+nothing is rebuilt. Where the noise is private it is a second dummy variable, optimised together with the images,
 as the paper does with labels.
 
 Deviations, ours: a strong Wolfe line search (the reference code has none); the budget counts evaluations
@@ -18,17 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
+from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import gaussian, granted
 from benchmark.matching.search import Variables, best_of_each
 from benchmark.plugins import Attack
-from benchmark.types import Capability, Observation, Reconstruction
+from benchmark.types import Observation, Reconstruction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +40,6 @@ class DLG(Attack):
         evaluations: budget for one victim, restarts included.
         restarts: independent starts among which the matching loss chooses.
     """
-
-    needs: ClassVar[frozenset[Capability]] = frozenset({Capability.TIMESTEP})
 
     evaluations: int = 300
     restarts: int = 1
@@ -53,6 +52,9 @@ class DLG(Attack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
+        return with_timesteps(observations, lambda told: self._search(told, generator))
+
+    def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         share = self.evaluations // self.restarts
         tasks = [Task(seen, _start(seen, generator), share) for seen in observations for _ in range(self.restarts)]
         found = match(tasks, granted, squared_distance, lbfgs)

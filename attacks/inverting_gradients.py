@@ -7,7 +7,8 @@ As in reconstruct_image.py (`--optim ours`) and inversefed/reconstruction_algori
 the gradient's sign with step 0.1, divided by ten at 3/8, 5/8 and 7/8 of 4,000 iterations, clipped to the image range after
 each one. A restart is scored by its matching loss.
 
-Assumes timestep and noise are known.
+Assumes timestep and noise are known. A private timestep is read in closed form (ours, `benchmark.closed_form.timesteps`), and
+where that is refused nothing is rebuilt.
 
 Deviations, ours: images live in [-1, 1] (the reference normalises by the data set's mean and deviation, so step and total
 variation weigh somewhat differently); restarts share the budget; the best iterate by the regularised loss is returned, not
@@ -25,6 +26,7 @@ from typing import ClassVar
 
 import torch
 
+from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.adam import signed_adam
 from benchmark.matching.engine import Task, match
 from benchmark.matching.objectives import cosine_distance, total_variation
@@ -45,7 +47,7 @@ class InvertingGradients(Attack):
         restarts: independent starts among which the matching loss chooses.
     """
 
-    needs: ClassVar[frozenset[Capability]] = frozenset({Capability.TIMESTEP, Capability.NOISE})
+    needs: ClassVar[frozenset[Capability]] = frozenset({Capability.NOISE})
 
     evaluations: int = 4000
     lr: float = 0.1
@@ -62,6 +64,9 @@ class InvertingGradients(Attack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
+        return with_timesteps(observations, lambda told: self._search(told, generator))
+
+    def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         share = self.evaluations // self.restarts
         starts = [(seen, {"x_0": gaussian(seen, generator)}) for seen in observations for _ in range(self.restarts)]
         tasks = [Task(seen, start, share) for seen, start in starts]

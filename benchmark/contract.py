@@ -89,7 +89,7 @@ class Exposed(Defense):
     """Grants everything and changes nothing."""
 
 
-def toy(size: int = 8, batch: int = 2, **practice: Any) -> Toy:
+def toy(size: int = 8, batch: int = 2, channels: tuple[int, int] = (4, 8), **practice: Any) -> Toy:
     """A U-Net of a few thousand parameters, with every kind of layer that the presets have, and random images.
 
     `practice` are more fields of the scenario.
@@ -100,7 +100,7 @@ def toy(size: int = 8, batch: int = 2, **practice: Any) -> Toy:
         torch.default_generator.manual_seed(0)
         unet = UNet2DModel(
             sample_size=size,
-            block_out_channels=(4, 8),
+            block_out_channels=channels,
             down_block_types=("DownBlock2D", "AttnDownBlock2D"),
             up_block_types=("AttnUpBlock2D", "UpBlock2D"),
             layers_per_block=1,

@@ -286,7 +286,7 @@ class _Planner:
         )
 
     def _fit(self, scenario: Scenario, model: Model) -> Scenario:
-        """The scenario with its image size, the model's own if it names none, timesteps that the model has, and nothing idle."""
+        """The scenario with an image size and timesteps that the model has, and without what has no effect."""
         size = scenario.image_size or model.image_size
         if size % model.stride:
             raise UserError(f"model '{model.label}' takes images whose side is a multiple of {model.stride}, not {size}x{size}")

@@ -12,9 +12,9 @@ from benchmark.runner import run_cell
 
 @pytest.fixture(scope="module")
 def cells():
-    defenses = ("gradient_pruning[keep=0.5]", "private_timestep")
-    grid = Grid("t", ("photos",), ("tiny",), defenses, ("dlg",), victims=1, evaluations=2)
-    return [cell for cell in plan(grid, Registry(), "cpu") if cell.attack_label == "dlg"]
+    defenses = ("gradient_pruning[keep=0.5]", "private_noise")
+    grid = Grid("t", ("photos",), ("tiny",), defenses, ("inverting_gradients",), victims=1, evaluations=2)
+    return [cell for cell in plan(grid, Registry(), "cpu") if cell.attack_label == "inverting_gradients"]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_the_bar_shows_the_cell_its_loss_and_the_time_left(cells, records):
         bar.begin(cells[1])
         bar.end(cells[1], records[1])
     shown = out.getvalue()
-    for words in ("gradient_pruning[keep=0.5]", "matching loss 0.125", "left", "0/2", "2/2", "skipped (needs the timestep"):
+    for words in ("gradient_pruning[keep=0.5]", "matching loss 0.125", "left", "0/2", "2/2", "skipped (needs the noise"):
         assert words in shown
     assert bar.spent == bar.planned == 2
 
@@ -46,8 +46,8 @@ def test_the_plain_display_prints_one_line_per_cell(cells, records, capsys):
             display.end(cell, record)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith("[1/2] dlg vs gradient_pruning[keep=0.5]") and ": ok in " in lines[0]
-    assert lines[1].startswith("[2/2]") and "skipped (needs the timestep" in lines[1]
+    assert lines[0].startswith("[1/2] inverting_gradients vs gradient_pruning[keep=0.5]") and ": ok in " in lines[0]
+    assert lines[1].startswith("[2/2]") and "skipped (needs the noise" in lines[1]
 
 
 def test_no_display_prints_nothing(cells, records, capsys):

@@ -1,0 +1,92 @@
+import dataclasses
+
+import pytest
+import torch
+from benchmark.attacks.dlg import DLG
+from benchmark.defenses.dp_sgd import DPSGD
+from benchmark.defenses.gradient_pruning import GradientPruning
+from benchmark.defenses.none import NoDefense
+from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
+from benchmark.defenses.private_timestep import PrivateTimestep
+
+from benchmark.closed_form.timesteps import CLEAR, LAYER, Unreadable, read_timesteps, with_timesteps
+from benchmark.contract import toy
+from benchmark.seeds import stream
+
+WIDE = (32, 32)
+
+
+def drawn(count, seed=0):
+    return tuple(torch.randperm(1000, generator=torch.Generator().manual_seed(seed))[:count].tolist())
+
+
+def seen_at(timesteps, defense=None, **practice):
+    scene = toy(batch=practice.pop("batch", len(timesteps)), channels=WIDE, timesteps=timesteps, **practice)
+    return scene.observe(defense or PrivateNoiseTimestep())
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_timesteps_of_a_batch_are_read_to_the_last_one(count, seed):
+    timesteps = drawn(count, seed)
+    reading = read_timesteps(seen_at(timesteps))
+    assert reading.timesteps.tolist() == sorted(timesteps)
+    assert reading.confidence > 10 * CLEAR
+
+
+def test_neighbours_are_told_apart():
+    assert read_timesteps(seen_at((499, 500, 501))).timesteps.tolist() == [499, 500, 501]
+
+
+def test_a_timestep_that_all_images_share_is_read():
+    assert read_timesteps(seen_at((7, 7, 7))).timesteps.tolist() == [7, 7, 7]
+
+
+@pytest.mark.parametrize("practice", [{"clients": 4}, {"local_steps": 4, "local_lr": 0.1}], ids=["clients", "local steps"])
+def test_clients_and_local_steps_keep_the_span(practice):
+    """The layer's input depends on no weight, so neither a sum nor a step of training hides it."""
+    timesteps = drawn(4)
+    assert read_timesteps(seen_at(timesteps, batch=1, **practice)).timesteps.tolist() == sorted(timesteps)
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [
+        (lambda: seen_at((5, 5, 9)), "which are repeated"),
+        (lambda: seen_at(drawn(33)), "too many for a time embedding of width 32"),
+        (lambda: seen_at(drawn(24)), "stand out"),
+        (lambda: seen_at((200,), DPSGD(noise_multiplier=1.0)), "stand out"),
+        (lambda: seen_at(drawn(3), GradientPruning(keep=0.1)), "stand out"),
+    ],
+    ids=["repeated", "too many", "more than rounding lets through", "noise", "pruning"],
+)
+def test_what_cannot_be_read_is_refused_with_the_reason(seen, reason):
+    with pytest.raises(Unreadable, match=reason):
+        read_timesteps(seen())
+
+
+def test_a_withheld_layer_is_refused():
+    seen = seen_at((200,))
+    update = {name: value for name, value in seen.update.items() if not name.startswith(LAYER)}
+    with pytest.raises(Unreadable, match="withheld"):
+        read_timesteps(dataclasses.replace(seen, update=update))
+
+
+def test_an_attack_that_reads_the_timestep_rebuilds_what_it_does_when_told():
+    told, private = (seen_at((300,), defense) for defense in (NoDefense(), PrivateTimestep()))
+    attack = DLG(evaluations=5)
+    (expected,), (found,) = (attack.run([seen], stream(0, "a")) for seen in (told, private))
+    assert torch.equal(expected.images, found.images)
+    assert found.timesteps.tolist() == [300] and expected.timesteps is None
+
+
+def test_only_the_victim_that_cannot_be_read_is_lost():
+    observations = [seen_at((300,)), seen_at((300,), DPSGD(noise_multiplier=1.0)), seen_at((20,))]
+    hidden = [dataclasses.replace(seen, timesteps=None) for seen in observations]
+    lost = [found.diverged is not None for found in DLG(evaluations=2).run(hidden, stream(0, "a"))]
+    assert lost == [False, True, False]
+
+
+def test_a_set_is_of_no_use_beside_noise_that_was_granted_in_an_order():
+    (found,) = with_timesteps([seen_at((100, 200), PrivateTimestep())], lambda told: [])
+    assert "which of the granted noises" in found.diverged
