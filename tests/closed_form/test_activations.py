@@ -1,0 +1,146 @@
+import pytest
+import torch
+from benchmark.attacks.activations import Activations
+from benchmark.attacks.residual import Residual
+from benchmark.defenses.dp_sgd import DPSGD
+from benchmark.defenses.private_noise import PrivateNoise
+from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
+from torch.nn import functional as F
+
+from benchmark.closed_form.activations import patch_span, read_activation
+from benchmark.closed_form.inversion import Inversion, read, sites
+from benchmark.contract import toy
+from benchmark.matching.problem import CleanGuess, NoisyGuess, Updates
+from benchmark.metrics import psnr
+from benchmark.seeds import stream
+
+
+def gradient_of(value, channels, seed=0):
+    """The weight gradient of a 3 x 3 convolution with input (1, C, H, W) under a random signal from behind."""
+    draw = torch.Generator().manual_seed(seed)
+    weight = torch.zeros(channels, value.shape[1], 3, 3, requires_grad=True)
+    output = F.conv2d(value, weight, padding=1)
+    (gradient,) = torch.autograd.grad((output * torch.randn(output.shape, generator=draw)).sum(), weight)
+    return gradient
+
+
+def random(*shape, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def angle(a, b):
+    """1 - |cos|."""
+    a, b = a.detach(), b.detach()
+    return float(1 - (a.flatten() @ b.flatten()).abs() / (a.norm() * b.norm()))
+
+
+@pytest.mark.parametrize(("channels", "size"), [(16, (4, 4)), (40, (4, 4)), (40, (6, 5))])
+def test_an_input_is_read_up_to_a_factor(channels, size):
+    value = random(1, 7, *size)
+    span = patch_span(gradient_of(value, channels), size[0] * size[1])
+    assert span is not None
+    activation = read_activation(span, *size)
+    assert activation is not None and angle(activation.value, value) < 1e-8
+    assert activation.value.norm() == pytest.approx(1)
+
+
+def test_the_signal_from_behind_does_not_matter():
+    value = random(1, 7, 4, 4)
+    first, second = (read_activation(patch_span(gradient_of(value, 20, seed), 16), 4, 4) for seed in (0, 1))
+    assert angle(first.value, second.value) < 1e-8
+
+
+def test_fewer_channels_than_positions_tell_no_span():
+    assert patch_span(gradient_of(random(1, 7, 4, 4), 15), 16) is None
+
+
+def test_a_gradient_with_noise_is_refused():
+    gradient = gradient_of(random(1, 7, 4, 4), 20)
+    noisy = gradient + 1e-2 * gradient.std() * random(*gradient.shape)
+    span = patch_span(noisy, 16)
+    assert span is None or read_activation(span, 4, 4) is None
+
+
+def test_a_span_of_anything_else_is_refused():
+    span = torch.linalg.qr(random(63, 16).double()).Q.T
+    assert read_activation(span.contiguous(), 4, 4) is None
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """A client with one image, whose lower resolution has 16 positions and 32 channels."""
+    return toy(batch=1, channels=(32, 32))
+
+
+def test_the_client_s_own_activation_is_read(wide):
+    seen = wide.observe(PrivateNoise())
+    readout = read(seen, sites(seen.network, seen.image_shape))
+    inputs = {}
+    wide.network.get_submodule(readout.site.name).register_forward_pre_hook(lambda _, given: inputs.update(x=given[0]))
+    victim = wide.victim
+    wide.network(wide.schedule.add_noise(victim.images, victim.timesteps, victim.noise), victim.timesteps)
+    assert angle(readout.activation.value, inputs["x"]) < 1e-6
+
+
+def test_sites_come_in_the_order_of_the_network(wide):
+    names = [site.name for site in sites(wide.network, (3, 8, 8))]
+    assert names[0].endswith("conv_in") and names[-1].endswith("conv_out")
+    assert names.index("unet.down_blocks.1.resnets.0.conv1") < names.index("unet.mid_block.resnets.0.conv1")
+
+
+def test_the_inversion_costs_nothing_at_the_truth_and_has_its_own_gradient(wide):
+    seen, victim = wide.observe(PrivateNoise()), wide.victim
+    inversion = Inversion([seen], [read(seen, sites(seen.network, seen.image_shape))], 10.0)
+    x_t = wide.schedule.add_noise(victim.images, victim.timesteps, victim.noise).flatten(1)
+    elsewhere, direction = random(1, 192), random(1, 192, seed=2)
+    assert inversion(x_t, [0])[0] < 1e-7 < 1e-2 < inversion(elsewhere, [0])[0]
+    (ahead, _), (behind, _) = (inversion(elsewhere + step * direction, [0]) for step in (1e-3, -1e-3))
+    slope = (inversion(elsewhere, [0])[1] * direction).sum()
+    assert float(slope) == pytest.approx(float((ahead - behind) / 2e-3), rel=0.02)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_an_update_follows_from_noisy_image_and_residual_alone_and_is_linear_in_the_latter(wide, prediction):
+    seen, victim = wide.observe(PrivateNoise()), wide.victim
+    schedule = type(seen.schedule)(seen.schedule.alpha_bar, prediction)
+    x_0, t, eps = victim.images, victim.timesteps, victim.noise
+    x_t = schedule.add_noise(x_0, t, eps)
+    residual = seen.network(x_t, t).detach() - schedule.target(x_0, t, eps)
+    updates = Updates(type(seen)(**{**vars(seen), "schedule": schedule}))
+    clean = updates(CleanGuess(x_0[None], t[None], eps[None]))
+    noisy, double = (updates(NoisyGuess(x_t[None], t[None], scale * residual[None])) for scale in (1, 2))
+    largest = max(value.norm() for value in clean.values())
+    for name, value in clean.items():
+        assert torch.allclose(value, noisy[name], atol=1e-5 * float(largest))
+        assert torch.allclose(2 * value, double[name], atol=1e-5 * float(largest))
+
+
+def rebuilt(attack, scene, defense):
+    (found,) = attack.run([scene.observe(defense)], stream(1, "attack"))
+    return found, psnr(found.images[0].clamp(-1, 1), scene.victim.images[0])
+
+
+def test_private_noise_and_timestep_hide_nothing_from_activations(wide):
+    found, quality = rebuilt(Activations(evaluations=300), wide, PrivateNoiseTimestep())
+    assert quality > 40
+    assert found.timesteps.tolist() == wide.victim.timesteps.tolist()
+    assert found.evaluations <= 300 and "read the input of" in found.note
+    assert (found.noise - wide.victim.noise).square().mean() < 1e-2
+
+
+def test_where_nothing_can_be_read_the_residual_is_searched_from_noise(wide):
+    for scene, defense in ((toy(batch=1), PrivateNoise()), (toy(batch=2, channels=(32, 32)), PrivateNoise())):
+        found, _ = rebuilt(Activations(evaluations=6), scene, defense)
+        assert found.note == "no activation could be read"
+    found, _ = rebuilt(Activations(evaluations=6), wide, DPSGD(noise_multiplier=0.1))
+    assert found.note == "no activation could be read"
+
+
+def test_the_residual_search_recovers_an_image_whose_noise_is_private(wide):
+    _, quality = rebuilt(Residual(evaluations=300), wide, PrivateNoise())
+    assert quality > 25
+
+
+def test_restarts_share_the_budget(wide):
+    found, _ = rebuilt(Residual(evaluations=9, restarts=3), wide, PrivateNoise())
+    assert found.evaluations <= 9
