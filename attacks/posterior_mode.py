@@ -16,7 +16,8 @@ denoising of a diffusion model makes up for such noise is all that is taken from
 
 Levels and smoothness were chosen on four training images of CIFAR-10 at 16x16, t = 200, `tiny:trained`, under `dp_sgd` with
 noise multipliers 0.003 and 0.03. Guidance of the sampler's own steps, without the prior's derivative, stayed far behind there,
-and so did the diffusion loss as a regulariser.
+and so did the diffusion loss as a regulariser. Smoothness does most of the work: the prior, of three scenes, added about 1 dB
+at 0.003 and took 0.2 dB at 0.03.
 
 Assumes the timestep is known. Where the noise is private it is searched jointly with the images, with || eps ||^2 / 2, its own
 negative log-density. Skipped where no prior is granted. The loss that a row shows is that of the last quarter, belief included.

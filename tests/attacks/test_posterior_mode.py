@@ -10,7 +10,9 @@ from benchmark.defenses.private_noise import PrivateNoise
 
 from benchmark.contract import Exposed, toy
 from benchmark.diffusion.loss import parameter_gradient, training_loss
+from benchmark.grid import Grid, plan
 from benchmark.metrics import psnr
+from benchmark.registry import Registry
 from benchmark.seeds import stream
 from benchmark.types import Capability, PublicParameters
 
@@ -104,3 +106,9 @@ def test_the_prior_has_a_say(one):
     other = dataclasses.replace(seen, prior=dataclasses.replace(seen.prior, network=blank))
     first, second = (run(PosteriorMode(evaluations=30), s).images for s in (seen, other))
     assert (first - second).abs().max() > 0.01
+
+
+def test_it_is_skipped_where_no_prior_is_granted():
+    grid = Grid("t", ("photos",), ("tiny", "tiny:trained"), ("none",), ("posterior_mode",), victims=1, evaluations=3)
+    cells = [cell for cell in plan(grid, Registry(), "cpu") if cell.attack_label.startswith("posterior_mode")]
+    assert [cell.missing for cell in cells] == [{Capability.PRIOR}, frozenset()]
