@@ -64,6 +64,17 @@ def ddim_inverse(network: Denoiser, schedule: Schedule, x_0: Tensor, steps: int)
     return x
 
 
+def estimate(network: Denoiser, schedule: Schedule, images: Tensor, noise_std: float) -> Tensor:
+    """The clean images, clipped to [-1, 1], that the network sees in images (B, C, H, W) with noise of that deviation.
+
+    Nothing is added: what is wrong with the images is taken for the noise. The timestep is the one whose noise, in units of
+    its signal, is nearest.
+    """
+    deviation = ((1 - schedule.alpha_bar) / schedule.alpha_bar).sqrt()
+    now = int((deviation - noise_std).abs().argmin())
+    return _implied(network, schedule, _noisy(schedule, images, torch.zeros_like(images), now), now)[0]
+
+
 def _implied(network: Denoiser, schedule: Schedule, x: Tensor, now: int) -> tuple[Tensor, Tensor]:
     """The clipped image and the noise that the network sees in `x` at timestep `now`."""
     t = torch.full((len(x),), now, device=x.device)

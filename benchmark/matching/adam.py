@@ -16,10 +16,28 @@ MILESTONES = (3 / 8, 5 / 8, 7 / 8)
 """Shares of the budget after which signed Adam shortens its step."""
 
 
-def adam(searches: Searches, lr: float | Mapping[str, float]) -> None:
-    """Adam with a constant step size, one for all variables or each its own."""
+def constant(spent: float) -> float:
+    """1, whatever share of the budget is spent."""
+    return 1.0
+
+
+def cosine_decay(spent: float) -> float:
+    """From 1 to 0 along a half cosine, by the share of the budget that is spent."""
+    return (1 + math.cos(math.pi * spent)) / 2
+
+
+def adam(searches: Searches, lr: float | Mapping[str, float], decay: Callable[[float], float] = constant) -> None:
+    """Adam with a step size `lr`, one for all variables or each its own, times its `decay`; by default it stays.
+
+    A search's first step comes after one evaluation, and is the whole `lr` under every decay.
+    """
     rate = searches.by_variable(lr)
-    _descend(searches, lambda x, step, rows: x - rate * step, lambda gradient: gradient)
+
+    def move(x: Tensor, step: Tensor, rows: Sequence[int]) -> Tensor:
+        factors = torch.tensor([decay((searches.spent[row] - 1) / searches.budgets[row]) for row in rows]).to(x)
+        return x - factors[:, None] * rate * step
+
+    _descend(searches, move, lambda gradient: gradient)
 
 
 def signed_adam(searches: Searches, lr: float, bounds: tuple[float, float], decay: float = 0.1) -> None:

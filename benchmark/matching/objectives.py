@@ -69,12 +69,33 @@ def by_norm(seen: Update) -> Update:
     return {name: torch.where(norm > least, 1 / norm, 0) for name, norm in norms.items()}
 
 
-def whitened(noise_std: float) -> Distance:
+def clipped(distance: Distance, clip_norm: float) -> Distance:
+    """The distance after the guessed update, all parameters as one vector, is clipped to that norm, as the client clips it."""
+
+    def limited(update: Update, seen: Update) -> Tensor:
+        norm = _root(torch.stack([update[name].flatten(1).square().sum(1) for name in seen]).sum(0))
+        factor = (clip_norm / norm).clamp(max=1)
+        return distance({name: update[name] * _spread(factor, update[name]) for name in seen}, seen)
+
+    return limited
+
+
+def whitened(noise_std: float, distance: Distance = squared_distance) -> Distance:
     """|| g - g* ||^2 / (2 sigma^2), the negative log-likelihood of an update with Gaussian noise of that deviation.
 
     It makes the distance commensurable with a regulariser that is a negative log-prior.
     """
-    return lambda update, seen: squared_distance(update, seen) / (2 * noise_std**2)
+    return lambda update, seen: distance(update, seen) / (2 * noise_std**2)
+
+
+def profiled(distance: Distance = squared_distance) -> Distance:
+    """N / 2 log || g - g* ||^2: `whitened` at the likeliest deviation, sigma^2 = || g - g* ||^2 / N for N coordinates."""
+
+    def likeliest(update: Update, seen: Update) -> Tensor:
+        coordinates = sum(value[0].numel() for value in seen.values())
+        return coordinates / 2 * distance(update, seen).clamp(min=TINY).log()
+
+    return likeliest
 
 
 def total_variation(images: Tensor) -> Tensor:

@@ -6,9 +6,11 @@ from torch.autograd import grad
 
 from benchmark.matching.objectives import (
     by_norm,
+    clipped,
     cosine_distance,
     layerwise_cosine_distance,
     masked,
+    profiled,
     squared_distance,
     weighted,
     whitened,
@@ -49,3 +51,19 @@ def test_weights_by_norm_make_every_parameter_count_alike():
 def test_a_whitened_distance_of_pure_noise_is_half_its_degrees_of_freedom():
     noise = 0.3 * torch.randn(1, 20_000, generator=stream(0, "noise"))
     assert whitened(0.3)({"w": noise}, {"w": torch.zeros_like(noise)}).item() == pytest.approx(10_000, rel=0.05)
+
+
+def test_a_guess_is_clipped_as_a_whole_and_only_where_it_is_longer():
+    seen = {"a": torch.zeros(2, 1), "b": torch.zeros(2, 1)}
+    update = {"a": torch.tensor([[3.0], [0.3]]), "b": torch.tensor([[4.0], [0.4]])}
+    torch.testing.assert_close(clipped(squared_distance, 1.0)(update, seen), torch.tensor([1.0, 0.25]))
+    seen = {"a": torch.tensor([[0.6], [0.3]]), "b": torch.tensor([[0.8], [0.4]])}
+    torch.testing.assert_close(clipped(squared_distance, 1.0)(update, seen), torch.zeros(2), atol=1e-6, rtol=0)
+
+
+def test_the_profiled_distance_has_the_gradient_of_the_whitened_one_at_the_likeliest_deviation():
+    seen = {"w": torch.zeros(1, 4)}
+    update = {"w": torch.tensor([[1.0, -2.0, 0.5, 3.0]]).requires_grad_()}
+    likeliest = (squared_distance(update, seen).item() / 4) ** 0.5
+    (found,), (expected,) = (grad(d(update, seen).sum(), update["w"]) for d in (profiled(), whitened(likeliest)))
+    torch.testing.assert_close(found, expected)

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from benchmark.contract import toy
-from benchmark.diffusion.sampler import ddim, ddim_inverse, ddim_timesteps
+from benchmark.diffusion.sampler import ddim, ddim_inverse, ddim_timesteps, estimate
 from benchmark.diffusion.schedule import Schedule
 
 STEPS = 5
@@ -87,3 +87,16 @@ def test_the_inverse_is_exact_where_the_prediction_is_the_same_at_every_step():
     latent_of_it = ddim_inverse(scene.network, scene.schedule, x_0, 20)
     assert (latent_of_it - x_0).abs().mean() > 0.1
     assert torch.allclose(ddim(scene.network, scene.schedule, latent_of_it, 20)[:, :, 1:-1], x_0[:, :, 1:-1], atol=0.02)
+
+
+def test_a_network_that_knows_the_noise_sees_the_clean_images():
+    schedule, noise = toy().schedule, latent()
+    clean = latent().flip(0).clamp(-1, 1)
+    t = int((((1 - schedule.alpha_bar) / schedule.alpha_bar).sqrt() - 0.3).abs().argmin())
+    std = float(((1 - schedule.alpha_bar[t]) / schedule.alpha_bar[t]).sqrt())
+
+    def network(x_t, at):
+        assert (at == t).all()
+        return noise
+
+    torch.testing.assert_close(estimate(network, schedule, clean + std * noise, 0.3), clean, atol=1e-5, rtol=1e-5)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.optimize import minimize, rosen, rosen_der
 
-from benchmark.matching.adam import adam, signed_adam
+from benchmark.matching.adam import adam, cosine_decay, signed_adam
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.search import Searches, Solution, Step, best_of, best_of_each, watching
 from benchmark.matching.wolfe import C_1, C_2, strong_wolfe
@@ -125,6 +125,15 @@ def test_adam_is_torchs_adam():
             torch.testing.assert_close(point, x.detach()[0], atol=1e-9, rtol=1e-9)
             (x.grad,) = torch.autograd.grad(rosenbrock(x).sum(), x)
             optimiser.step()
+
+
+def test_adam_decays_by_each_search_s_own_budget():
+    points = []
+    run(partial(adam, lr=0.1, decay=cosine_decay), lambda x: x.sum(1), torch.zeros(2, 1), [4, 8], points)
+    for row, budget in ((0, 4), (1, 8)):
+        path = [point.item() for r, point in points if r == row]
+        steps = [before - after for before, after in pairwise(path)]
+        assert steps == pytest.approx([0.1 * (1 + math.cos(math.pi * i / budget)) / 2 for i in range(budget - 1)], rel=1e-4)
 
 
 def test_adam_gives_each_variable_its_own_step():

@@ -1,0 +1,63 @@
+"""Plain Adam on the squared distance between the guessed and the seen update: the loop that everybody writes first.
+
+Source: ours, as the reference that stronger attacks are held against
+
+Start from N(0, 1), Adam with step 0.05 that falls to zero along a half cosine, the squared distance summed over all
+parameters, no regulariser, no bounds. The budget of 300 evaluations is ours: that of `dlg`, so that the two differ in the
+optimiser alone.
+
+Assumes the timestep is known. Where the noise is private it is searched jointly with the images, as in `dlg`.
+
+Shapes: images (B, C, H, W), unbounded during the search. Cost: one double backward through the network per evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+
+from benchmark.matching.adam import adam, cosine_decay
+from benchmark.matching.engine import Task, match
+from benchmark.matching.objectives import squared_distance
+from benchmark.matching.problem import gaussian, granted
+from benchmark.matching.search import Variables
+from benchmark.plugins import Attack
+from benchmark.types import Capability, Observation, Reconstruction
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamL2(Attack):
+    """Hyper-parameters.
+
+    Attributes:
+        evaluations: budget for one victim.
+        lr: first step of Adam, in units of the image range [-1, 1] and of the noise's deviation.
+    """
+
+    needs: ClassVar[frozenset[Capability]] = frozenset({Capability.TIMESTEP})
+
+    evaluations: int = 300
+    lr: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.evaluations < 1:
+            raise ValueError(f"evaluations must be at least 1, not {self.evaluations}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be above 0, not {self.lr:g}")
+
+    def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
+        """See `Attack.run`."""
+        tasks = [Task(seen, _start(seen, generator), self.evaluations) for seen in observations]
+        optimise = partial(adam, lr=self.lr, decay=cosine_decay)
+        return [found.reconstruction() for found in match(tasks, granted, squared_distance, optimise)]
+
+
+def _start(seen: Observation, generator: torch.Generator) -> Variables:
+    start = {"x_0": gaussian(seen, generator)}
+    if seen.noise is None:
+        start["eps"] = gaussian(seen, generator)
+    return start
