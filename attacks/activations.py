@@ -3,15 +3,17 @@
 Source: ours; no paper is known to us
 
 1. A private timestep is read in closed form (`benchmark.closed_form.timesteps`); where that is refused, nothing is rebuilt.
-2. The input of the first convolution on the network's way whose output has no more positions than channels is read in closed
-   form, with the spans of the patches of such convolutions before it (`benchmark.closed_form.activations`).
-3. The noisy image x_t is searched by what the network's first layers make of it (`benchmark.closed_form.inversion`): L-BFGS
-   from N(0, 1), first on the angle to the activation alone, then on the spans too, which tell more but mislead from afar.
-4. From there L-BFGS on the squared distance over x_t and the residual (`benchmark.matching.residual`), or over the image where
+2. Of one image, the input of the first convolution on the network's way whose output has no more positions than channels is
+   read in closed form, where such a convolution is (`benchmark.closed_form.activations`).
+3. The images are searched by what the network's layers make of them on the way down (`benchmark.closed_form.inversion`), by
+   L-BFGS: the angle to that input, and how much of the rows of the weight gradients the images' patches do not explain. Where
+   the noise is private, noisy images are searched from N(0, 1) and by the angle alone at first, since the rows tell more but
+   mislead from afar. Where it is granted, clean images are searched from the mean colour of public ones.
+4. From there L-BFGS on the squared distance over x_t and the residual (`benchmark.matching.residual`), or over the images where
    the noise is granted.
 
-Nothing can be read of a batch, nor from an update with noise on it or coordinates set to zero: there all of the budget goes to
-step 4, from the start of `residual`.
+With noise on the update or coordinates set to zero, the rows tell nothing and step 3 does not come down: there the rest of the
+budget goes to step 4 from the start of `residual`; and all of it where every convolution has too many positions.
 
 Shapes: images (B, C, H, W), unbounded. Cost: a reading solves for an (N, N) matrix, N the positions of the output; an
 evaluation of step 3 is one pass through the first layers and back, of step 4 one double backward through the network.
@@ -30,10 +32,13 @@ from benchmark.closed_form.inversion import Inversion, Readout, read, sites
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.problem import gaussian
-from benchmark.matching.residual import noisy_start, search
+from benchmark.matching.residual import plain_start, search
 from benchmark.matching.search import Searches, Solution
 from benchmark.plugins import Attack
 from benchmark.types import Observation, Reconstruction
+
+BELIEVED = 0.02
+"""Share of the rows outside the images' patches below which step 3 has come down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +47,15 @@ class Activations(Attack):
 
     Attributes:
         evaluations: budget for one victim, both searches together.
-        inversion_share: share of the budget for the noisy image.
-        angle_share: share of that before the spans count.
-        span_weight: weight of the spans against the angle.
+        inversion_share: share of the budget for step 3.
+        angle_share: share of that for the angle alone.
+        span_weight: weight of the rows against the angle.
         residual_scale: how far the residual moves before x_t does; large, since x_t is nearly known by then.
     """
 
     evaluations: int = 1000
     inversion_share: float = 0.5
-    angle_share: float = 0.25
+    angle_share: float = 0.2
     span_weight: float = 10.0
     residual_scale: float = 30.0
 
@@ -72,43 +77,60 @@ class Activations(Attack):
         passed = {id(seen.network): sites(seen.network, seen.image_shape) for seen in observations}
         readouts = [read(seen, passed[id(seen.network)]) for seen in observations]
         groups: dict[object, list[int]] = {}
-        for place, readout in enumerate(readouts):
-            groups.setdefault(readout and (readout.site, *readout.spans), []).append(place)
-        rebuilt: dict[int, Reconstruction] = {}
+        for place, (seen, readout) in enumerate(zip(observations, readouts, strict=True)):
+            groups.setdefault((id(seen.network), seen.noise is None, readout.kind), []).append(place)
+        near: dict[int, _Near] = {}
         for places in groups.values():
-            group = [observations[place] for place in places]
-            held = [readout for place in places if (readout := readouts[place])]
-            found = self._from_activations(group, held, generator) if held else self._from_noise(group, generator)
-            rebuilt.update(zip(places, found, strict=True))
-        return [rebuilt[place] for place in range(len(observations))]
-
-    def _from_noise(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        starts = [noisy_start(seen, generator) for seen in observations]
-        found = search(observations, starts, [self.evaluations] * len(starts))
-        return [dataclasses.replace(each.reconstruction(), note="no activation could be read") for each in found]
-
-    def _from_activations(
-        self, observations: Sequence[Observation], readouts: Sequence[Readout], generator: torch.Generator
-    ) -> list[Reconstruction]:
-        budget = min(max(2, round(self.inversion_share * self.evaluations)), self.evaluations - 1)
-        angle = min(max(1, round(self.angle_share * budget)), budget - 1)
-        start = torch.stack([gaussian(seen, generator).flatten() for seen in observations])
-        near = self._inverted(observations, readouts, 0, start, angle)
-        nearer = self._inverted(observations, readouts, self.span_weight, near.best, budget - angle)
-        spent = [sum(both) for both in zip(near.spent, nearer.spent, strict=True)]
-        x_t = [best.view(seen.batch_shape) for best, seen in zip(nearer.best, observations, strict=True)]
-        found = search(observations, x_t, [self.evaluations - before for before in spent], self.residual_scale)
-        return [_rebuilt(solution, before, readout) for solution, before, readout in zip(found, spent, readouts, strict=True)]
+            found = self._inverted([observations[i] for i in places], [readouts[i] for i in places], generator)
+            near.update(zip(places, found, strict=True))
+        return self._finished(observations, [near[place] for place in range(len(observations))])
 
     def _inverted(
-        self, observations: Sequence[Observation], readouts: Sequence[Readout], weight: float, start: Tensor, evaluations: int
-    ) -> Searches:
-        searches = Searches(Inversion(observations, readouts, weight), start, [evaluations] * len(start), backend="trunk")
-        lbfgs(searches)
-        return searches
+        self, observations: Sequence[Observation], readouts: Sequence[Readout], generator: torch.Generator
+    ) -> list[_Near]:
+        """Step 3 for victims with readouts of one kind."""
+        plain = [plain_start(seen, generator) for seen in observations]
+        if not readouts[0].spans:
+            return [_Near(start, 0, "") for start in plain]
+        budget = min(max(2, round(self.inversion_share * self.evaluations)), self.evaluations - 1)
+        blind = observations[0].noise is None and readouts[0].site is not None
+        x = torch.stack([gaussian(seen, generator) for seen in observations] if blind else plain).flatten(1)
+        spent = [0] * len(x)
+        for weight, share in ((0.0, self.angle_share), (self.span_weight, 1.0)) if blind else ((self.span_weight, 1.0),):
+            budgets = [max(1, min(round(share * budget), budget - before)) for before in spent]
+            searches = Searches(Inversion(observations, readouts, weight), x, budgets, backend="inversion")
+            lbfgs(searches)
+            x, spent = searches.best, [sum(both) for both in zip(spent, searches.spent, strict=True)]
+        what = f"the input of {readouts[0].site.name}" if readouts[0].site else f"{len(readouts[0].spans)} spans"
+        return [
+            _Near(x[i].view_as(start), spent[i], f"inverted {what}")
+            if loss < BELIEVED * self.span_weight
+            else _Near(start, spent[i], "")
+            for i, (start, loss) in enumerate(zip(plain, searches.loss, strict=True))
+        ]
+
+    def _finished(self, observations: Sequence[Observation], near: Sequence[_Near]) -> list[Reconstruction]:
+        """Step 4: what was inverted and what was not, each with its own unit of the residual."""
+        rebuilt: dict[int, Reconstruction] = {}
+        for scale, inverted in ((self.residual_scale, True), (1.0, False)):
+            places = [place for place, start in enumerate(near) if bool(start.note) == inverted]
+            budgets = [self.evaluations - near[place].spent for place in places]
+            found = search([observations[i] for i in places], [near[i].x for i in places], budgets, scale)
+            rebuilt.update((place, _rebuilt(solution, near[place])) for place, solution in zip(places, found, strict=True))
+        return [rebuilt[place] for place in range(len(observations))]
 
 
-def _rebuilt(solution: Solution, before: int, readout: Readout) -> Reconstruction:
+@dataclass(frozen=True, eq=False)
+class _Near:
+    """Where step 4 begins: images, what was spent so far, and what was inverted if that succeeded."""
+
+    x: Tensor
+    spent: int
+    note: str
+
+
+def _rebuilt(solution: Solution, near: _Near) -> Reconstruction:
     rebuilt = solution.reconstruction()
-    note = f"read the input of {readout.site.name}"
-    return dataclasses.replace(rebuilt, evaluations=before + rebuilt.evaluations, note=note)
+    return dataclasses.replace(
+        rebuilt, evaluations=near.spent + rebuilt.evaluations, note=near.note or "nothing could be inverted"
+    )

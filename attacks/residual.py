@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmark.closed_form.timesteps import with_timesteps
-from benchmark.matching.residual import noisy_start, search
+from benchmark.matching.residual import plain_start, search
 from benchmark.matching.search import best_of_each
 from benchmark.plugins import Attack
 from benchmark.types import Observation, Reconstruction
@@ -51,5 +51,5 @@ class Residual(Attack):
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         each = [seen for seen in observations for _ in range(self.restarts)]
         budgets = [self.evaluations // self.restarts] * len(each)
-        found = search(each, [noisy_start(seen, generator) for seen in each], budgets)
+        found = search(each, [plain_start(seen, generator) for seen in each], budgets)
         return [best.reconstruction() for best in best_of_each(found, self.restarts)]

@@ -9,7 +9,8 @@ centre, and T_o the shift of positions by o with zeros beyond the border. For a 
 shifted copies are the other columns: T_o M V_0 = M V_o for every o. That is linear in M. Two solutions differ by a matrix that
 commutes with every shift, and only multiples of the identity do: the input is read up to one factor, by linear algebra alone.
 
-It holds for one image; with B images M is found up to an invertible mixture of them.
+It holds for one image; with B images M is found up to an invertible mixture of them. Where the patches are more than the
+channels, or those of several images, the rows of G still lie in the span of P, as long as that is not the whole space.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ ROUNDING = 1e-7
 ABOVE_NOISE = 3.0
 """The least singular value of a span must be this many times the noise."""
 
+ABOVE_ROUNDING = 1e-6
+"""Share of the largest singular value above which a direction is told."""
+
 BELIEVED = 1e-5
 """Mismatch from which on no input fits the overlaps."""
 
@@ -48,6 +52,17 @@ class Activation:
 
     value: Tensor
     mismatch: float
+
+
+def row_span(gradient: Tensor) -> Tensor:
+    """An orthonormal basis (R, C K^2) of the rows of a weight gradient (O, C, K, K), in float64: those above rounding.
+
+    The patches of the input span it, however many they are, and whatever flows back.
+    """
+    sigma: Tensor
+    spanned: Tensor
+    _, sigma, spanned = torch.linalg.svd(gradient.flatten(1).double(), full_matrices=False)
+    return spanned[sigma > ABOVE_ROUNDING * sigma[0]]
 
 
 def patch_span(gradient: Tensor, positions: int) -> Tensor | None:
@@ -106,7 +121,7 @@ def _shifts_back(moved: Tensor, height: int, width: int) -> Tensor:
 
 
 def _solved(operator: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
-    """The least solution of a positive semidefinite system by conjugate gradients (Hestenes and Stiefel 1952)."""
+    """The least solution of a positive semidefinite system by conjugate gradients."""
     solution, residual = torch.zeros_like(target), target.clone()
     direction, square = residual.clone(), residual.square().sum()
     goal = ACCURACY**2 * square

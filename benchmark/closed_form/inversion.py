@@ -1,8 +1,10 @@
 """From activations that were read to the noisy images behind them. Ours.
 
-The network's first layers are differentiable and their weights are known, so x_t is searched by what these layers make of it:
-the angle to the activation that was read, and how far the patches of the convolutions before it reach out of their spans.
-Nothing here depends on the loss, the noise or the residual, and one evaluation is a pass through the first layers and back.
+The network's layers are differentiable and their weights are known, so images are searched by what the layers on the way down
+make of them: the angle to the activation that was read, and how much of the rows of the weight gradients lies outside the span
+of the patches. That is the least squares distance of each gradient G to D P over every D: whatever flows back, the residual and
+with it the loss, is eliminated layer by layer (variable projection). One evaluation is a pass through
+the way down and back, with first derivatives only.
 """
 
 from __future__ import annotations
@@ -17,9 +19,13 @@ from torch import Tensor, nn
 from torch.autograd import grad
 from torch.nn import functional as F
 
-from benchmark.closed_form.activations import Activation, patch_span, read_activation
+from benchmark.closed_form.activations import Activation, patch_span, read_activation, row_span
 from benchmark.diffusion.denoiser import Denoiser
+from benchmark.matching.problem import stack
 from benchmark.types import Observation
+
+RIDGE = 1e-9
+"""Of a Gram matrix's mean diagonal, added to it: patches may be dependent, as those of a flat image are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +61,19 @@ class Readout:
     """What was read from one update.
 
     Attributes:
-        site: whose input was read.
-        activation: that input.
-        spans: the spans of the patches of convolutions before it, with their sites.
+        spans: the spans (R, C K^2) of the weight gradients' rows, by their sites.
+        activation: the input of the first convolution whose input can be read; None where there is none.
+        site: which convolution that is.
     """
 
-    site: Site
-    activation: Activation
     spans: Mapping[Site, Tensor]
+    activation: Activation | None = None
+    site: Site | None = None
+
+    @property
+    def kind(self) -> object:
+        """What readouts must have in common to be searched together."""
+        return (self.site, *((site, len(span)) for site, span in self.spans.items()))
 
 
 def sites(network: Denoiser, image_shape: Sequence[int]) -> list[Site]:
@@ -85,55 +96,76 @@ def sites(network: Denoiser, image_shape: Sequence[int]) -> list[Site]:
     return found
 
 
-def read(seen: Observation, passed: Sequence[Site]) -> Readout | None:
-    """The first input that can be read on the network's way, and the spans before it; None where there is none.
-
-    Of a batch, inputs are found mixed only, so one image is asked for.
-    """
-    if seen.batch_shape[0] > 1:
-        return None
-    spans: dict[Site, Tensor] = {}
-    for site in passed:
-        gradient = seen.update.get(f"{site.name}.weight")
-        span = None if gradient is None else patch_span(gradient, site.height * site.width)
-        if span is None:
-            continue
-        activation = read_activation(span, site.height, site.width) if site.overlaps else None
+def read(seen: Observation, passed: Sequence[Site]) -> Readout:
+    """What the gradients tell of the inputs of the convolutions on the way down: spans, and of one image an activation too."""
+    images = seen.batch_shape[0]
+    told = [site for site in passed if f"{site.name}.weight" in seen.update and "up_blocks" not in site.name]
+    gradients = {site: seen.update[f"{site.name}.weight"] for site in told}
+    telling = {site: g for site, g in gradients.items() if images * site.height * site.width < g[0].numel()}
+    spans = {site: row_span(gradient) for site, gradient in telling.items()}
+    for site, gradient in telling.items() if images == 1 else ():
+        span = patch_span(gradient, site.height * site.width) if site.overlaps else None
+        activation = None if span is None else read_activation(span, site.height, site.width)
         if activation is not None:
-            return Readout(site, activation, spans)
-        spans[site] = span.float()
-    return None
+            return Readout(spans, activation, site)
+    return Readout(spans)
 
 
 class Inversion:
-    """The costs and gradients of noisy images of P victims with the same sites; an `Evaluate` of `search.Searches`."""
+    """The costs and gradients of the images of P victims with readouts of one kind; an `Evaluate` of `search.Searches`.
+
+    What is searched are clean images where the noise is granted, else noisy ones. The cost is the angle to the activation that
+    was read, plus `span_weight` times the mean over sites of how much of the spans lies outside the images' own patches: both
+    are squares of sines, 0 at the truth and 1 at the most.
+    """
 
     def __init__(self, observations: Sequence[Observation], readouts: Sequence[Readout], span_weight: float) -> None:
-        first = readouts[0]
+        first, self.seen = readouts[0], observations[0]
         self.site, self.weight = first.site, span_weight
-        self.shape = observations[0].image_shape
-        self.activation = torch.stack([readout.activation.value.flatten() for readout in readouts])
-        self.timesteps = torch.cat([seen.timesteps for seen in observations if seen.timesteps is not None])
-        spans = [readout.spans.values() for readout in readouts] if span_weight else []
-        self.spans = dict(zip(first.spans, map(torch.stack, zip(*spans, strict=True)), strict=bool(spans)))
-        self.trunk = _trunk(observations[0].network, [site.name for site in (*self.spans, self.site)])
+        held = [readout.activation.value for readout in readouts if readout.activation]
+        self.activation = torch.stack(held).flatten(1) if held else None
+        self.spans = {site: torch.stack([readout.spans[site] for readout in readouts]) for site in first.spans if span_weight}
+        self.known = stack(observations)
+        wanted = {*self.spans, *([self.site] if self.site else [])}
+        self.trunk = _trunk(self.seen.network, [site.name for site in first.spans if site in wanted])
 
     def __call__(self, x: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """See `search.Evaluate`."""
         rows = list(rows)
         x = x.detach().requires_grad_()
-        values = self.trunk(x.view(-1, *self.shape), self.timesteps[rows])
-        cost = _outside(values[self.site.name].flatten(1).unsqueeze(1), self.activation[rows].unsqueeze(1))
+        values = self.trunk(*self._noisy(x.view(-1, *self.seen.image_shape), rows))
+        cost = torch.zeros(len(rows), device=x.device)
+        if self.activation is not None and self.site is not None:
+            cost = cost + _sine(values[self.site.name].flatten(1), self.activation[rows])
         for site, span in self.spans.items():
-            cost = cost + self.weight * _outside(site.patches(values[site.name]), span[rows])
+            patches = site.patches(values[site.name])
+            patches = patches.reshape(len(rows), -1, patches.shape[-1])
+            cost = cost + self.weight / len(self.spans) * _outside(span[rows], patches)
         (gradient,) = grad(cost.sum(), x)
         return cost.detach(), gradient
 
+    def _noisy(self, x: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
+        assert self.known.timesteps is not None
+        t = self.known.timesteps[rows].flatten()
+        if self.known.noise is None:
+            return x, t
+        return self.seen.schedule.add_noise(x, t, self.known.noise[rows].flatten(0, 1)), t
 
-def _outside(vectors: Tensor, span: Tensor) -> Tensor:
-    """(P,): the share of the vectors' (P, N, n) squares outside the spans of orthonormal rows (P, M, n), in [0, 1]."""
-    beyond = vectors - vectors @ span.mT @ span
-    return beyond.square().sum((1, 2)) / vectors.square().sum((1, 2))
+
+def _sine(values: Tensor, direction: Tensor) -> Tensor:
+    """(P,): squares of the sines between vectors (P, n) and unit vectors (P, n)."""
+    beyond = values - (values * direction).sum(1, keepdim=True) * direction
+    return beyond.square().sum(1) / values.square().sum(1)
+
+
+def _outside(span: Tensor, patches: Tensor) -> Tensor:
+    """(P,): the share of spans (P, R, n) of orthonormal rows that lies outside the spans of patches (P, N, n); in float64."""
+    patches = patches.double()
+    gram = patches @ patches.mT
+    ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)
+    triangle = torch.linalg.cholesky(gram + ridge[:, None, None] * torch.eye(len(gram[0]), device=gram.device))
+    inside: Tensor = torch.linalg.solve_triangular(triangle, patches @ span.mT, upper=False)
+    return (1 - inside.square().sum((1, 2)) / span.shape[1]).float()
 
 
 class _Reached(Exception):

@@ -21,13 +21,13 @@ from benchmark.types import Observation
 
 
 def search(
-    observations: Sequence[Observation], x_t: Sequence[Tensor], budgets: Sequence[int], scale: float = 1.0
+    observations: Sequence[Observation], starts: Sequence[Tensor], budgets: Sequence[int], scale: float = 1.0
 ) -> list[Solution]:
     """L-BFGS on the squared distance over x_t and r, or over x_0 where the noise is granted.
 
     Args:
         observations: with their timesteps.
-        x_t: (B, C, H, W) noisy images to begin at.
+        starts: (B, C, H, W) each, noisy images, or clean ones where the noise is granted; r starts at zero.
         budgets: evaluations of each.
         scale: the residual's unit, in units of x_t: the larger it is, the longer x_t stays where it is.
 
@@ -41,26 +41,25 @@ def search(
         assert known.timesteps is not None
         return NoisyGuess(variables["x_t"], known.timesteps, scale * variables["r"])
 
-    tasks = [Task(seen, _start(seen, x), budget) for seen, x, budget in zip(observations, x_t, budgets, strict=True)]
+    tasks = [Task(seen, _variables(seen, x), budget) for seen, x, budget in zip(observations, starts, budgets, strict=True)]
     found = match(tasks, guess, squared_distance, lbfgs)
     return [_named(seen, solution, scale) for seen, solution in zip(observations, found, strict=True)]
 
 
-def noisy_start(seen: Observation, generator: torch.Generator) -> Tensor:
-    """(B, C, H, W): the mean colour of public images with noise on it, at the timesteps of `seen`."""
+def plain_start(seen: Observation, generator: torch.Generator) -> Tensor:
+    """(B, C, H, W): the mean colour of public images, with noise on it as the timesteps ask for where the noise is private."""
     assert seen.timesteps is not None
-    return seen.schedule.add_noise(flat(seen), seen.timesteps, gaussian(seen, generator))
+    return (
+        flat(seen) if seen.noise is not None else seen.schedule.add_noise(flat(seen), seen.timesteps, gaussian(seen, generator))
+    )
 
 
-def _start(seen: Observation, x_t: Tensor) -> dict[str, Tensor]:
-    if seen.noise is None:
-        return {"x_t": x_t, "r": torch.zeros_like(x_t)}
-    assert seen.timesteps is not None
-    return {"x_0": seen.schedule.clean(x_t, seen.timesteps, seen.noise)}
+def _variables(seen: Observation, x: Tensor) -> dict[str, Tensor]:
+    return {"x_t": x, "r": torch.zeros_like(x)} if seen.noise is None else {"x_0": x}
 
 
 def _named(seen: Observation, solution: Solution, scale: float) -> Solution:
-    if seen.noise is not None:
+    if "x_0" in solution.variables:
         return solution
     assert seen.timesteps is not None
     x_t, r = solution.variables["x_t"], scale * solution.variables["r"]

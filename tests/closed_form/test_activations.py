@@ -124,16 +124,16 @@ def test_private_noise_and_timestep_hide_nothing_from_activations(wide):
     found, quality = rebuilt(Activations(evaluations=300), wide, PrivateNoiseTimestep())
     assert quality > 40
     assert found.timesteps.tolist() == wide.victim.timesteps.tolist()
-    assert found.evaluations <= 300 and "read the input of" in found.note
+    assert found.evaluations <= 300 and "inverted the input of" in found.note
     assert (found.noise - wide.victim.noise).square().mean() < 1e-2
 
 
 def test_where_nothing_can_be_read_the_residual_is_searched_from_noise(wide):
     for scene, defense in ((toy(batch=1), PrivateNoise()), (toy(batch=2, channels=(32, 32)), PrivateNoise())):
         found, _ = rebuilt(Activations(evaluations=6), scene, defense)
-        assert found.note == "no activation could be read"
+        assert found.note == "nothing could be inverted"
     found, _ = rebuilt(Activations(evaluations=6), wide, DPSGD(noise_multiplier=0.1))
-    assert found.note == "no activation could be read"
+    assert found.note == "nothing could be inverted"
 
 
 def test_the_residual_search_recovers_an_image_whose_noise_is_private(wide):
