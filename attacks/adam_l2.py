@@ -6,7 +6,8 @@ Start from N(0, 1), Adam with step 0.05 that falls to zero along a half cosine, 
 parameters, no regulariser, no bounds. The budget of 300 evaluations is ours: that of `dlg`, so that the two differ in the
 optimiser alone.
 
-Assumes the timestep is known. Where the noise is private it is searched jointly with the images, as in `dlg`.
+Assumes the timestep is known, as `dlg` does: a private one is read in closed form. Where the noise is private it is searched
+jointly with the images, as in `dlg`.
 
 Shapes: images (B, C, H, W), unbounded during the search. Cost: one double backward through the network per evaluation.
 """
@@ -16,17 +17,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 
+from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.adam import adam, cosine_decay
 from benchmark.matching.engine import Task, match
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import gaussian, granted
 from benchmark.matching.search import Variables
 from benchmark.plugins import Attack
-from benchmark.types import Capability, Observation, Reconstruction
+from benchmark.types import Observation, Reconstruction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,6 @@ class AdamL2(Attack):
         evaluations: budget for one victim.
         lr: first step of Adam, in units of the image range [-1, 1] and of the noise's deviation.
     """
-
-    needs: ClassVar[frozenset[Capability]] = frozenset({Capability.TIMESTEP})
 
     evaluations: int = 300
     lr: float = 0.05
@@ -51,6 +50,9 @@ class AdamL2(Attack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
+        return with_timesteps(observations, lambda told: self._search(told, generator))
+
+    def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         tasks = [Task(seen, _start(seen, generator), self.evaluations) for seen in observations]
         optimise = partial(adam, lr=self.lr, decay=cosine_decay)
         return [found.reconstruction() for found in match(tasks, granted, squared_distance, optimise)]

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from benchmark.closed_form.activations import Activation, patch_span, read_activation, row_span
 from benchmark.diffusion.denoiser import Denoiser
-from benchmark.matching.problem import stack
+from benchmark.matching.problem import defect, stack
 from benchmark.types import Observation
 
 RIDGE = 1e-9
@@ -98,10 +98,12 @@ def sites(network: Denoiser, image_shape: Sequence[int]) -> list[Site]:
 
 def read(seen: Observation, passed: Sequence[Site]) -> Readout:
     """What the gradients tell of the inputs of the convolutions on the way down: spans, and of one image an activation too."""
+    if defect(seen):
+        return Readout({})
     images = seen.batch_shape[0]
     told = [site for site in passed if f"{site.name}.weight" in seen.update and "up_blocks" not in site.name]
     gradients = {site: seen.update[f"{site.name}.weight"] for site in told}
-    telling = {site: g for site, g in gradients.items() if images * site.height * site.width < g[0].numel()}
+    telling = {site: g for site, g in gradients.items() if g.any() and images * site.height * site.width < g[0].numel()}
     spans = {site: row_span(gradient) for site, gradient in telling.items()}
     for site, gradient in telling.items() if images == 1 else ():
         span = patch_span(gradient, site.height * site.width) if site.overlaps else None

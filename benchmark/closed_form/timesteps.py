@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmark.matching.problem import flat
+from benchmark.matching.problem import defect, flat
 from benchmark.types import Observation, Reconstruction
 
 LAYER = "unet.time_embedding.linear_1"
@@ -55,8 +55,10 @@ def read_timesteps(seen: Observation) -> Reading:
     """The timesteps of the N private images behind an update, in no order.
 
     Raises:
-        Unreadable: the layer was withheld, there are too many images, the gradient is too noisy, or timesteps are repeated.
+        Unreadable: the update has a defect, the layer was withheld, there are too many images, the gradient is too noisy, or timesteps are repeated.
     """
+    if problem := defect(seen):
+        raise Unreadable(problem)
     images, device = seen.batch_shape[0], seen.network.device
     rows = _rows(seen)
     if images >= min(rows.shape):
