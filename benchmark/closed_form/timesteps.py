@@ -55,7 +55,8 @@ def read_timesteps(seen: Observation) -> Reading:
     """The timesteps of the N private images behind an update, in no order.
 
     Raises:
-        Unreadable: the update has a defect, the layer was withheld, there are too many images, the gradient is too noisy, or timesteps are repeated.
+        Unreadable: the update has a defect or lacks the layer, the images are too many, the gradient is too noisy, or some
+            timesteps are repeated.
     """
     if problem := defect(seen):
         raise Unreadable(problem)

@@ -225,7 +225,10 @@ def test_a_damaged_file_is_a_good_grid_or_one_sentence(key, value):
             {"scenarios": [{"clients": 2, "local_steps": 2, "timesteps": [1, 2]}]},
             "update's 4 images, not 2",
         ),
-        ({"scenarios": [{"image_size": 32}]}, "16x16 images, the scenario says 32x32"),
+        ({"scenarios": [{"image_size": 33}]}, "side is a multiple of 2, not 33x33"),
+        ({"parts": [{"title": "x"}]}, "a part has no 'title'"),
+        ({"parts": [{"victims": "few"}]}, "part 1: victims should be a whole number"),
+        ({"parts": [{"attacks": ["dgl"]}]}, "did you mean 'dlg'"),
         ({"scenarios": [{"sample_rate": 0.5}]}, "poisson"),
         ({"scenarios": [{"sample_rate": 1.5}]}, "at most 1"),
         ({"scenarios": [{"batch_size": 0}]}, "at least 1"),
@@ -270,3 +273,13 @@ def test_a_file_that_is_no_grid(tmp_path, text):
     with pytest.raises(UserError) as error:
         read(str(path))
     assert "\n" not in str(error.value)
+
+
+def test_parts_are_crossed_by_themselves_and_share_what_they_do_not_name():
+    parts = ({"defenses": ["none"], "evaluations": 3}, {"scenarios": [{"image_size": 32, "timesteps": 7}], "victims": 2})
+    grid = grids.config.build(Grid, {**GOOD, "parts": parts}, "grid")
+    attacked = [cell for cell in plan(grid, Registry(), "cpu") if not cell.control]
+    whole = [cell for cell in plan(grids.config.build(Grid, GOOD, "grid"), Registry(), "cpu") if not cell.control]
+    assert {cell.budget for cell in attacked if cell.scenario.image_size == 16} == {3}
+    second = [cell for cell in attacked if cell.scenario.image_size == 32]
+    assert len(second) == len(whole) and {cell.victims for cell in second} == {2}
