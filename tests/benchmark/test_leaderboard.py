@@ -183,6 +183,16 @@ def test_figures_show_each_number_of_the_table(run, table):
     figures.plt.close("all")
 
 
+def test_where_timesteps_differ_every_image_stands_over_its_own(run, table):
+    samples = read(run).samples
+    samples = samples.assign(timestep=[100 * i for i in range(len(samples))])
+    figure = figures.psnr_by_timestep(samples, table, "title")
+    drawn = [point for axes in figure.axes for line in axes.lines for point in zip(*line.get_data(), strict=True)]
+    shown = samples[(samples.attack != "oracle") & samples.psnr.notna()]
+    assert sorted(drawn) == sorted(zip(shown.timestep, shown.psnr, strict=True))
+    figures.plt.close("all")
+
+
 PRIVACY = dict(
     epsilon_round=1.0, epsilon_total="inf", delta=1e-5, sample_rate=0.1, rounds=7,
     adjacency="add or remove one image", accountant="PRV",
