@@ -18,6 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from benchmark.grid import ORACLE
+from benchmark.report.curves import psnr_by_images, psnr_by_timestep, with_images
 from benchmark.report.leaderboard import PAIR, SCENE, Results
 
 STYLE: Any = {
@@ -34,6 +35,8 @@ STYLE: Any = {
 SHEET_IMAGES = 4
 TIMESTEPS = 5
 """Different timesteps in a scene from which on PSNR is drawn over them."""
+SIZES = 3
+"""Different numbers of images behind an update from which on PSNR is drawn over them."""
 INCHES_PER_LETTER = 0.06
 """Room for a label in the figures' font."""
 BRIGHT = 33
@@ -65,7 +68,12 @@ def _figures(results: Results, table: pd.DataFrame) -> Iterator[tuple[str, Figur
             yield f"psnr-{ending}", psnr_by_attack(rows, f"{results.title}\n{label}")
             yield f"reconstructions-{ending}", sheet(samples, f"{results.title}\n{label}")
             if samples.timestep.nunique() >= TIMESTEPS:
-                yield f"timesteps-{ending}", psnr_by_timestep(samples, rows, f"{results.title}\n{label}")
+                yield f"timesteps-{ending}", psnr_by_timestep(samples, f"{results.title}\n{label}")
+    table = with_images(table)
+    for key, rows in table.groupby(["dataset", "model"], sort=False):
+        if rows.images.nunique() >= SIZES and not rows.control.all():
+            label = " · ".join(map(str, key))
+            yield f"images-{_ending(key)}", psnr_by_images(rows, f"{results.title}\n{label}")
 
 
 def _ending(key: tuple[str, ...]) -> str:
@@ -158,30 +166,6 @@ def _psnr_panel(axes: Any, rows: pd.DataFrame, attacks: list[str]) -> None:
     axes.set_ylim(-0.6, len(attacks) - 0.4)
     axes.grid(axis="x", color="0.92", linewidth=0.6)
     axes.set_axisbelow(True)
-
-
-def psnr_by_timestep(samples: pd.DataFrame, rows: pd.DataFrame, title: str) -> Figure:
-    """PSNR of every image over its timestep, a panel per defense and a colour per attack; controls are grey."""
-    shown = samples[(samples.attack != ORACLE) & samples.psnr.notna()]
-    defenses = sorted(dict.fromkeys(shown.defense), key=lambda name: (name != "none", name))
-    size = (max(4.0, 3.0 * len(defenses)), 3.0)
-    figure, grid = plt.subplots(1, len(defenses), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")
-    attacks, controls = _order(rows), _controls(rows)
-    for axes, defense in zip(grid.flat, defenses, strict=True):
-        for attack in attacks:
-            points = shown[(shown.defense == defense) & (shown.attack == attack)]
-            look: Any = {"color": "0.7", "marker": "x"} if attack in controls else {"marker": "o"}
-            axes.plot(points.timestep, points.psnr, linestyle="", markersize=4, label=_with_budget(rows, attack), **look)
-        axes.set_title(defense, loc="left")
-        axes.grid(color="0.92", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.set_ylim(bottom=0)
-    handles = {label: handle for handle, label in zip(*grid[0, 0].get_legend_handles_labels(), strict=True) if label != ORACLE}
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper")
-    figure.supxlabel("timestep t", fontsize=8)
-    figure.supylabel("PSNR (dB) of each image", fontsize=8)
-    figure.suptitle(title, x=0.01, ha="left")
-    return figure
 
 
 def sheet(samples: pd.DataFrame, title: str) -> Figure:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from benchmark.judge import Sample
-from benchmark.report import figures, tables
+from benchmark.report import curves, figures, tables
 from benchmark.report.build import build
 from benchmark.report.leaderboard import COLUMNS, leaderboard, paired_difference, read
 from benchmark.store import Record, Status, Store
@@ -183,13 +183,35 @@ def test_figures_show_each_number_of_the_table(run, table):
     figures.plt.close("all")
 
 
-def test_where_timesteps_differ_every_image_stands_over_its_own(run, table):
+def test_where_timesteps_differ_every_image_stands_over_its_own(run):
     samples = read(run).samples
     samples = samples.assign(timestep=[100 * i for i in range(len(samples))])
-    figure = figures.psnr_by_timestep(samples, table, "title")
+    figure = curves.psnr_by_timestep(samples, "title")
     drawn = [point for axes in figure.axes for line in axes.lines for point in zip(*line.get_data(), strict=True)]
     shown = samples[(samples.attack != "oracle") & samples.psnr.notna()]
     assert sorted(drawn) == sorted(zip(shown.timestep, shown.psnr, strict=True))
+    figures.plt.close("all")
+
+
+def test_a_curve_over_the_images_behind_an_update_joins_one_practice(table):
+    def scene(images, **practice):
+        scenario = practice.pop("scenario", "8x8 t=200")
+        columns = {"batch_size": 1, "local_steps": 1, "clients": 1, **practice}
+        return table.assign(scenario=scenario, psnr_median=images, **columns)
+
+    scenes = [
+        scene(1),
+        scene(2, batch_size=2),
+        scene(4, batch_size=4),
+        scene(8, local_steps=8, scenario="8x8 lr=0.1 order known"),
+    ]
+    joined = curves.with_images(pd.concat(scenes))
+    assert list(joined.images.unique()) == [1, 2, 4, 8]
+    figure = curves.psnr_by_images(joined[joined.attack.isin(["strong", "constant_image"])], "title")
+    lines = {text.get_text() for text in figure.legends[0].texts}
+    assert {"none, batch", "none, local steps lr=0.1 order known", "better floor"} <= lines
+    (axes,) = figure.axes
+    assert [1.0, 2.0, 4.0] in [list(line.get_ydata()) for line in axes.lines]
     figures.plt.close("all")
 
 

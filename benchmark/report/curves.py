@@ -1,0 +1,77 @@
+"""PSNR as a curve: over the timestep of each image, and over how many images lie behind an update."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from benchmark.grid import ORACLE
+
+
+def psnr_by_timestep(samples: pd.DataFrame, title: str) -> Figure:
+    """PSNR of every image of a scene over its timestep, a panel per defense and a colour per attack; controls are grey."""
+    shown = samples[(samples.attack != ORACLE) & samples.psnr.notna()]
+    defenses = sorted(dict.fromkeys(shown.defense), key=lambda name: (name != "none", name))
+    attacks = list(dict.fromkeys(shown.attack))
+    figure, grid = _panels(defenses)
+    for axes, defense in zip(grid, defenses, strict=True):
+        for attack in attacks:
+            points = shown[(shown.defense == defense) & (shown.attack == attack)]
+            look: Any = {"color": "0.7", "marker": "x"} if points.control.any() else {"marker": "o"}
+            axes.plot(points.timestep, points.psnr, linestyle="", markersize=4, label=attack, **look)
+    return _finished(figure, grid, "timestep t", "PSNR (dB) of each image", title)
+
+
+def psnr_by_images(table: pd.DataFrame, title: str) -> Figure:
+    """Median PSNR with its 95% interval over the images behind an update, a panel per attack; the better floor is dashed.
+
+    A line joins what differs in the batch size alone, in the local steps alone or in the clients alone.
+    """
+    attacks = [name for name in dict.fromkeys(table.attack[~table.control.astype(bool)]) if name != ORACLE]
+    figure, grid = _panels(attacks)
+    floors = table[table.control.astype(bool) & (table.attack != ORACLE)].groupby("images").psnr_median.max()
+    for axes, attack in zip(grid, attacks, strict=True):
+        rows = table[(table.attack == attack) & table.psnr_median.notna()]
+        for defense in dict.fromkeys(rows.defense):
+            own = rows[rows.defense == defense]
+            for practice in dict.fromkeys(own.practice[own.images > 1]):
+                line = own[(own.practice == practice) | (own.images == 1)].sort_values("images")
+                spread = [line.psnr_median - line.psnr_ci_low, line.psnr_ci_high - line.psnr_median]
+                axes.errorbar(line.images, line.psnr_median, spread, marker="o", markersize=4, label=f"{defense}, {practice}")
+        axes.plot(floors.index, floors, color="0.6", linestyle="--", linewidth=0.8, label="better floor")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted(set(table.images)), sorted(set(table.images)))
+    return _finished(figure, grid, "images behind an update", "median PSNR (dB) with 95% interval", title)
+
+
+def with_images(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `images`, the number behind an update, and `practice`, what makes it so many."""
+    many = {"batch_size": "batch", "local_steps": "local steps", "clients": "clients"}
+    images = table.batch_size * table.local_steps * table.clients
+    names = [" and ".join(word for column, word in many.items() if row[column] > 1) for _, row in table.iterrows()]
+    how = [" ".join(re.findall(r"lr=\S+|order \w+", label)) for label in table.scenario]
+    return table.assign(images=images, practice=[f"{name} {more}".strip() for name, more in zip(names, how, strict=True)])
+
+
+def _panels(names: list[str]) -> tuple[Figure, list[Any]]:
+    size = (max(5.0, 3.0 * len(names)), 3.0)
+    figure, grid = plt.subplots(1, len(names), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")
+    for axes, name in zip(grid.flat, names, strict=True):
+        axes.set_title(name, loc="left")
+        axes.grid(color="0.92", linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure, list(grid.flat)
+
+
+def _finished(figure: Figure, panels: list[Any], across: str, up: str, title: str) -> Figure:
+    handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    panels[0].set_ylim(bottom=0)
+    figure.legend(list(handles.values()), list(handles), loc="outside right upper")
+    figure.supxlabel(across, fontsize=8)
+    figure.supylabel(up, fontsize=8)
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
