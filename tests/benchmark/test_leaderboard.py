@@ -205,7 +205,7 @@ def test_a_curve_over_the_images_behind_an_update_joins_one_practice(table):
         scene(4, batch_size=4),
         scene(8, local_steps=8, scenario="8x8 lr=0.1 order known"),
     ]
-    joined = curves.with_images(pd.concat(scenes))
+    joined = curves.with_images(pd.concat(scenes, ignore_index=True))
     assert list(joined.images.unique()) == [1, 2, 4, 8]
     figure = curves.psnr_by_images(joined[joined.attack.isin(["strong", "constant_image"])], "title")
     lines = {text.get_text() for text in figure.legends[0].texts}
