@@ -197,7 +197,7 @@ def test_a_curve_over_the_images_behind_an_update_joins_one_practice(table):
     def scene(images, **practice):
         scenario = practice.pop("scenario", "8x8 t=200")
         columns = {"batch_size": 1, "local_steps": 1, "clients": 1, **practice}
-        return table.assign(scenario=scenario, psnr_median=images, **columns)
+        return table.assign(scenario=scenario, psnr_median=images, psnr_ci_low=images, psnr_ci_high=images, **columns)
 
     scenes = [
         scene(1),
