@@ -3,7 +3,8 @@
 Source: ours; no paper is known to us
 
 At a fixed noisy image x_t the update is linear in the residual r = net(x_t, t) - target (`benchmark.matching.residual`), so x_t
-and r are searched in place of image and noise, by L-BFGS on the squared distance; image and noise follow from both.
+and r are searched in place of image and noise, by L-BFGS on the squared distance; image and noise follow from both. Where
+several local steps are simulated, image and noise are searched after all: there r belongs to weights that the server never saw.
 
 A private timestep is read in closed form (`benchmark.closed_form.timesteps`); where that is refused, nothing is rebuilt.
 Where the noise is granted the image alone is searched. x_t starts at the mean colour of public images with noise on it, r at

@@ -195,16 +195,24 @@ def read(name: str) -> Grid:
 
 
 def plan(grid: Grid, registry: Registry, device: str) -> list[Cell]:
-    """Every cell of the grid, in the order they run: those of one scene together, controls first.
+    """Every cell of the grid, in the order they run: part by part, those of one scene together, controls first.
 
     Two ways to ask for the same cell give one, under the first one's label.
 
     Raises:
-        UserError: any axis names something unknown, or values that do not go together.
+        UserError: any axis names something unknown, values that do not go together, or two parts ask for one row of the tables
+            with different budgets or victims.
     """
     planners = [_Planner(part, registry, device) for part in grid.each_part()]
     cells = [planner.cell(*axes) for planner in planners for axes in itertools.product(*planner.axes())]
-    return list({cell.identity: cell for cell in reversed(cells)}.values())[::-1]
+    chosen: dict[str, Cell] = {}
+    rows: dict[object, Cell] = {}
+    for cell in cells:
+        chosen.setdefault(cell.identity, cell)
+        row = rows.setdefault((cell.name, cell.keys.scenario), cell)
+        if (row.budget, row.victims) != (cell.budget, cell.victims):
+            raise UserError(f"two parts of the grid ask for {cell.name} with different budgets or numbers of victims")
+    return list(chosen.values())
 
 
 @dataclass(frozen=True)

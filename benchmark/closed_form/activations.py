@@ -8,6 +8,10 @@ Neighbouring patches overlap, which fixes M. Let V_o be the columns of V that be
 centre, and T_o the shift of positions by o with zeros beyond the border. For a stride of 1 the input is a = M V_0, and its
 shifted copies are the other columns: T_o M V_0 = M V_o for every o. That is linear in M. Two solutions differ by a matrix that
 commutes with every shift, and only multiples of the identity do: the input is read up to one factor, by linear algebra alone.
+That is proven where the input has rank N; with fewer channels than positions it held in what was tried, or was refused.
+
+R-CONV (arXiv 2406.04227, its abstract) also solves for the input of a convolution from its gradients, R-GAP (arXiv 2010.07733,
+its abstract) for those of a whole network.
 
 It holds for one image; with B images M is found up to an invertible mixture of them. Where the patches are more than the
 channels, or those of several images, the rows of G still lie in the span of P, as long as that is not the whole space.
@@ -82,7 +86,7 @@ def patch_span(gradient: Tensor, positions: int) -> Tensor | None:
 def read_activation(span: Tensor, height: int, width: int) -> Activation | None:
     """The input of a 3 x 3 convolution of stride 1 and padding 1, from the span (N, 9 C) of its N = height x width patches.
 
-    None where no input fits: the span is that of something else, e.g. of a gradient with noise.
+    None where no input fits, the span being that of something else, e.g. of a gradient with noise, or where several nearly do.
     """
     positions = height * width
     columns = span.view(positions, -1, 3, 3)
@@ -97,7 +101,10 @@ def read_activation(span: Tensor, height: int, width: int) -> Activation | None:
 
     draw = torch.Generator().manual_seed(0)
     start = torch.randn(positions, positions, generator=draw, dtype=torch.float64).to(span.device)
-    mixture = start - _solved(overlaps, overlaps(start))  # what conjugate gradients cannot reach is where the overlaps vanish
+    solved = _solved(overlaps, overlaps(start))
+    if solved is None:
+        return None
+    mixture = start - solved  # what conjugate gradients cannot reach is where the overlaps vanish
     typical = (start * overlaps(start)).sum() / start.square().sum()
     mismatch = float((mixture * overlaps(mixture)).sum() / mixture.square().sum() / typical)
     if not mismatch < BELIEVED:
@@ -120,18 +127,18 @@ def _shifts_back(moved: Tensor, height: int, width: int) -> Tensor:
     return back[1:-1, 1:-1].flatten(0, 1)
 
 
-def _solved(operator: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
-    """The least solution of a positive semidefinite system by conjugate gradients."""
+def _solved(operator: Callable[[Tensor], Tensor], target: Tensor) -> Tensor | None:
+    """The least solution of a positive semidefinite system by conjugate gradients, None where they do not arrive."""
     solution, residual = torch.zeros_like(target), target.clone()
     direction, square = residual.clone(), residual.square().sum()
     goal = ACCURACY**2 * square
     for _ in range(ITERATIONS):
         if square <= goal:
-            break
+            return solution
         image = operator(direction)
         step = square / (direction * image).sum()
         solution += step * direction
         residual -= step * image
         square, before = residual.square().sum(), square
         direction = residual + square / before * direction
-    return solution
+    return None

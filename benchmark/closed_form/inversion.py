@@ -4,12 +4,15 @@ The network's layers are differentiable and their weights are known, so images a
 make of them: the angle to the activation that was read, and how much of the rows of the weight gradients lies outside the span
 of the patches. That is the least squares distance of each gradient G to D P over every D: whatever flows back, the residual and
 with it the loss, is eliminated layer by layer (variable projection). One evaluation is a pass through
-the way down and back, with first derivatives only.
+the way down and back, with first derivatives only. TIGER (arXiv 2606.18312, its abstract) has a distance to such a span for the
+embeddings of text.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,11 +24,15 @@ from torch.nn import functional as F
 
 from benchmark.closed_form.activations import Activation, patch_span, read_activation, row_span
 from benchmark.diffusion.denoiser import Denoiser
-from benchmark.matching.problem import defect, stack
+from benchmark.matching.problem import defect
 from benchmark.types import Observation
 
 RIDGE = 1e-9
 """Of a Gram matrix's mean diagonal, added to it: patches may be dependent, as those of a flat image are."""
+
+
+AFTER = re.compile(r"\.up_blocks\.|\.conv_out$")
+"""Names of convolutions that come after the way down."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +59,7 @@ class Site:
     def patches(self, value: Tensor) -> Tensor:
         """(P, N, C K^2) of an input (P, C, H, W)."""
         layer = self.layer
-        assert not isinstance(layer.padding, str)
+        assert not isinstance(layer.padding, str)  # `sites` leaves such layers out
         return F.unfold(value, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT
 
 
@@ -77,9 +84,9 @@ class Readout:
 
 
 def sites(network: Denoiser, image_shape: Sequence[int]) -> list[Site]:
-    """The network's plain convolutions, in the order in which it passes them."""
+    """The network's plain convolutions, in the order in which it passes them: without groups, dilation or other padding."""
     found: list[Site] = []
-    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)]
+    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d) and _plain(layer)]
 
     def note(name: str, layer: nn.Conv2d) -> Callable[[nn.Module, object, Tensor], None]:
         return lambda _, inputs, output: found.append(Site(name, layer, output.shape[-2], output.shape[-1]))
@@ -96,12 +103,17 @@ def sites(network: Denoiser, image_shape: Sequence[int]) -> list[Site]:
     return found
 
 
+def _plain(layer: nn.Conv2d) -> bool:
+    padded = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return padded and layer.groups == 1 and layer.dilation == (1, 1)
+
+
 def read(seen: Observation, passed: Sequence[Site]) -> Readout:
     """What the gradients tell of the inputs of the convolutions on the way down: spans, and of one image an activation too."""
     if defect(seen):
         return Readout({})
     images = seen.batch_shape[0]
-    told = [site for site in passed if f"{site.name}.weight" in seen.update and "up_blocks" not in site.name]
+    told = [site for site in passed if f"{site.name}.weight" in seen.update and not AFTER.search(site.name)]
     gradients = {site: seen.update[f"{site.name}.weight"] for site in told}
     telling = {site: g for site, g in gradients.items() if g.any() and images * site.height * site.width < g[0].numel()}
     spans = {site: row_span(gradient) for site, gradient in telling.items()}
@@ -127,7 +139,9 @@ class Inversion:
         held = [readout.activation.value for readout in readouts if readout.activation]
         self.activation = torch.stack(held).flatten(1) if held else None
         self.spans = {site: torch.stack([readout.spans[site] for readout in readouts]) for site in first.spans if span_weight}
-        self.known = stack(observations)
+        self.timesteps = torch.stack([seen.timesteps for seen in observations if seen.timesteps is not None])
+        noise = [seen.noise for seen in observations if seen.noise is not None]
+        self.noise = torch.stack(noise) if noise else None
         wanted = {*self.spans, *([self.site] if self.site else [])}
         self.trunk = _trunk(self.seen.network, [site.name for site in first.spans if site in wanted])
 
@@ -147,11 +161,8 @@ class Inversion:
         return cost.detach(), gradient
 
     def _noisy(self, x: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
-        assert self.known.timesteps is not None
-        t = self.known.timesteps[rows].flatten()
-        if self.known.noise is None:
-            return x, t
-        return self.seen.schedule.add_noise(x, t, self.known.noise[rows].flatten(0, 1)), t
+        t = self.timesteps[rows].flatten()
+        return (x if self.noise is None else self.seen.schedule.add_noise(x, t, self.noise[rows].flatten(0, 1))), t
 
 
 def _sine(values: Tensor, direction: Tensor) -> Tensor:
@@ -161,13 +172,16 @@ def _sine(values: Tensor, direction: Tensor) -> Tensor:
 
 
 def _outside(span: Tensor, patches: Tensor) -> Tensor:
-    """(P,): the share of spans (P, R, n) of orthonormal rows that lies outside the spans of patches (P, N, n); in float64."""
+    """(P,): the share of spans (P, R, n) of orthonormal rows that lies outside the spans of patches (P, N, n); in float64.
+
+    Not a number where the patches are none, are zero or are out of range.
+    """
     patches = patches.double()
     gram = patches @ patches.mT
     ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)
-    triangle = torch.linalg.cholesky(gram + ridge[:, None, None] * torch.eye(len(gram[0]), device=gram.device))
+    triangle, lost = torch.linalg.cholesky_ex(gram + ridge[:, None, None] * torch.eye(len(gram[0]), device=gram.device))
     inside: Tensor = torch.linalg.solve_triangular(triangle, patches @ span.mT, upper=False)
-    return (1 - inside.square().sum((1, 2)) / span.shape[1]).float()
+    return torch.where(lost > 0, math.nan, 1 - inside.square().sum((1, 2)) / span.shape[1]).float()
 
 
 class _Reached(Exception):
@@ -176,7 +190,7 @@ class _Reached(Exception):
 
 def _trunk(network: Denoiser, names: Sequence[str]) -> Callable[[Tensor, Tensor], Mapping[str, Tensor]]:
     """From noisy images (P, C, H, W) and timesteps (P,) to the inputs of the named layers; passes no layer after the last."""
-    network, values = copy.deepcopy(network), dict[str, Tensor]()
+    network, values = copy.deepcopy(network).requires_grad_(False), dict[str, Tensor]()
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -190,6 +204,7 @@ def _trunk(network: Denoiser, names: Sequence[str]) -> Callable[[Tensor, Tensor]
         network.get_submodule(name).register_forward_pre_hook(keep(name))
 
     def passed(x_t: Tensor, t: Tensor) -> Mapping[str, Tensor]:
+        values.clear()
         with suppress(_Reached):
             network(x_t, t)
         return values

@@ -1,6 +1,9 @@
 """The client's timesteps, read from the gradient of the time embedding's first layer. Ours.
 
-That layer's input is the embedding e(t_i), which no weight changes. Its gradients are sum_i d_i e(t_i)^T for the weight and
+To test which of finitely many embeddings lie in the span of a gradient's rows is near to the abstract of DAGER (arXiv
+2405.15586), for the tokens of a text.
+
+The layer's input is the embedding e(t_i), which no weight changes where it is positional, as in every preset. Its gradients are sum_i d_i e(t_i)^T for the weight and
 sum_i d_i for the bias, so the rows of [weight | bias] lie in the span of the vectors (e(t_i), 1): the timesteps are those of
 the T candidates that lie in the span of the rows. The sum over examples, clients and local steps keeps that span.
 
@@ -18,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmark.closed_form.activations import ROUNDING
 from benchmark.matching.problem import defect, flat
 from benchmark.types import Observation, Reconstruction
 
@@ -28,9 +32,6 @@ ABOVE_NOISE = 5.0
 
 CLEAR = 10.0
 """The confidence from which on a reading is believed."""
-
-ROUNDING = 1e-7
-"""Least noise in a gradient in float32, as a share of its largest singular value."""
 
 
 class Unreadable(Exception):
@@ -55,11 +56,9 @@ def read_timesteps(seen: Observation) -> Reading:
     """The timesteps of the N private images behind an update, in no order.
 
     Raises:
-        Unreadable: the update has a defect or lacks the layer, the images are too many, the gradient is too noisy, or some
+        Unreadable: the update lacks the layer, the images are too many, the gradient is too noisy, or some
             timesteps are repeated.
     """
-    if problem := defect(seen):
-        raise Unreadable(problem)
     images, device = seen.batch_shape[0], seen.network.device
     rows = _rows(seen)
     if images >= min(rows.shape):
@@ -72,7 +71,7 @@ def read_timesteps(seen: Observation) -> Reading:
     span = spanned[:found]
     distances, order = (candidates - candidates @ span.T @ span).norm(dim=1).sort()
     confidence = float(distances[found] / distances[found - 1]) if found else 0.0
-    if confidence < CLEAR:
+    if not confidence >= CLEAR:
         raise Unreadable(f"no {found or images} timesteps stand out from the gradient of the time embedding's first layer")
     if 1 < found < images:
         raise Unreadable(f"{found} timesteps stand behind {images} images, and which are repeated is not told")
@@ -89,12 +88,19 @@ def _rows(seen: Observation) -> Tensor:
 def with_timesteps(
     observations: Sequence[Observation], attack: Callable[[Sequence[Observation]], Sequence[Reconstruction]]
 ) -> list[Reconstruction]:
-    """What `attack` rebuilds where timesteps are granted or can be read; elsewhere nothing, and the reason why not."""
+    """What `attack` rebuilds where timesteps are granted or can be read; elsewhere nothing, and the reason why not.
+
+    What is read is a set. Several timesteps of several local steps cannot be told apart by step, so the update is then taken as
+    one batch, see `problem.step_by_step`.
+    """
     told: dict[int, Observation] = {}
     refused: dict[int, Reconstruction] = {}
     for place, seen in enumerate(observations):
+        if problem := defect(seen):
+            refused[place] = Reconstruction(flat(seen), 0, diverged=problem)
+            continue
         try:
-            told[place] = seen if seen.timesteps is not None else dataclasses.replace(seen, timesteps=_in_order(seen))
+            told[place] = seen if seen.timesteps is not None else _told(seen)
         except Unreadable as reason:
             refused[place] = Reconstruction(flat(seen), 0, diverged=f"the timestep is private and cannot be read: {reason}")
     rebuilt = dict(zip(told, attack(list(told.values())), strict=True))
@@ -107,9 +113,9 @@ def with_timesteps(
     return [found[place] for place in range(len(observations))]
 
 
-def _in_order(seen: Observation) -> Tensor:
-    """A set has no order, which matters only beside noise that was granted in one."""
+def _told(seen: Observation) -> Observation:
     timesteps = read_timesteps(seen).timesteps
-    if seen.noise is not None and bool((timesteps != timesteps[0]).any()):
+    several = bool((timesteps != timesteps[0]).any())
+    if several and seen.noise is not None:
         raise Unreadable("which of several timesteps belongs to which of the granted noises is not told")
-    return timesteps
+    return dataclasses.replace(seen, timesteps=timesteps, order_known=seen.order_known and not several)

@@ -1,7 +1,7 @@
 """The search over noisy images and residuals, in place of images and noise.
 
 At a fixed noisy image x_t the update is linear in the residual r = net(x_t, t) - target, so half of the unknowns are those of a
-least-squares problem; image and noise follow from x_t and r at the end. For one image there are as many unknowns either way.
+least-squares problem; image and noise follow from x_t and r at the end. The number of unknowns is the same either way.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import Guess, NoisyGuess, Stack, flat, gaussian, granted
+from benchmark.matching.problem import Guess, NoisyGuess, Stack, flat, gaussian, granted, step_by_step
 from benchmark.matching.search import Solution
 from benchmark.types import Observation
 
@@ -24,6 +24,8 @@ def search(
     observations: Sequence[Observation], starts: Sequence[Tensor], budgets: Sequence[int], scale: float = 1.0
 ) -> list[Solution]:
     """L-BFGS on the squared distance over x_t and r, or over x_0 where the noise is granted.
+
+    Where local steps are simulated, a residual belongs to the weights of its own step: there x_0 and eps are searched.
 
     Args:
         observations: with their timesteps.
@@ -55,15 +57,21 @@ def plain_start(seen: Observation, generator: torch.Generator) -> Tensor:
 
 
 def _variables(seen: Observation, x: Tensor) -> dict[str, Tensor]:
-    return {"x_t": x, "r": torch.zeros_like(x)} if seen.noise is None else {"x_0": x}
+    if seen.noise is not None:
+        return {"x_0": x}
+    return _implied(seen, x, torch.zeros_like(x)) if step_by_step(seen) else {"x_t": x, "r": torch.zeros_like(x)}
 
 
 def _named(seen: Observation, solution: Solution, scale: float) -> Solution:
     if "x_0" in solution.variables:
         return solution
+    variables = _implied(seen, solution.variables["x_t"], scale * solution.variables["r"])
+    return dataclasses.replace(solution, variables=variables)
+
+
+@torch.no_grad()
+def _implied(seen: Observation, x_t: Tensor, r: Tensor) -> dict[str, Tensor]:
+    """The image and noise behind a noisy image and its residual at the global weights."""
     assert seen.timesteps is not None
-    x_t, r = solution.variables["x_t"], scale * solution.variables["r"]
-    with torch.no_grad():
-        target = seen.network(x_t, seen.timesteps) - r
-    x_0, eps = seen.schedule.denoised(x_t, seen.timesteps, target)
-    return dataclasses.replace(solution, variables={"x_0": x_0, "eps": eps})
+    x_0, eps = seen.schedule.denoised(x_t, seen.timesteps, seen.network(x_t, seen.timesteps) - r)
+    return {"x_0": x_0, "eps": eps}

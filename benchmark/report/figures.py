@@ -1,4 +1,4 @@
-"""Paper-ready figures, each as PNG and PDF: a heat map, PSNR with intervals, and a sheet of reconstructions per scene."""
+"""Paper-ready figures, each as PNG and PDF: a heat map, PSNR with intervals, a sheet of reconstructions, and `curves`."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def _figures(results: Results, table: pd.DataFrame) -> Iterator[tuple[str, Figur
             if samples.timestep.nunique() >= TIMESTEPS:
                 yield f"timesteps-{ending}", psnr_by_timestep(samples, f"{results.title}\n{label}")
     table = with_images(table)
-    for key, rows in table.groupby(["dataset", "model"], sort=False):
+    for key, rows in table.groupby(["dataset", "model", "image_size", "timestep"], sort=False):
         if rows.images.nunique() >= SIZES and not rows.control.all():
-            label = " · ".join(map(str, key))
+            label = "{} · {} · {}x{} · t={}".format(*key[:3], *key[2:])
             yield f"images-{_ending(key)}", psnr_by_images(rows, f"{results.title}\n{label}")
 
 
@@ -231,8 +231,8 @@ def _controls(rows: pd.DataFrame) -> set[str]:
 
 
 def _with_budget(rows: pd.DataFrame, attack: str) -> str:
-    budget = int(rows.budget[rows.attack == attack].max())
-    return f"{attack} ({budget})" if budget else attack
+    budgets = sorted({int(budget) for budget in rows.budget[rows.attack == attack]})
+    return f"{attack} ({' or '.join(map(str, budgets))})" if any(budgets) else attack
 
 
 def _wrapped(name: str) -> str:

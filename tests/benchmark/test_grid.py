@@ -283,3 +283,9 @@ def test_parts_are_crossed_by_themselves_and_share_what_they_do_not_name():
     assert {cell.budget for cell in attacked if cell.scenario.image_size == 16} == {3}
     second = [cell for cell in attacked if cell.scenario.image_size == 32]
     assert len(second) == len(whole) and {cell.victims for cell in second} == {2}
+
+
+def test_two_parts_may_not_ask_for_one_row_with_different_budgets():
+    grid = grids.config.build(Grid, {**GOOD, "parts": [{"evaluations": 3}, {"evaluations": 4}]}, "grid")
+    with pytest.raises(UserError, match="different budgets"):
+        plan(grid, Registry(), "cpu")

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from benchmark.attacks.activations import Activations
@@ -11,6 +13,7 @@ from benchmark.closed_form.activations import patch_span, read_activation
 from benchmark.closed_form.inversion import Inversion, read, sites
 from benchmark.contract import Exposed, toy
 from benchmark.matching.problem import CleanGuess, NoisyGuess, Updates
+from benchmark.matching.residual import search
 from benchmark.metrics import psnr
 from benchmark.seeds import stream
 
@@ -57,8 +60,16 @@ def test_fewer_channels_than_positions_tell_no_span():
 def test_a_gradient_with_noise_is_refused():
     gradient = gradient_of(random(1, 7, 4, 4), 20)
     noisy = gradient + 1e-2 * gradient.std() * random(*gradient.shape)
-    span = patch_span(noisy, 16)
-    assert span is None or read_activation(span, 4, 4) is None
+    assert patch_span(noisy, 16) is None
+    exactly_as_many_channels = patch_span(noisy[:16], 16)
+    assert exactly_as_many_channels is not None
+    assert read_activation(exactly_as_many_channels, 4, 4) is None
+
+
+def test_too_few_channels_to_fix_the_input_are_refused():
+    """With 8 channels at 64 positions other inputs fit nearly as well."""
+    value = random(1, 8, 8, 8)
+    assert read_activation(patch_span(gradient_of(value, 80), 64), 8, 8) is None
 
 
 def test_a_span_of_anything_else_is_refused():
@@ -148,4 +159,38 @@ def test_the_residual_search_recovers_an_image_whose_noise_is_private(wide):
 
 def test_restarts_share_the_budget(wide):
     found, _ = rebuilt(Residual(evaluations=9, restarts=3), wide, PrivateNoise())
-    assert found.evaluations <= 9
+    assert found.evaluations == 9
+
+
+def test_victims_with_batches_of_different_sizes_are_attacked_side_by_side():
+    scenes = [toy(batch=size, channels=(32, 32)) for size in (2, 3)]
+    network = scenes[0].network
+    seen = [dataclasses.replace(scene.observe(PrivateNoise()), network=network) for scene in scenes]
+    found = Activations(evaluations=6).run(seen, stream(1, "attack"))
+    assert [len(each.images) for each in found] == [2, 3] and not any(each.diverged for each in found)
+
+
+def test_after_simulated_local_steps_a_match_is_the_image():
+    """The residual of a later step belongs to weights between; taken at the global ones a perfect match would be no image."""
+    scene = toy(batch=1, channels=(32, 32), local_steps=2, local_lr=0.05, timesteps=(200, 200))
+    seen, victim = scene.observe(PrivateNoise()), scene.victim
+    x_t = scene.schedule.add_noise(victim.images, victim.timesteps, victim.noise)
+    (start,) = search([seen], [x_t], [1])
+    assert set(start.variables) == {"x_0", "eps"}
+    again = scene.schedule.add_noise(start.variables["x_0"], seen.timesteps, start.variables["eps"])
+    assert torch.allclose(again, x_t, atol=1e-4)
+
+
+def test_a_point_out_of_range_costs_nothing_finite_and_leaves_the_other_victims_alone(wide):
+    seen = wide.observe(PrivateNoise())
+    readout = read(seen, sites(seen.network, seen.image_shape))
+    costs, _ = Inversion([seen, seen], [readout, readout], 10.0)(
+        torch.stack([random(192), torch.full((192,), torch.nan)]), [0, 1]
+    )
+    assert costs.isfinite().tolist() == [True, False]
+
+
+def test_the_way_down_ends_before_the_way_up(wide):
+    seen = wide.observe(PrivateNoise())
+    names = [site.name for site in read(seen, sites(seen.network, seen.image_shape)).spans]
+    assert names and not any("up_blocks" in name or "conv_out" in name for name in names)

@@ -90,3 +90,21 @@ def test_only_the_victim_that_cannot_be_read_is_lost():
 def test_a_set_is_of_no_use_beside_noise_that_was_granted_in_an_order():
     (found,) = with_timesteps([seen_at((100, 200), PrivateTimestep())], lambda told: [])
     assert "which of the granted noises" in found.diverged
+
+
+def test_a_set_read_after_several_local_steps_is_not_taken_for_their_order():
+    seen = seen_at((700, 20), batch=1, local_steps=2, local_lr=0.1)
+    assert seen.order_known
+    told = []
+    with_timesteps(
+        [seen], lambda observations: told.extend(observations) or DLG(evaluations=1).run(observations, stream(0, "a"))
+    )
+    assert told[0].timesteps.tolist() == [20, 700] and not told[0].order_known
+
+
+def test_an_update_that_is_broken_is_refused_for_that():
+    seen = seen_at((200,))
+    name = next(iter(seen.update))
+    broken = dataclasses.replace(seen, update={**seen.update, name: seen.update[name] * torch.nan})
+    (found,) = DLG(evaluations=1).run([broken], stream(0, "a"))
+    assert found.diverged == f"the update's '{name}' is not finite"
