@@ -59,11 +59,10 @@ def test_fewer_channels_than_positions_tell_no_span():
 
 def test_a_gradient_with_noise_is_refused():
     gradient = gradient_of(random(1, 7, 4, 4), 20)
-    noisy = gradient + 1e-2 * gradient.std() * random(*gradient.shape)
-    assert patch_span(noisy, 16) is None
-    exactly_as_many_channels = patch_span(noisy[:16], 16)
-    assert exactly_as_many_channels is not None
-    assert read_activation(exactly_as_many_channels, 4, 4) is None
+    little, much = (gradient + share * gradient.std() * random(*gradient.shape) for share in (1e-2, 1.0))
+    span = patch_span(little, 16)
+    assert span is not None and read_activation(span, 4, 4) is None
+    assert patch_span(much, 16) is None
 
 
 def test_too_few_channels_to_fix_the_input_are_refused():
