@@ -95,11 +95,13 @@ def test_a_set_is_of_no_use_beside_noise_that_was_granted_in_an_order():
 def test_a_set_read_after_several_local_steps_is_not_taken_for_their_order():
     seen = seen_at((700, 20), batch=1, local_steps=2, local_lr=0.1)
     assert seen.order_known
-    told = []
-    with_timesteps(
-        [seen], lambda observations: told.extend(observations) or DLG(evaluations=1).run(observations, stream(0, "a"))
-    )
-    assert told[0].timesteps.tolist() == [20, 700] and not told[0].order_known
+
+    def attack(observations):
+        (told,) = observations
+        assert told.timesteps.tolist() == [20, 700] and not told.order_known
+        return DLG(evaluations=1).run(observations, stream(0, "a"))
+
+    assert with_timesteps([seen], attack)[0].diverged is None
 
 
 def test_an_update_that_is_broken_is_refused_for_that():
