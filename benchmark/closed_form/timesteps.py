@@ -4,8 +4,9 @@ To test which of finitely many embeddings lie in the span of a gradient's rows i
 2405.15586), for the tokens of a text.
 
 The layer's input is the embedding e(t_i), which no weight changes where it is positional, as in every preset. Its gradients
-are sum_i d_i e(t_i)^T for the weight and sum_i d_i for the bias, so the rows of [weight | bias] lie in the span of the vectors (e(t_i), 1): the timesteps are those of
-the T candidates that lie in the span of the rows. The sum over examples, clients and local steps keeps that span.
+are sum_i d_i e(t_i)^T for the weight and sum_i d_i for the bias, so the rows of [weight | bias] lie in the span of
+the vectors (e(t_i), 1): the timesteps are those of the T candidates that lie in the span of the rows. The sum over examples,
+clients and local steps keeps that span.
 
 The span tells a set. Where fewer timesteps are found than there are images, some are repeated and it cannot say which, unless
 there is one only. How far it is to be trusted follows from the gradient itself: N images span N dimensions at the most, and
