@@ -1,6 +1,6 @@
 """The search over the noisy image and the residual, for clients that keep their noise to themselves.
 
-Source: ours; no paper is known to us
+Source: ours
 
 At a fixed noisy image x_t the update is linear in the residual r = net(x_t, t) - target (`benchmark.matching.residual`), so x_t
 and r are searched in place of image and noise, by L-BFGS on the squared distance; image and noise follow from both. Where

@@ -87,7 +87,9 @@ def test_a_dry_run_prints_cells_and_an_estimate_and_writes_nothing(grid, tmp_pat
     assert main(["run", "--grid", grid, "--out", str(tmp_path / "out"), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "dlg vs none · photos · 16x16 t=200 B=1 · tiny · trial 0: 2 x 2 evaluations" in printed
-    assert "dlg vs private_noise_timestep · photos · 16x16 t=200 B=1 · tiny · trial 0: will be skipped" in printed
+    assert (
+        "inverting_gradients vs private_noise_timestep · photos · 16x16 t=200 B=1 · tiny · trial 0: will be skipped" in printed
+    )
     assert "12 of 12 cells to run" in printed
     assert not (tmp_path / "out").exists()
 
@@ -182,7 +184,7 @@ def test_an_unknown_attack_in_compare_names_the_nearest(finished, capsys):
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("attacks", ["dlg", "needs: timestep", "arXiv 1906.08935"]),
+        ("attacks", ["inverting_gradients", "needs: noise", "arXiv 2003.14053"]),
         ("defenses", ["private_noise_timestep", "hides: noise, timestep"]),
         ("datasets", ["photos", "faces", "folder"]),
         ("models", ["tiny", "small", "PATH"]),
