@@ -2,8 +2,8 @@
 
 Source: ours
 
-Near to it come, by their abstracts, R-GAP (arXiv 2010.07733) and R-CONV (arXiv 2406.04227), which solve for the inputs of layers,
-and DAGER (arXiv 2405.15586) and TIGER (arXiv 2606.18312), which use the span of a gradient's rows to find text.
+Near to it come, by their abstracts, R-GAP (arXiv 2010.07733) and R-CONV (arXiv 2406.04227), which solve for the inputs of
+layers, and DAGER (arXiv 2405.15586) and TIGER (arXiv 2606.18312), which use the span of a gradient's rows to find text.
 
 1. A private timestep is read in closed form (`benchmark.closed_form.timesteps`); where that is refused, nothing is rebuilt.
 2. Of one image, the input of the first convolution on the network's way whose output has no more positions than channels is
