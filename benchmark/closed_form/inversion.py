@@ -109,7 +109,10 @@ def _plain(layer: nn.Conv2d) -> bool:
 
 
 def read(seen: Observation, passed: Sequence[Site]) -> Readout:
-    """What the gradients tell of the inputs of the convolutions on the way down: spans, and of one image an activation too."""
+    """What the gradients tell of the inputs of the convolutions on the way down: spans, and of one image an activation too.
+
+    Of one image, spans after the activation are left out: they follow from it, and made the search slower.
+    """
     if defect(seen):
         return Readout({})
     images = seen.batch_shape[0]
@@ -121,7 +124,8 @@ def read(seen: Observation, passed: Sequence[Site]) -> Readout:
         span = patch_span(gradient, site.height * site.width) if site.overlaps else None
         activation = None if span is None else read_activation(span, site.height, site.width)
         if activation is not None:
-            return Readout(spans, activation, site)
+            before = list(spans)[: list(spans).index(site) + 1]
+            return Readout({place: spans[place] for place in before}, activation, site)
     return Readout(spans)
 
 
