@@ -6,7 +6,8 @@ The abstracts name diffusion models that gradients guide, to rebuild images from
 denoising of a diffusion model makes up for such noise is all that is taken from them. How is ours throughout:
 
 - Where the defense discloses its noise the likelihood is || clip(g) - g* ||^2 / (2 sigma^2), the guessed gradient clipped as
-  the client clips: exact for one image. In a batch the gradient of the mean is clipped, since single gradients are not at hand.
+  the client clips: exact for one image in one step of one client with a batch of fixed size. Else the gradient of the mean is
+  clipped, since single gradients are not at hand, and a Poisson batch is not divided by its expected size as the client does.
   Where sigma is not disclosed or 0, its most likely value is put in: N / 2 log || clip(g) - g* ||^2 for N coordinates.
 - The belief is Gaussian around an anchor: differences of neighbouring pixels are small, as they are in images, and all
   pixels lie near. The first half of the budget has the mean colour of public images for its anchor; two quarters then have what

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,9 @@ def heat_map(rows: pd.DataFrame, title: str) -> Figure:
             text += f"\n{row.n_ok}/{row.n_total}"
         dark = not np.isnan(value) and value < BRIGHT
         axes.text(x, y, text, ha="center", va="center", color="white" if dark else "0.2", fontsize=7)
+    asked = set(zip(rows.attack, rows.defense, strict=True))
+    for attack, defense in set(itertools.product(attacks, defenses)) - asked:
+        axes.text(defenses.index(defense), attacks.index(attack), "not run", ha="center", va="center", color="0.5", fontsize=7)
     axes.set_xticks(range(len(defenses)), [_wrapped(name) for name in defenses])
     axes.set_yticks(range(len(attacks)), [_with_budget(rows, name) for name in attacks])
     axes.tick_params(length=0)

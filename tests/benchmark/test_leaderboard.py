@@ -177,6 +177,8 @@ def test_figures_show_each_number_of_the_table(run, table):
     with figures.plt.rc_context(figures.STYLE):
         texts = [t.get_text() for t in figures.heat_map(table, "title").axes[0].texts]
     assert "45.0" in texts and "skipped" in texts and "90.0\n1/4" in texts and "failed\n0/4" in texts
+    never_asked = 2 * len(set(table.attack)) - len(table)
+    assert texts.count("not run") == never_asked > 0
     sheet = figures.sheet(results.samples, "title")
     titles = [axes.get_title() for axes in sheet.axes]
     assert "40.0 dB" in titles and "source-0" in titles
