@@ -54,7 +54,10 @@ def with_images(table: pd.DataFrame) -> pd.DataFrame:
     images = table.batch_size * table.local_steps * table.clients
     names = [" and ".join(word for column, word in many.items() if row[column] > 1) for _, row in table.iterrows()]
     how = [" ".join(re.findall(r"lr=\S+|order \w+", label)) for label in table.scenario]
-    return table.assign(images=images, practice=[f"{name} {more}".strip() for name, more in zip(names, how, strict=True)])
+    timestep = table.timestep.map(str)  # one of each image comes as a list
+    return table.assign(
+        images=images, timestep=timestep, practice=[f"{name} {more}".strip() for name, more in zip(names, how, strict=True)]
+    )
 
 
 def _panels(names: list[str]) -> tuple[Figure, list[Any]]:

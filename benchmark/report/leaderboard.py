@@ -95,7 +95,7 @@ def read(store: Store) -> Results:
     records = [record for record in map(store.record, plan["cells"]) if record is not None]
     cells = pd.DataFrame([{**_axes(record), **_outcome(record)} for record in records])
     frames = [
-        store.samples(record.identity).assign(trial=record.config["trial"], control=record.control, **_axes(record))
+        store.samples(record.identity).assign(trial=record.config["trial"], control=record.control, **_own(record))
         for record in records
         if record.status in (Status.OK, Status.DIVERGED)
     ]
@@ -176,6 +176,11 @@ def _axes(record: Record) -> dict[str, Any]:
         "adaptive": record.adaptive,
         "budget": record.budget,
     }
+
+
+def _own(record: Record) -> dict[str, Any]:
+    """The axes beside an image, which has a timestep of its own."""
+    return {name: value for name, value in _axes(record).items() if name != "timestep"}
 
 
 def _outcome(record: Record) -> dict[str, Any]:

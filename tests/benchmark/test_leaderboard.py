@@ -187,6 +187,7 @@ def test_figures_show_each_number_of_the_table(run, table):
 
 def test_where_timesteps_differ_every_image_stands_over_its_own(run):
     samples = read(run).samples
+    assert set(samples.timestep) == {200}  # of the image, not the scenario's text
     samples = samples.assign(timestep=[100 * i for i in range(len(samples))])
     figure = curves.psnr_by_timestep(samples, "title")
     drawn = [point for axes in figure.axes for line in axes.lines for point in zip(*line.get_data(), strict=True)]
