@@ -61,7 +61,7 @@ def with_images(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _panels(names: list[str]) -> tuple[Figure, list[Any]]:
-    size = (max(5.0, 3.0 * len(names)), 3.0)
+    size = (3.0 + 3.0 * len(names), 3.0)
     figure, grid = plt.subplots(1, len(names), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")
     for axes, name in zip(grid.flat, names, strict=True):
         axes.set_title(name, loc="left")
@@ -73,7 +73,7 @@ def _panels(names: list[str]) -> tuple[Figure, list[Any]]:
 def _finished(figure: Figure, panels: list[Any], across: str, up: str, title: str) -> Figure:
     handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     panels[0].set_ylim(bottom=0)
-    figure.legend(list(handles.values()), list(handles), loc="outside right upper")
+    figure.legend(list(handles.values()), list(handles), loc="outside right center")
     figure.supxlabel(across, fontsize=8)
     figure.supylabel(up, fontsize=8)
     figure.suptitle(title, x=0.01, ha="left")
