@@ -1,4 +1,4 @@
-"""Activations read in closed form, the noisy image behind them, then the residual: what is private costs little.
+"""Activations read in closed form, the noisy image behind them, then the residual: for private noise and timesteps.
 
 Source: ours
 
@@ -18,13 +18,13 @@ layers, and DAGER (arXiv 2405.15586) and TIGER (arXiv 2606.18312), which use the
 With noise on the update or coordinates set to zero, the rows tell nothing and step 3 does not come down: there the rest of the
 budget goes to step 4 from the start of `residual`; and all of it where every convolution has too many positions.
 
-After several local steps the rows are those of several gradients at weights that drift, and step 3 takes them for one: it ends
-near the images by the order of the step size, and step 4 goes on from there.
+After several local steps the rows are those of several gradients at weights that drift, and step 3 takes them for one:
+the truth is no longer where its cost is zero, and step 4 has to make up for it.
 
 Shapes: images (B, C, H, W), unbounded. Cost: an evaluation of step 3 is one pass through the way down and back, with a Gram
 matrix of all patches for each convolution in float64, and counts as much as one of step 4, a double backward through the
 network. Not counted: a singular value decomposition of each gradient, and for the reading up to 2,000 steps of conjugate
-gradients on matrices (N, N), N the positions of the output (measured: under a second for 64 positions, half a minute for 256).
+gradients on matrices (N, N), N the positions of the output (seen on a busy core: 1 s for 64 positions, 30 to 50 s for 256).
 """
 
 from __future__ import annotations
@@ -82,8 +82,9 @@ class Activations(Attack):
         return with_timesteps(observations, lambda told: self._attack(told, generator))
 
     def _attack(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        passed = {id(seen.network): sites(seen.network, seen.image_shape) for seen in observations}
-        readouts = [read(seen, passed[id(seen.network)]) for seen in observations]
+        distinct = {(id(seen.network), seen.image_shape): seen for seen in observations}
+        passed = {key: sites(seen.network, seen.image_shape) for key, seen in distinct.items()}
+        readouts = [read(seen, passed[id(seen.network), seen.image_shape]) for seen in observations]
         groups: dict[object, list[int]] = {}
         for place, (seen, readout) in enumerate(zip(observations, readouts, strict=True)):
             groups.setdefault((id(seen.network), seen.batch_shape, seen.noise is None, readout.kind), []).append(place)

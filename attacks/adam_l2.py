@@ -24,8 +24,7 @@ from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.adam import adam, cosine_decay
 from benchmark.matching.engine import Task, match
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import gaussian, granted
-from benchmark.matching.search import Variables
+from benchmark.matching.problem import gaussian, granted, unknowns
 from benchmark.plugins import Attack
 from benchmark.types import Observation, Reconstruction
 
@@ -53,13 +52,6 @@ class AdamL2(Attack):
         return with_timesteps(observations, lambda told: self._search(told, generator))
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        tasks = [Task(seen, _start(seen, generator), self.evaluations) for seen in observations]
+        tasks = [Task(seen, unknowns(seen, gaussian(seen, generator), generator), self.evaluations) for seen in observations]
         optimise = partial(adam, lr=self.lr, decay=cosine_decay)
         return [found.reconstruction() for found in match(tasks, granted, squared_distance, optimise)]
-
-
-def _start(seen: Observation, generator: torch.Generator) -> Variables:
-    start = {"x_0": gaussian(seen, generator)}
-    if seen.noise is None:
-        start["eps"] = gaussian(seen, generator)
-    return start

@@ -26,8 +26,8 @@ from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import gaussian, granted
-from benchmark.matching.search import Variables, best_of_each
+from benchmark.matching.problem import gaussian, granted, unknowns
+from benchmark.matching.search import best_of_each, check_restarts
 from benchmark.plugins import Attack
 from benchmark.types import Observation, Reconstruction
 
@@ -45,10 +45,7 @@ class DLG(Attack):
     restarts: int = 1
 
     def __post_init__(self) -> None:
-        if self.evaluations < 1:
-            raise ValueError(f"evaluations must be at least 1, not {self.evaluations}")
-        if not 1 <= self.restarts <= self.evaluations:
-            raise ValueError(f"restarts must be from 1 to evaluations ({self.evaluations}), not {self.restarts}")
+        check_restarts(self.evaluations, self.restarts)
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
@@ -56,13 +53,10 @@ class DLG(Attack):
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         share = self.evaluations // self.restarts
-        tasks = [Task(seen, _start(seen, generator), share) for seen in observations for _ in range(self.restarts)]
+        tasks = [
+            Task(seen, unknowns(seen, gaussian(seen, generator), generator), share)
+            for seen in observations
+            for _ in range(self.restarts)
+        ]
         found = match(tasks, granted, squared_distance, lbfgs)
         return [best.reconstruction() for best in best_of_each(found, self.restarts)]
-
-
-def _start(seen: Observation, generator: torch.Generator) -> Variables:
-    start = {"x_0": gaussian(seen, generator)}
-    if seen.noise is None:
-        start["eps"] = gaussian(seen, generator)
-    return start

@@ -34,7 +34,7 @@ from benchmark.matching.adam import adam
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import layerwise_cosine_distance, squared_distance
-from benchmark.matching.problem import CleanGuess, Guess, Stack, flat, gaussian, granted
+from benchmark.matching.problem import CleanGuess, Guess, Stack, flat, granted, unknowns
 from benchmark.matching.search import Solution, Variables
 from benchmark.plugins import Attack
 from benchmark.types import Observation, Reconstruction
@@ -66,7 +66,7 @@ class GIDMPlus(Attack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        tasks = [Task(seen, _start(seen, generator), self.evaluations) for seen in observations]
+        tasks = [Task(seen, unknowns(seen, flat(seen), generator), self.evaluations) for seen in observations]
         private = [task for task in tasks if task.seen.timesteps is None]
         joint = dict(zip(private, self._joint(private), strict=True))
         found = match([_after(task, joint.get(task)) for task in tasks], granted, squared_distance, lbfgs)
@@ -78,13 +78,6 @@ class GIDMPlus(Attack):
         tasks = [dataclasses.replace(task, start=_with_logits(task), evaluations=evaluations) for task in tasks]
         rates = {"x_0": self.lr, "eps": self.lr, "logits": self.timestep_lr}
         return match(tasks, _relaxed, layerwise_cosine_distance, partial(adam, lr=rates))
-
-
-def _start(seen: Observation, generator: torch.Generator) -> Variables:
-    start = {"x_0": flat(seen)}
-    if seen.noise is None:
-        start["eps"] = gaussian(seen, generator)
-    return start
 
 
 def _with_logits(task: Task) -> Variables:

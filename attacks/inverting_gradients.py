@@ -31,7 +31,7 @@ from benchmark.matching.adam import signed_adam
 from benchmark.matching.engine import Task, match
 from benchmark.matching.objectives import cosine_distance, total_variation
 from benchmark.matching.problem import gaussian, granted
-from benchmark.matching.search import best_of_each
+from benchmark.matching.search import best_of_each, check_restarts
 from benchmark.plugins import Attack
 from benchmark.types import Capability, Observation, Reconstruction
 
@@ -55,10 +55,7 @@ class InvertingGradients(Attack):
     restarts: int = 1
 
     def __post_init__(self) -> None:
-        if self.evaluations < 1:
-            raise ValueError(f"evaluations must be at least 1, not {self.evaluations}")
-        if not 1 <= self.restarts <= self.evaluations:
-            raise ValueError(f"restarts must be from 1 to evaluations ({self.evaluations}), not {self.restarts}")
+        check_restarts(self.evaluations, self.restarts)
         if self.lr <= 0 or self.tv < 0:
             raise ValueError(f"lr must be above 0 and tv at least 0, not {self.lr:g} and {self.tv:g}")
 

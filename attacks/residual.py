@@ -22,7 +22,7 @@ import torch
 
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.residual import plain_start, search
-from benchmark.matching.search import best_of_each
+from benchmark.matching.search import best_of_each, check_restarts
 from benchmark.plugins import Attack
 from benchmark.types import Observation, Reconstruction
 
@@ -40,10 +40,7 @@ class Residual(Attack):
     restarts: int = 1
 
     def __post_init__(self) -> None:
-        if self.evaluations < 1:
-            raise ValueError(f"evaluations must be at least 1, not {self.evaluations}")
-        if not 1 <= self.restarts <= self.evaluations:
-            raise ValueError(f"restarts must be from 1 to evaluations ({self.evaluations}), not {self.restarts}")
+        check_restarts(self.evaluations, self.restarts)
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""

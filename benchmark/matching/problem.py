@@ -230,6 +230,11 @@ def granted(variables: Mapping[str, Tensor], known: Stack) -> Guess:
     return CleanGuess(variables["x_0"], known.timesteps, known.noise if known.noise is not None else variables["eps"])
 
 
+def unknowns(observation: Observation, x_0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """A start for what `granted` searches: images `x_0`, and noise `eps` from N(0, 1) where that is private."""
+    return {"x_0": x_0} if observation.noise is not None else {"x_0": x_0, "eps": gaussian(observation, generator)}
+
+
 def defect(observation: Observation) -> str | None:
     """Why the update cannot be matched, None where it can: a name or shape that the network lacks, or no finite signal."""
     shapes = {name: p.shape for name, p in observation.network.named_parameters() if p.requires_grad}

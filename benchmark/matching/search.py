@@ -70,6 +70,18 @@ def best_of(solutions: Sequence[Solution]) -> Solution:
     return replace(best, evaluations=sum(solution.evaluations for solution in solutions))
 
 
+def check_restarts(evaluations: int, restarts: int) -> None:
+    """Refuse a budget that has no evaluation, or not one for each restart.
+
+    Raises:
+        ValueError: with one sentence for the user.
+    """
+    if evaluations < 1:
+        raise ValueError(f"evaluations must be at least 1, not {evaluations}")
+    if not 1 <= restarts <= evaluations:
+        raise ValueError(f"restarts must be from 1 to evaluations ({evaluations}), not {restarts}")
+
+
 def best_of_each(solutions: Sequence[Solution], restarts: int) -> list[Solution]:
     """`best_of` each run of `restarts` solutions."""
     return [best_of(solutions[first : first + restarts]) for first in range(0, len(solutions), restarts)]
