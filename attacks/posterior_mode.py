@@ -42,7 +42,7 @@ from benchmark.diffusion.sampler import estimate
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import Distance, clipped, profiled, squared_distance, whitened
-from benchmark.matching.problem import flat, gaussian, granted
+from benchmark.matching.problem import flat, granted, unknowns
 from benchmark.matching.search import Solution, Variables
 from benchmark.plugins import Attack
 from benchmark.types import Capability, Observation, PublicParameters, Reconstruction
@@ -111,10 +111,7 @@ def _likelihood(public: PublicParameters) -> Distance:
 
 
 def _start(seen: Observation, generator: torch.Generator) -> Variables:
-    start = {"x_0": flat(seen), "anchor": flat(seen)}
-    if seen.noise is None:
-        start["eps"] = gaussian(seen, generator)
-    return start
+    return {"anchor": flat(seen), **unknowns(seen, flat(seen), generator)}
 
 
 @torch.no_grad()
