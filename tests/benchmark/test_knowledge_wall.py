@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmark.attacks import dlg
 
 from benchmark.contract import RULES
 from benchmark.grid import Grid, plan
+from benchmark.matching.problem import gaussian, unknowns
 from benchmark.registry import Plugin, Registry
 from benchmark.runner import run_cell, scene
 from benchmark.seeds import seed, stream
@@ -111,7 +111,7 @@ def test_streams_of_victim_defense_and_attack_differ(cells, monkeypatch):
 def test_a_start_does_not_depend_on_the_private_noise(cells):
     """The reference code starts the "unknown" noise at the true one; here two victims' starts depend on the stream alone."""
     _, (first, second) = scene(cells["dlg", "private_noise"])
-    a, b = dlg._start(first, stream(0, "s")), dlg._start(second, stream(0, "s"))
+    a, b = (unknowns(seen, gaussian(seen, draws), draws) for seen, draws in ((first, stream(0, "s")), (second, stream(0, "s"))))
     assert set(a) == {"x_0", "eps"}
     assert all(torch.equal(a[name], b[name]) for name in a)
 
