@@ -71,18 +71,20 @@ class Toy:
 
     def step(self) -> ClientStep:
         """All of the round's images as one client's only step."""
-        return ClientStep(self.network, self.schedule, self.victim, len(self.victim.images))
+        practice = dataclasses.replace(self.scenario, batch_size=len(self.victim.images), local_steps=1, clients=1)
+        return ClientStep(self.network, self.schedule, self.victim, practice)
 
     def round(self) -> Round:
-        """The round."""
+        """The round, all of whose clients are summed."""
         return Round(self.network, self.schedule, self.victim, self.scenario)
 
     def observe(self, defense: Defense, seed: int = 0) -> Observation:
         """What the server sees of it under a defense; the attacked network stands for its own prior."""
-        granted = copy.deepcopy(self.network)
+        network = defense.prepare(self.network, stream(seed, "prepare"))
+        trained, granted = dataclasses.replace(self.round(), network=network), copy.deepcopy(network)
         prior = Prior(copy.deepcopy(self.network).requires_grad_(False), copy.deepcopy(self.schedule))
         streams = stream(seed, "defense"), stream(seed, "order")
-        return observe(self.round(), defense, torch.zeros(3), granted, *streams, prior)
+        return observe(trained, defense, torch.zeros(3), granted, *streams, prior)
 
 
 class Exposed(Defense):
@@ -276,9 +278,9 @@ def _hides(plugin: Plugin, defense: Defense) -> str | None:
 
 
 def _update(plugin: Plugin, defense: Defense) -> str | None:
-    scene = toy(batch=1, local_steps=2, clients=2)
-    update = scene.observe(defense).update
-    shapes = {name: p.shape for name, p in scene.network.named_parameters()}
+    seen = toy(batch=1, local_steps=2, clients=2).observe(defense)
+    update = seen.update
+    shapes = {name: p.shape for name, p in seen.network.named_parameters()}
     for name, value in update.items():
         if shapes.get(name) != value.shape:
             return f"'{name}' of shape {tuple(value.shape)} is not a parameter of the network"

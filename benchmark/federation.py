@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from benchmark.plugins import Defense, Picture
 from benchmark.scenario import Scenario
 from benchmark.types import Capability, Observation, Prior, Update, Victim
 
+PLAIN = Defense()
+"""What an undefended client does."""
+
 
 @dataclass(frozen=True, eq=False)
 class ClientStep:
@@ -26,13 +30,15 @@ class ClientStep:
         network: the weights at that step: the global ones at the first, the client's own after it.
         schedule: noise schedule and prediction type.
         victim: the private batch with its timesteps and noise.
-        expected_batch_size: the scenario's batch size, which differs from the batch at hand under Poisson sampling.
+        scenario: the clients' practice. Its batch size differs from that of the batch at hand under Poisson sampling.
+        defense: the client's.
     """
 
     network: Denoiser
     schedule: Schedule
     victim: Victim
-    expected_batch_size: int
+    scenario: Scenario
+    defense: Defense = PLAIN
 
     def loss(self, network: torch.nn.Module) -> Tensor:
         """The mean training loss of the batch under `network`, which may wrap the client's own."""
@@ -41,6 +47,18 @@ class ClientStep:
     def gradient(self) -> Update:
         """The gradient of the mean loss, one tensor per trainable parameter."""
         return parameter_gradient(self.network, self.loss(self.network))
+
+    def redrawn(self, draws: int, generator: torch.Generator) -> ClientStep:
+        """The step with each image there `draws` times in a row, with fresh noise and, unless it is fixed, a fresh timestep."""
+        victim, steps = self.victim, self.schedule.steps
+        images = victim.images.repeat_interleave(draws, dim=0)
+        timesteps = victim.timesteps.repeat_interleave(draws)
+        if not self.scenario.fixed_timesteps:
+            fresh = _uniform(len(images), steps, generator)
+            timesteps = self.defense.timesteps(fresh, self.scenario, steps).to(images.device)
+        noise = torch.randn(images.shape, generator=generator).to(images.device)
+        sources = tuple(source for source in victim.sources for _ in range(draws))
+        return dataclasses.replace(self, victim=Victim(images, timesteps, noise, sources))
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +94,7 @@ class Round:
         for batch in batches:
             if gradients:
                 network = _stepped(network, gradients[-1], self.scenario.local_lr)
-            step = ClientStep(network, self.schedule, batch, self.scenario.batch_size)
+            step = ClientStep(network, self.schedule, batch, self.scenario, defense)
             gradients.append(defense.gradient(step, generator))
         return defense.release(mean_update(gradients), generator)
 
@@ -106,18 +124,33 @@ def image_counts(scenario: Scenario, victims: int, generator: torch.Generator) -
     return sizes
 
 
-def draw_victim(pictures: Sequence[Picture], scenario: Scenario, schedule: Schedule, generator: torch.Generator) -> Victim:
+def draw_victim(
+    pictures: Sequence[Picture], scenario: Scenario, schedule: Schedule, generator: torch.Generator, defense: Defense = PLAIN
+) -> Victim:
     """The clients' draw of timesteps and noise for all images of a round, on the CPU."""
     images = torch.stack([picture.image for picture in pictures])
     fixed = scenario.fixed_timesteps
-    if fixed:
-        timesteps = torch.tensor(fixed).expand(len(pictures)).clone()
-    else:
-        # The draw is a share of T, so that victims keep their place when models differ in T.
-        share = torch.rand(len(pictures), generator=generator, dtype=torch.float64)
-        timesteps = (share * schedule.steps).long()
+    drawn = torch.tensor(fixed).expand(len(pictures)).clone() if fixed else _uniform(len(pictures), schedule.steps, generator)
+    timesteps = defense.timesteps(drawn, scenario, schedule.steps)
     noise = torch.randn(images.shape, generator=generator)
     return Victim(images, timesteps, noise, tuple(picture.source for picture in pictures))
+
+
+def _uniform(count: int, steps: int, generator: torch.Generator) -> Tensor:
+    """Timesteps (count,). What is drawn is a share of T, so that victims keep their place when models differ in T."""
+    return (torch.rand(count, generator=generator, dtype=torch.float64) * steps).long()
+
+
+def seen_apart(victims: Sequence[Victim], scenario: Scenario, defense: Defense) -> tuple[list[Victim], Scenario]:
+    """What lies behind each update that the server sees, and the scenario of one: client by client, unless it is aggregated."""
+    clients = scenario.clients
+    if defense.aggregates or clients == 1:
+        return list(victims), scenario
+    order = scenario.order if scenario.local_steps > 1 else "known"
+    timesteps = scenario.timesteps[0] if isinstance(scenario.timesteps, tuple) else scenario.timesteps
+    alone = dataclasses.replace(scenario, clients=1, order=order, timesteps=timesteps)
+    parts = [local_batches(len(victim.images), clients, 1) for victim in victims]
+    return [_part(victim, place) for victim, of in zip(victims, parts, strict=True) for (place,) in of], alone
 
 
 def observe(

@@ -17,6 +17,7 @@ from benchmark.scenario import Scenario
 from benchmark.types import Capability, Observation, Privacy, PublicParameters, Reconstruction, Update
 
 if TYPE_CHECKING:
+    from benchmark.diffusion.denoiser import Denoiser
     from benchmark.federation import ClientStep
 
 
@@ -51,11 +52,31 @@ class Attack(ABC):
 class Defense:
     """Changes what an honest client does, at the point where it really acts. The defaults change nothing.
 
+    The methods stand in the order in which a round passes them.
+
     Attributes:
         hides: the client's knowledge that is not granted to the attack, of timestep and noise.
+        aggregates: whether the server sees the mean of the clients' updates alone, not each of them.
     """
 
     hides: ClassVar[frozenset[Capability]] = frozenset()
+    aggregates: ClassVar[bool] = False
+
+    def prepare(self, network: Denoiser, generator: torch.Generator) -> Denoiser:
+        """The network that clients train and the server grants: `network` itself, which stays as it is, or a changed copy.
+
+        Raises:
+            UserError: the defense does not fit the network.
+        """
+        return network
+
+    def timesteps(self, drawn: Tensor, scenario: Scenario, steps: int) -> Tensor:
+        """The timesteps (N,) that clients train on, in [0, `steps`), from those that the scenario draws or fixes.
+
+        Raises:
+            UserError: the defense contradicts the scenario.
+        """
+        return drawn
 
     def gradient(self, step: ClientStep, generator: torch.Generator) -> Update:
         """How the examples' gradients are combined at one local step; by default the gradient of their mean loss."""

@@ -24,7 +24,7 @@ from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.models import Model, build_network, build_schedule
 from benchmark.environment import describe
 from benchmark.errors import first_line
-from benchmark.federation import Round, draw_victim, image_counts, observe
+from benchmark.federation import Round, draw_victim, image_counts, observe, seen_apart
 from benchmark.grid import Cell
 from benchmark.judge import Sample, judge, oracle
 from benchmark.matching.resources import out_of_memory
@@ -62,7 +62,8 @@ def run_cell(cell: Cell, timeout: float | None = None) -> Outcome:
     _reset_peak(cell.device)
     try:
         with _time_limit(timeout):
-            claims = _Claims(cell.defense.public(cell.scenario), cell.defense.privacy(cell.scenario))
+            _, shown = seen_apart([], cell.scenario, cell.defense)
+            claims = _Claims(cell.defense.public(shown), cell.defense.privacy(shown))
             if cell.missing:
                 status, reason = Status.SKIPPED, _lacking(cell)
             else:
@@ -71,7 +72,7 @@ def run_cell(cell: Cell, timeout: float | None = None) -> Outcome:
                 with watching(steps.append):
                     rebuilt = attack(cell, victims, observations)
                 seconds = time.perf_counter() - start
-                samples = judge(victims, rebuilt, cell.success_db)
+                samples = _by_round(judge(victims, rebuilt, cell.success_db), cell.victims)
                 _check_count(rebuilt, len(steps))
                 status, reason = _verdict(samples)
     except CellTimeout:
@@ -87,36 +88,42 @@ def rehearse(cells: Sequence[Cell]) -> None:
     """Load every model and draw every image that the cells will use, so that what is missing shows before anything runs.
 
     Raises:
-        UserError: a model cannot be loaded, or a data set lacks images or holds one that cannot be read.
+        UserError: a model cannot be loaded, a defense does not fit it or the scenario, or a data set lacks images or holds
+            one that cannot be read.
     """
     for model, seed in {(model, cell.seed) for cell in cells for model in (cell.model, cell.model.prior) if model}:
         build_schedule(model)
         _network(model, seed)
+    for cell in {(cell.model, cell.keys.scenario, cell.keys.defense): cell for cell in cells}.values():
+        _prepared(cell)
+        cell.defense.timesteps(torch.tensor(cell.scenario.fixed_timesteps), cell.scenario, cell.model.steps)
     for cell in {(cell.keys.dataset, cell.keys.scenario, cell.trial): cell for cell in cells}.values():
         mean_colour(cell.dataset, _size(cell))
         _pictures(cell, sum(_sizes(cell, _draw(cell))))
 
 
 def scene(cell: Cell) -> tuple[list[Victim], list[Observation]]:
-    """The cell's victims, and what the server sees of each under the cell's defense.
+    """What lies behind each update that the server sees under the cell's defense, and what it sees of it.
 
-    Victims, timesteps and noise depend on (dataset, scenario, trial) alone, and so does the order in which timesteps and noise
-    are granted; the defense's randomness on the defense too. The clients and their defense work on copies: whatever they
-    break, the judge's truth and the next cell stay whole.
+    That is one of each round, or one of each client where updates are not aggregated. Images, timesteps and noise depend on
+    (dataset, scenario, trial) alone but for what the defense makes of the timesteps, and so does the order in which timesteps
+    and noise are granted; the defense's randomness on the defense too. The clients and their defense work on copies: whatever
+    they break, the judge's truth and the next cell stay whole.
     """
     schedule = build_schedule(cell.model)
     draw = _draw(cell)
     sizes = _sizes(cell, draw)
     pictures = iter(_pictures(cell, sum(sizes)))
-    victims = [draw_victim([next(pictures) for _ in range(n)], cell.scenario, schedule, draw) for n in sizes]
-    network, granted = (copy.deepcopy(_network(cell.model, cell.seed)).to(cell.device) for _ in range(2))
+    rounds = [draw_victim([next(pictures) for _ in range(n)], cell.scenario, schedule, draw, cell.defense) for n in sizes]
+    victims, scenario = seen_apart(rounds, cell.scenario, cell.defense)
+    network, granted = (copy.deepcopy(_prepared(cell)).to(cell.device) for _ in range(2))
     schedule = schedule.to(cell.device)
     prior = _prior(cell)
     colour = mean_colour(cell.dataset, _size(cell)).to(cell.device)
     noise, shuffle = stream(cell.seed, "defense", cell.keys.defense, *_axes(cell)), stream(cell.seed, "order", *_axes(cell))
     observations = [
         observe(
-            Round(network, schedule, _copy(victim, cell.device), cell.scenario),
+            Round(network, schedule, _copy(victim, cell.device), scenario),
             cell.defense,
             colour,
             granted,
@@ -149,6 +156,10 @@ def _prior(cell: Cell) -> Prior | None:
         return None
     network = copy.deepcopy(_network(model, cell.seed)).to(cell.device).requires_grad_(False)
     return Prior(network, build_schedule(model).to(cell.device))
+
+
+def _prepared(cell: Cell) -> Denoiser:
+    return cell.defense.prepare(_network(cell.model, cell.seed), stream(cell.seed, "prepare", cell.keys.defense))
 
 
 def _network(model: Model, seed: int) -> Denoiser:
@@ -186,6 +197,17 @@ def _pictures(cell: Cell, count: int) -> list[Picture]:
 def _copy(victim: Victim, device: str) -> Victim:
     images, timesteps, noise = (t.clone().to(device) for t in (victim.images, victim.timesteps, victim.noise))
     return Victim(images, timesteps, noise, victim.sources)
+
+
+def _by_round(samples: Sequence[Sample], rounds: int) -> list[Sample]:
+    """Images numbered by the round that they are from, however many updates of it the server has seen."""
+    updates = max(sample.victim for sample in samples) + 1
+    clients = updates // rounds
+    images = len(samples) // updates
+    return [
+        dataclasses.replace(s, victim=s.victim // clients, image=s.victim % clients * images + s.image) if clients > 1 else s
+        for s in samples
+    ]
 
 
 def _verdict(samples: Sequence[Sample]) -> tuple[Status, str]:

@@ -13,15 +13,14 @@ from typing import Any, Literal
 class Scenario:
     """How clients train in one round, and how the server sees it.
 
-    Every client starts from the same global weights and takes `local_steps` steps of plain SGD, each on a fresh batch; the
-    server sees the clients' mean alone.
+    Every client starts from the same global weights and takes `local_steps` steps of plain SGD, each on a fresh batch.
 
     Attributes:
         image_size: side of the square images in pixels; none takes the model's own.
         batch_size: private images B in a batch (under Poisson sampling: in expectation).
         local_steps: steps E that a client takes before it sends its update.
         local_lr: step size of a client's SGD, above 0; without effect where a client takes one step.
-        clients: clients K whose updates are summed before the server sees them.
+        clients: clients K that take part. The server sees each one's update, or, under a defense that aggregates, their mean.
         order: whether timesteps and noise, where they are granted, are `known` to come in the order of clients, steps and
             batch, or in an `unknown` one, drawn at random.
         timesteps: `uniform`, or fixed for a study: one for every image, or one per image, client by client and step by step.

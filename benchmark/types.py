@@ -34,15 +34,33 @@ class PublicParameters:
     """What everybody knows of the defense. A field that is None does not apply.
 
     Attributes:
-        kept_share: share of the coordinates of each client's update that is kept, in (0, 1].
+        kept_share: share of the coordinates of each client's update that is kept, in (0, 1]; the others are zero.
         clip_norm: l2 norm that each example's gradient is clipped to, at every local step.
+        update_clip_norm: l2 norm that each client's update is clipped to.
         noise_std: standard deviation of the Gaussian noise on each coordinate of the update.
+        gaussian_ratio: root mean square of Gaussian noise on each client's update, in units of that of the update.
+        laplace_ratio: likewise of Laplace noise.
+        bits: of a coordinate of each client's update after rounding, tensor by tensor.
+        draws_per_image: draws of noise and timestep over which each example's gradient is a mean.
+        least_timestep: the least that clients train on.
+        withheld: part of the names of the parameters that do not leave the client.
+        adapter_rank: rank of the adapters that alone leave the client.
+        aggregated_clients: clients whose mean alone the server sees.
         disclosed_noise_error: standard deviation of the error on the diffusion noise that the client discloses.
     """
 
     kept_share: float | None = None
     clip_norm: float | None = None
+    update_clip_norm: float | None = None
     noise_std: float | None = None
+    gaussian_ratio: float | None = None
+    laplace_ratio: float | None = None
+    bits: int | None = None
+    draws_per_image: int | None = None
+    least_timestep: int | None = None
+    withheld: str | None = None
+    adapter_rank: int | None = None
+    aggregated_clients: int | None = None
     disclosed_noise_error: float | None = None
 
     @property
@@ -170,8 +188,11 @@ class Privacy:
     Attributes:
         epsilon_round: spent in one round.
         epsilon_total: spent in `rounds` rounds.
+        epsilon_round_rdp: the first by the RDP accountant.
+        epsilon_total_rdp: the second by the RDP accountant.
         delta: probability that the guarantee fails.
         sample_rate: probability of each local image to be in a batch; 1 means the whole local data set.
+        sampling: of the batches that the guarantee is for: `Poisson`, or `everything` where all take part in every use.
         rounds: rounds that `epsilon_total` composes, each client taking part in every one: the server knows who takes part,
             so sampling of clients amplifies nothing against it.
         adjacency: the neighbouring relation.
@@ -180,8 +201,11 @@ class Privacy:
 
     epsilon_round: float
     epsilon_total: float
+    epsilon_round_rdp: float
+    epsilon_total_rdp: float
     delta: float
     sample_rate: float
+    sampling: str
     rounds: int
     adjacency: str
     accountant: str

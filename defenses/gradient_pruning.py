@@ -17,6 +17,7 @@ import torch
 from benchmark.plugins import Defense
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters, Update
+from benchmark.vectors import keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +36,7 @@ class GradientPruning(Defense):
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
         """See `Defense.release`: exactly max(1, round(keep * n)) of the n coordinates stay as they are."""
-        magnitudes = torch.cat([value.abs().flatten() for value in update.values()])
-        kept = torch.zeros_like(magnitudes, dtype=torch.bool)
-        kept[magnitudes.topk(max(1, round(self.keep * magnitudes.numel()))).indices] = True
-        masks = kept.split([value.numel() for value in update.values()])
-        return {
-            name: torch.where(mask.view_as(value), value, 0.0)
-            for (name, value), mask in zip(update.items(), masks, strict=True)
-        }
+        return keep(update, torch.cat([value.abs().flatten() for value in update.values()]), self.keep)
 
     def public(self, scenario: Scenario) -> PublicParameters:
         """See `Defense.public`."""

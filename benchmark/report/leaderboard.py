@@ -325,9 +325,10 @@ def _notes(records: Sequence[Record]) -> list[str]:
             p, steps = record.privacy, record.config["scenario"]["local_steps"]
             local = f" of {steps} local steps" if steps > 1 else ""
             notes.append(
-                f"{record.config['defense']['name']}: epsilon for delta {p['delta']:g}, sample rate {p['sample_rate']:g}, "
-                f"{p['rounds']} rounds{local} in total, to {p['adjacency']}, by the {p['accountant']} accountant; "
-                "no amplification from sampling clients."
+                f"{record.config['defense']['name']}: epsilon {p['epsilon_round']:.3g} a round and {p['epsilon_total']:.3g} in "
+                f"{p['rounds']} rounds{local}, by the {p['accountant']} accountant ({p['epsilon_round_rdp']:.3g} and "
+                f"{p['epsilon_total_rdp']:.3g} by RDP), for delta {p['delta']:g}, to {p['adjacency']}, sample rate "
+                f"{p['sample_rate']:g} ({p['sampling']}); no amplification from sampling clients."
             )
         if record.config["model"]["state"] == "checkpoint":
             notes.append(

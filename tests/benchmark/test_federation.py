@@ -75,6 +75,6 @@ def test_dropout_is_off_for_client_and_attacker(scene):
     with torch.random.fork_rng():
         dropping = UNet2DModel.from_config({**plain.config, "dropout": 0.5})
     dropping.load_state_dict(plain.state_dict())
-    step = ClientStep(Denoiser(dropping), scene.schedule, scene.victim, 2)
+    step = ClientStep(Denoiser(dropping), scene.schedule, scene.victim, scene.scenario)
     for name, value in step.gradient().items():
         assert torch.equal(value, scene.step().gradient()[name])

@@ -54,9 +54,8 @@ def preset_step(name):
     schedule, draw = build_schedule(model), stream(0, "step")
     size = model.image_size
     pictures = [Picture(2 * torch.rand(3, size, size, generator=draw) - 1, "a") for _ in range(3)]
-    return ClientStep(
-        build_network(model, 0), schedule, draw_victim(pictures, Scenario(batch_size=3), schedule, draw), expected_batch_size=3
-    )
+    scenario = Scenario(batch_size=3)
+    return ClientStep(build_network(model, 0), schedule, draw_victim(pictures, scenario, schedule, draw), scenario)
 
 
 QUICK = sorted(set(PRESETS) - {"ddpm-cifar10", "wide-128"})  # these have the same layers, and take minutes
@@ -105,7 +104,7 @@ def test_no_update_is_longer_than_the_clip(scene: Toy):
 
 
 def test_poisson_batches_are_divided_by_the_expected_size(scene: Toy):
-    step = ClientStep(scene.network, scene.schedule, scene.victim, expected_batch_size=8)
+    step = ClientStep(scene.network, scene.schedule, scene.victim, Scenario(batch_size=8))
     found = DPSGD(noise_multiplier=0, clip=1e9).gradient(step, stream(0, "n"))
     expected = {name: value * 2 / 8 for name, value in scene.step().gradient().items()}
     assert distance(found, expected) < 1e-5 * norm_of(expected)

@@ -1,0 +1,57 @@
+"""Client-level differential privacy: each client clips its whole update and adds Gaussian noise before the server sees it.
+
+Source: after the abstract of McMahan et al. 2018 (arXiv 1710.06963), with the noise on the client's side
+
+There a trusted server adds the noise to the sum of many clients. Here the server is who attacks, so each client adds all of the
+noise itself: the guarantee is each client's own and needs nobody else. It is for a client's update put in place of none (zero),
+every client taking part in every round.
+
+The update is the mean of a client's gradients over its local steps, (theta_0 - theta_E) / (lr E), and `clip` is in its units.
+Cost: one pass over the update.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from benchmark.plugins import Defense
+from benchmark.privacy import check_mechanism, guarantee
+from benchmark.scenario import Scenario
+from benchmark.types import Privacy, PublicParameters, Update
+from benchmark.vectors import add_noise, gaussian, scaled_to
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientDP(Defense):
+    """Parameters.
+
+    Attributes:
+        noise_multiplier: standard deviation of the noise on each coordinate of a client's update, in units of `clip`.
+        clip: l2 norm that a client's update is clipped to.
+        delta: probability that the guarantee fails, in (0, 1).
+        rounds: rounds that `epsilon_total` composes.
+    """
+
+    noise_multiplier: float = 1.0
+    clip: float = 1.0
+    delta: float = 1e-5
+    rounds: int = 100
+
+    def __post_init__(self) -> None:
+        check_mechanism(self.noise_multiplier, self.clip, self.delta, self.rounds)
+
+    def release(self, update: Update, generator: torch.Generator) -> Update:
+        """See `Defense.release`."""
+        return add_noise(scaled_to(update, self.clip), self.noise_multiplier * self.clip, gaussian, generator)
+
+    def public(self, scenario: Scenario) -> PublicParameters:
+        """See `Defense.public`; the noise is that of each coordinate of the clients' mean."""
+        noise_std = self.noise_multiplier * self.clip / math.sqrt(scenario.clients)
+        return PublicParameters(update_clip_norm=self.clip, noise_std=noise_std)
+
+    def privacy(self, scenario: Scenario) -> Privacy:
+        """See `Defense.privacy`."""
+        return guarantee(self.noise_multiplier, 1.0, 1, self.rounds, self.delta, "add or remove one client's update")

@@ -1,0 +1,42 @@
+"""Clipping alone: a client's update is scaled down to an l2 norm where it is longer.
+
+Source: ours, half of `client_dp` without its noise
+
+The direction stays, so that an attack that compares directions loses nothing. It is here because it is taken for a defense, and
+to be stacked with noise. Cost: one pass over the update.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from benchmark.plugins import Defense
+from benchmark.scenario import Scenario
+from benchmark.types import PublicParameters, Update
+from benchmark.vectors import scaled_to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clipping(Defense):
+    """Parameters.
+
+    Attributes:
+        clip: the longest l2 norm of a client's update.
+    """
+
+    clip: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.clip < math.inf:
+            raise ValueError(f"clip must be above 0 and finite, not {self.clip:g}")
+
+    def release(self, update: Update, generator: torch.Generator) -> Update:
+        """See `Defense.release`."""
+        return scaled_to(update, self.clip)
+
+    def public(self, scenario: Scenario) -> PublicParameters:
+        """See `Defense.public`."""
+        return PublicParameters(update_clip_norm=self.clip)

@@ -1,0 +1,42 @@
+"""Gaussian noise on the update, as large as a share of the update itself; no formal guarantee.
+
+Source: after the abstract of Zhu, Liu and Han 2019 (arXiv 1906.08935), which adds noise to gradients
+
+The noise's expected norm is `ratio` times the update's. That share is public; the noise's own deviation is not, since it
+follows from the private update, which is why there is no epsilon. Each client adds its own. Cost: one pass over the update.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from benchmark.plugins import Defense
+from benchmark.scenario import Scenario
+from benchmark.types import PublicParameters, Update
+from benchmark.vectors import add_noise, gaussian, norm, size
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianNoise(Defense):
+    """Parameters.
+
+    Attributes:
+        ratio: root mean square of the noise, in units of that of a client's update.
+    """
+
+    ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio < math.inf:
+            raise ValueError(f"ratio must be at least 0 and finite, not {self.ratio:g}")
+
+    def release(self, update: Update, generator: torch.Generator) -> Update:
+        """See `Defense.release`."""
+        return add_noise(update, self.ratio * norm(update) / math.sqrt(size(update)), gaussian, generator)
+
+    def public(self, scenario: Scenario) -> PublicParameters:
+        """See `Defense.public`."""
+        return PublicParameters(gaussian_ratio=self.ratio)

@@ -1,0 +1,61 @@
+"""Low-rank adapters: the client trains small matrices beside the attention's own, which stay frozen, and sends only these.
+
+Source: after the abstract of Hu et al. 2022 (arXiv 2106.09685), as implemented by peft
+
+Beside each linear map W of the U-Net's attention stand adapters A (rank, in) and B (out, rank); the layer is W + (alpha / rank)
+B A with alpha = rank. As in peft, A starts at random and B at zero, so that in the first round the gradient of A is zero and
+that of B tells the output side alone. Server and client have the same A.
+
+Needs peft (`pip install 'gidbench[lora]'`) and a model with attention. Cost: that of a pass with the adapters.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+
+from benchmark.diffusion.denoiser import Denoiser
+from benchmark.errors import UserError
+from benchmark.plugins import Defense
+from benchmark.scenario import Scenario
+from benchmark.types import PublicParameters
+
+ADAPTED = r".*\.(to_q|to_k|to_v|to_out\.0)"
+"""The names of an attention's linear maps in diffusers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Defense):
+    """Parameters.
+
+    Attributes:
+        rank: of the adapters.
+    """
+
+    rank: int = 4
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, not {self.rank}")
+
+    def prepare(self, network: Denoiser, generator: torch.Generator) -> Denoiser:
+        """See `Defense.prepare`."""
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise UserError("lora needs peft: pip install 'gidbench[lora]'") from error
+        network = copy.deepcopy(network)
+        config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=ADAPTED, init_lora_weights=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            try:
+                inject_adapter_in_model(config, network.unet)
+            except ValueError as error:
+                raise UserError("lora: the model has no attention to put adapters beside") from error
+        return network.eval()
+
+    def public(self, scenario: Scenario) -> PublicParameters:
+        """See `Defense.public`."""
+        return PublicParameters(adapter_rank=self.rank)
