@@ -19,7 +19,7 @@ import yaml
 from benchmark import config
 from benchmark.errors import UserError, unknown
 from benchmark.scenario import Scenario, label
-from benchmark.spec import Spec, expand
+from benchmark.spec import Spec, expand, expand_stacks
 
 if TYPE_CHECKING:
     from benchmark.diffusion.models import Model
@@ -46,7 +46,7 @@ class Grid:
         title: what tables and figures are headed with.
         datasets: names of data sets, `folder:PATH` among them.
         models: presets, shipped checkpoints, directories or hub ids, with their prior in brackets.
-        defenses: names, with parameters in brackets.
+        defenses: names, with parameters in brackets, stacked with `+`.
         attacks: names; every control and the oracle join by themselves.
         scenarios: the clients' practices.
         victims: rounds of the scenario's clients per trial.
@@ -246,7 +246,7 @@ class _Planner:
         attacks.pop(ORACLE, None)
         models = [resolve(spec) for spec in expand(self.grid.models)]
         datasets = [self._choice("dataset", spec) for spec in expand(self.grid.datasets)]
-        defenses = [self._choice("defense", spec) for spec in expand(self.grid.defenses)]
+        defenses = [self._defense(specs) for specs in expand_stacks(self.grid.defenses)]
         oracle = _Choice(ORACLE, None, {"name": ORACLE}, {})
         chosen = [oracle, *(self._choice("attack", spec) for spec in expand(attacks))]
         return [datasets, self.grid.scenarios, models, range(self.grid.trials), defenses, chosen]
@@ -319,6 +319,20 @@ class _Planner:
         plugin, value = self.registry.create(kind, spec, settings)
         sources = {"source": plugin.source_hash, "data": value.fingerprint() if kind == "dataset" else ""}
         return _Choice(str(spec), value, {"name": name, "fields": dataclasses.asdict(value)}, sources)
+
+    def _defense(self, specs: Sequence[Spec]) -> _Choice:
+        """One defense, or several stacked."""
+        from benchmark.stack import stacked
+
+        chosen = [self._choice("defense", spec) for spec in specs]
+        if len(chosen) == 1:
+            return chosen[0]
+        names = [str(choice.key["name"]) for choice in chosen]
+        label = "+".join(choice.label for choice in chosen)
+        if len(set(names)) < len(names):
+            raise UserError(f"defense '{label}' names one defense twice")
+        value = stacked(dict(zip(names, (choice.value for choice in chosen), strict=True)))
+        return _Choice(label, value, {"stack": [c.key for c in chosen]}, {"stack": [c.sources for c in chosen]})
 
     def _settings(self) -> dict[tuple[str, str], dict[str, object]]:
         """Hyper-parameters of `set`, by kind and name of the plugin."""

@@ -1,4 +1,4 @@
-"""The small language of an axis' value: `NAME`, `NAME:ARGUMENT`, `NAME[field=value,value,other=value]`.
+"""The small language of an axis' value: `NAME`, `NAME:ARGUMENT`, `NAME[field=value,value,other=value]`, stacked with `+`.
 
 Several values for one field are several values of the axis.
 """
@@ -30,10 +30,27 @@ def split(text: str) -> list[str]:
     >>> split("none,gradient_pruning[keep=0.1,0.5],dp_sgd")
     ['none', 'gradient_pruning[keep=0.1,0.5]', 'dp_sgd']
     """
+    return _split(text, ",")
+
+
+def expand_stacks(texts: Iterable[str]) -> list[tuple[Spec, ...]]:
+    """Parse values of an axis whose values may be stacked.
+
+    >>> ["+".join(map(str, stack)) for stack in expand_stacks(["clipping[clip=1,2]+dp_sgd"])]
+    ['clipping[clip=1]+dp_sgd', 'clipping[clip=2]+dp_sgd']
+    """
+    stacks: list[tuple[Spec, ...]] = []
+    for text in texts:
+        stacks += itertools.product(*(expand([member]) for member in _split(text, "+")))
+    return list(dict.fromkeys(stacks))
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Split at the separators that are outside brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += {"[": 1, "]": -1}.get(character, 0)
-        if character == "," and depth == 0:
+        if character == separator and depth == 0:
             parts.append("")
         else:
             parts[-1] += character
