@@ -13,7 +13,7 @@ layers, and DAGER (arXiv 2405.15586) and TIGER (arXiv 2606.18312), which use the
    the noise is private, noisy images are searched from N(0, 1) and by the angle alone at first, since the rows tell more but
    mislead from afar. Where it is granted, clean images are searched from the mean colour of public ones.
 4. From there L-BFGS on the squared distance over x_t and the residual (`benchmark.matching.residual`), or over the images where
-   the noise is granted.
+   the noise is granted; the distance is adapted to the defense as in `residual`.
 
 With noise on the update or coordinates set to zero, the rows tell nothing and step 3 does not come down: there the rest of the
 budget goes to step 4 from the start of `residual`; and all of it where every convolution has too many positions.
@@ -32,12 +32,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from benchmark.closed_form.inversion import Inversion, Readout, read, sites
 from benchmark.closed_form.timesteps import with_timesteps
+from benchmark.matching.adapted import USED
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.problem import gaussian
 from benchmark.matching.residual import plain_start, search
@@ -60,6 +62,8 @@ class Activations(Attack):
         span_weight: weight of the rows against the angle.
         residual_scale: how far the residual moves before x_t does; large, since x_t is nearly known by then.
     """
+
+    adapts_to: ClassVar[frozenset[str]] = USED | {"withheld", "adapter_rank", "aggregated_clients"}
 
     evaluations: int = 1000
     inversion_share: float = 0.5

@@ -5,8 +5,9 @@ Source: after the abstract of Huang, Hong, Chen and Roos 2024 (arXiv 2405.20380)
 The abstract names a joint triple optimisation. How it goes on is ours throughout, the relaxation and the schedule included:
 
 1. All three together: Adam on the mean of the layers' cosine distances. The timestep is a softmax over all T of them, mixing
-   their embeddings and their alpha_bar, from equal weights. Every layer counts alike, so that those of the time embedding
-   have a say; with the plain distance the timestep was missed in trials on training images of CIFAR-10.
+   their embeddings and their alpha_bar, from equal weights, or none for those that the defense is known to leave out. Every
+   layer counts alike, so that those of the time embedding have a say; with the plain distance the timestep was missed in
+   trials on training images of CIFAR-10.
 2. The timestep is then the likeliest one, and image and noise go on together: L-BFGS with a strong Wolfe line search on
    the squared distance.
 
@@ -27,8 +28,10 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from benchmark.matching.adam import adam
 from benchmark.matching.engine import Task, match
@@ -38,6 +41,9 @@ from benchmark.matching.problem import CleanGuess, Guess, Stack, flat, granted, 
 from benchmark.matching.search import Solution, Variables
 from benchmark.plugins import Attack
 from benchmark.types import Observation, Reconstruction
+
+OUT = -1e4
+"""The logit of a timestep whose weight is zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,8 @@ class GIDMPlus(Attack):
         lr: step of Adam for image and noise, in units of the image range [-1, 1] and of the noise's deviation.
         timestep_lr: step of Adam for the logits of the timestep.
     """
+
+    adapts_to: ClassVar[frozenset[str]] = frozenset({"least_timestep"})
 
     evaluations: int = 1000
     joint_share: float = 0.4
@@ -81,8 +89,14 @@ class GIDMPlus(Attack):
 
 
 def _with_logits(task: Task) -> Variables:
-    seen = task.seen
-    return {**task.start, "logits": torch.zeros(seen.image_count, seen.schedule.steps, device=seen.network.device)}
+    return {**task.start, "logits": _equal(task.seen)}
+
+
+def _equal(seen: Observation) -> Tensor:
+    """(N, T) logits that weigh all timesteps alike, but for those that no client trains on."""
+    logits = torch.zeros(seen.image_count, seen.schedule.steps, device=seen.network.device)
+    logits[:, : seen.public.least_timestep or 0] = OUT
+    return logits
 
 
 def _after(task: Task, joint: Solution | None) -> Task:
@@ -99,7 +113,8 @@ def _rebuilt(found: Solution, joint: Solution | None) -> Reconstruction:
     if joint is None:
         return found.reconstruction()
     logits = joint.variables["logits"]
-    return dataclasses.replace(found.after(joint).reconstruction(), timesteps=logits.argmax(dim=-1) if logits.any() else None)
+    moved = bool((logits.amax(-1) > 0).any())
+    return dataclasses.replace(found.after(joint).reconstruction(), timesteps=logits.argmax(dim=-1) if moved else None)
 
 
 def _relaxed(variables: Variables, known: Stack) -> Guess:

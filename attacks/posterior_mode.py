@@ -8,7 +8,10 @@ denoising of a diffusion model makes up for such noise is all that is taken from
 - Where the defense discloses its noise the likelihood is || clip(g) - g* ||^2 / (2 sigma^2), the guessed gradient clipped as
   the client clips: exact for one image in one step of one client with a batch of fixed size. Else the gradient of the mean is
   clipped, since single gradients are not at hand, and a Poisson batch is not divided by its expected size as the client does.
-  Where sigma is not disclosed or 0, its most likely value is put in: N / 2 log || clip(g) - g* ||^2 for N coordinates.
+  Other defenses have likelihoods of their own (`benchmark.matching.adapted`). Where sigma is not disclosed or 0, its most
+  likely value is put in: N / 2 log || clip(g) - g* ||^2 for N coordinates.
+- Where a gradient is the mean over K private draws of noise and timestep (`dpdm`), the guess is a mean over K draws too: noise
+  of the attack's own, and timesteps that divide what clients train on into K equal parts.
 - The belief is Gaussian around an anchor: differences of neighbouring pixels are small, as they are in images, and all
   pixels lie near. The first half of the budget has the mean colour of public images for its anchor; two quarters then have what
   the prior sees in the image so far at noise of deviation 0.3, then 0.15 (`LEVELS`), its estimate of the clean image.
@@ -21,7 +24,8 @@ the diffusion loss as a regulariser stayed behind at 0.003 and was level at 0.03
 alone, around the mean colour for the whole budget of 120, the prior (of three scenes) added about 1 dB on three images at 0.003
 and lost 9 dB on the fourth, and took 0.2 dB in the mean at 0.03. That the prior helps is not shown.
 
-Assumes the timestep is known. Where the noise is private it is searched jointly with the images, with || eps ||^2 / 2, its own
+Assumes the timestep is known; a private one is read in closed form (`benchmark.closed_form.timesteps`), and where that is
+refused nothing is rebuilt. Where the noise is private it is searched jointly with the images, with || eps ||^2 / 2, its own
 negative log-density. Skipped where no prior is granted. The loss that a row shows is that of the last quarter, belief included.
 
 Shapes: images (B, C, H, W), unbounded. Cost: one double backward through the network per evaluation, and two forward passes of
@@ -30,6 +34,7 @@ the prior in all.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,14 +43,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.diffusion.sampler import estimate
-from benchmark.matching.engine import Task, match
+from benchmark.matching.adapted import USED, likelihood, match_adapted
+from benchmark.matching.engine import Task
 from benchmark.matching.lbfgs import lbfgs
-from benchmark.matching.objectives import Distance, clipped, profiled, squared_distance, whitened
-from benchmark.matching.problem import flat, granted, unknowns
+from benchmark.matching.problem import CleanGuess, Guess, Stack, flat, gaussian, granted, unknowns
 from benchmark.matching.search import Solution, Variables
 from benchmark.plugins import Attack
-from benchmark.types import Capability, Observation, PublicParameters, Reconstruction
+from benchmark.types import Capability, Observation, Reconstruction
 
 LEVELS = (0.3, 0.15)
 """Deviations of the noise that the prior is to see in the image so far, in units of the image range [-1, 1]."""
@@ -66,8 +72,8 @@ class PosteriorMode(Attack):
         smoothness: weight of squared differences of neighbouring pixels against the log-likelihood.
     """
 
-    needs: ClassVar[frozenset[Capability]] = frozenset({Capability.TIMESTEP, Capability.PRIOR})
-    adapts_to: ClassVar[frozenset[str]] = frozenset({"clip_norm", "noise_std"})
+    needs: ClassVar[frozenset[Capability]] = frozenset({Capability.PRIOR})
+    adapts_to: ClassVar[frozenset[str]] = USED | {"noise_std", "gaussian_ratio", "draws_per_image", "least_timestep"}
 
     evaluations: int = 300
     smoothness: float = 10.0
@@ -80,21 +86,24 @@ class PosteriorMode(Attack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
+        drawn = [bool(seen.public.draws_per_image) for seen in observations]
+        unordered = [
+            dataclasses.replace(seen, order_known=False) for seen, many in zip(observations, drawn, strict=True) if many
+        ]
+        several = iter(self._search(unordered, generator))
+        once = [seen for seen, many in zip(observations, drawn, strict=True) if not many]
+        single = iter(with_timesteps(once, lambda told: self._search(told, generator)))
+        return [next(several if many else single) for many in drawn]
+
+    def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         found = [Solution(_start(seen, generator), 0.0, 0) for seen in observations]
         edges = [0, *(int(share * self.evaluations) for share in SHARES), self.evaluations]
         for level, (begin, end) in zip((None, *LEVELS), itertools.pairwise(edges), strict=True):
             starts = [_anchored(seen, so_far, level) for seen, so_far in zip(observations, found, strict=True)]
             tasks = [Task(seen, start, end - begin) for seen, start in zip(observations, starts, strict=True)]
-            found = [new.after(so_far) for new, so_far in zip(self._solve(tasks), found, strict=True)]
+            solved = match_adapted(tasks, _guess, likelihood, lbfgs, self._belief)
+            found = [new.after(so_far) for new, so_far in zip(solved, found, strict=True)]
         return [solution.reconstruction() for solution in found]
-
-    def _solve(self, tasks: Sequence[Task]) -> list[Solution]:
-        """Those under one defense together, in the tasks' order."""
-        found: dict[Task, Solution] = {}
-        for public in dict.fromkeys(task.seen.public for task in tasks):
-            alike = [task for task in tasks if task.seen.public == public]
-            found |= zip(alike, match(alike, granted, _likelihood(public), lbfgs, self._belief), strict=True)
-        return [found[task] for task in tasks]
 
     def _belief(self, variables: Variables) -> Tensor:
         """(P,) the negative log-density of images around their anchors, and of noise that is searched; the anchors stay."""
@@ -104,14 +113,22 @@ class PosteriorMode(Attack):
         return belief + _energy(variables["eps"]) / 2 if "eps" in variables else belief
 
 
-def _likelihood(public: PublicParameters) -> Distance:
-    """The negative logarithm, but for a constant."""
-    distance = clipped(squared_distance, public.clip_norm) if public.clip_norm else squared_distance
-    return whitened(public.noise_std, distance) if public.noise_std else profiled(distance)
-
-
 def _start(seen: Observation, generator: torch.Generator) -> Variables:
+    if draws := seen.public.draws_per_image:
+        noise = torch.stack([gaussian(seen, generator) for _ in range(draws)], 1).flatten(0, 1)
+        least, steps = seen.public.least_timestep or 0, seen.schedule.steps
+        middles = least + (torch.arange(draws, device=noise.device) + 0.5) / draws * (steps - least)
+        return {"anchor": flat(seen), "x_0": flat(seen), "draws": noise, "at": middles.repeat(seen.image_count)}
     return {"anchor": flat(seen), **unknowns(seen, flat(seen), generator)}
+
+
+def _guess(variables: Variables, known: Stack) -> Guess:
+    """As `granted`, or with every image at each of its draws, which stay as they are."""
+    if "draws" not in variables:
+        return granted(variables, known)
+    noise, images = variables["draws"].detach(), variables["x_0"]
+    each = images.repeat_interleave(noise.shape[1] // images.shape[1], dim=1)
+    return CleanGuess(each, variables["at"].detach().long(), noise)
 
 
 @torch.no_grad()

@@ -10,6 +10,10 @@ A private timestep is read in closed form (`benchmark.closed_form.timesteps`); w
 Where the noise is granted the image alone is searched. x_t starts at the mean colour of public images with noise on it, r at
 zero. Restarts share the budget, and the lowest matching loss wins.
 
+The distance is adapted to the defense (`benchmark.matching.adapted`): pruned coordinates are left out, the guess is clipped,
+cells of rounded coordinates and Laplace noise have distances of their own. What adapters, withheld layers and summed clients
+leave to be seen is what is compared, for all clients' images at once.
+
 Shapes: images (B, C, H, W), unbounded. Cost: one double backward through the network per evaluation.
 """
 
@@ -17,10 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from benchmark.closed_form.timesteps import with_timesteps
+from benchmark.matching.adapted import USED
 from benchmark.matching.residual import plain_start, search
 from benchmark.matching.search import best_of_each, check_restarts
 from benchmark.plugins import Attack
@@ -35,6 +41,8 @@ class Residual(Attack):
         evaluations: budget for one victim, restarts included.
         restarts: independent starts among which the matching loss chooses.
     """
+
+    adapts_to: ClassVar[frozenset[str]] = USED | {"withheld", "adapter_rank", "aggregated_clients"}
 
     evaluations: int = 1000
     restarts: int = 1

@@ -8,6 +8,10 @@ are sum_i d_i e(t_i)^T for the weight and sum_i d_i for the bias, so the rows of
 the vectors (e(t_i), 1): the timesteps are those of the T candidates that lie in the span of the rows. The sum over examples,
 clients and local steps keeps that span.
 
+Where that layer is withheld, the residual blocks' own projections of the time embedding tell as much: their input is a function
+of the timestep and of weights that the server knows, so the same test runs on those T candidates, block by block until one is
+read.
+
 The span tells a set. Where fewer timesteps are found than there are images, some are repeated and it cannot say which, unless
 there is one only. How far it is to be trusted follows from the gradient itself: N images span N dimensions at the most, and
 what there is beyond them is noise.
@@ -17,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +31,11 @@ from benchmark.closed_form.activations import ROUNDING
 from benchmark.matching.problem import defect, flat
 from benchmark.types import Observation, Reconstruction
 
-LAYER = "unet.time_embedding.linear_1"
+FIRST = "unet.time_embedding.linear_1"
+"""The time embedding's first layer."""
+
+TAKEN_UP = ".time_emb_proj"
+"""How the names of the layers end that take the time embedding up."""
 
 ABOVE_NOISE = 5.0
 """Singular values count above this many times the noise."""
@@ -60,30 +69,52 @@ def read_timesteps(seen: Observation) -> Reading:
         Unreadable: the update lacks the layer, the images are too many, the gradient is too noisy, or some
             timesteps are repeated.
     """
-    images, device = seen.batch_shape[0], seen.network.device
-    rows = _rows(seen)
+    layers = [name for name in (FIRST, *_taking_up(seen)) if f"{name}.weight" in seen.update and f"{name}.bias" in seen.update]
+    if not layers:
+        raise Unreadable("every layer that takes the time embedding was withheld")
+    for layer in layers[:-1]:
+        with suppress(Unreadable):
+            return _read(seen, layer)
+    return _read(seen, layers[-1])
+
+
+def _taking_up(seen: Observation) -> list[str]:
+    """The layers that tell the timestep where the first one is withheld."""
+    if f"{FIRST}.weight" in seen.update:
+        return []
+    return [name for name, _ in seen.network.named_modules() if name.endswith(TAKEN_UP)]
+
+
+def _read(seen: Observation, layer: str) -> Reading:
+    images = seen.batch_shape[0]
+    rows = torch.cat([seen.update[f"{layer}.weight"], seen.update[f"{layer}.bias"][:, None]], 1).double()
     if images >= min(rows.shape):
         raise Unreadable(f"{images} timesteps are too many for a time embedding of width {rows.shape[1] - 1}")
     _, sigma, spanned = torch.linalg.svd(rows, full_matrices=False)
     noise = torch.maximum(sigma[images], ROUNDING * sigma[0])
     found = int((sigma[:images] > ABOVE_NOISE * noise).sum())
-    candidates = seen.network.unet.time_proj(torch.arange(seen.schedule.steps, device=device)).double()
+    candidates = _inputs(seen, layer).double()
     candidates = torch.nn.functional.normalize(torch.cat([candidates, torch.ones_like(candidates[:, :1])], 1), dim=1)
     span = spanned[:found]
     distances, order = (candidates - candidates @ span.T @ span).norm(dim=1).sort()
     confidence = float(distances[found] / distances[found - 1]) if found else 0.0
     if not confidence >= CLEAR:
-        raise Unreadable(f"no {found or images} timesteps stand out from the gradient of the time embedding's first layer")
+        raise Unreadable(f"no {found or images} timesteps stand out from the gradient of '{layer}'")
     if 1 < found < images:
         raise Unreadable(f"{found} timesteps stand behind {images} images, and which are repeated is not told")
     return Reading(order[:found].sort().values.expand(images).clone(), confidence)
 
 
-def _rows(seen: Observation) -> Tensor:
-    parts = [seen.update.get(f"{LAYER}.{name}") for name in ("weight", "bias")]
-    if parts[0] is None or parts[1] is None:
-        raise Unreadable("the time embedding's first layer was withheld")
-    return torch.cat([parts[0], parts[1][:, None]], 1).double()
+@torch.no_grad()
+def _inputs(seen: Observation, layer: str) -> Tensor:
+    """(T, width): what the layer gets at each timestep."""
+    unet = seen.network.unet
+    embedding: Tensor = unet.time_proj(torch.arange(seen.schedule.steps, device=seen.network.device))
+    if layer == FIRST:
+        return embedding
+    block = seen.network.get_submodule(layer.removesuffix(TAKEN_UP))
+    taken: Tensor = block.nonlinearity(unet.time_embedding(embedding))  # type: ignore[operator]
+    return taken
 
 
 def with_timesteps(

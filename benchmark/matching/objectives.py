@@ -6,6 +6,7 @@ what was withheld cannot be compared.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from benchmark.types import Update
+from benchmark.vectors import level_width
 
 Distance = Callable[[Update, Update], Tensor]
 """(P,) distances of the first update to the second, the seen one."""
@@ -92,10 +94,38 @@ def profiled(distance: Distance = squared_distance) -> Distance:
     """N / 2 log || g - g* ||^2: `whitened` at the likeliest deviation, sigma^2 = || g - g* ||^2 / N for N coordinates."""
 
     def likeliest(update: Update, seen: Update) -> Tensor:
-        coordinates = sum(value[0].numel() for value in seen.values())
-        return coordinates / 2 * distance(update, seen).clamp(min=TINY).log()
+        return _coordinates(seen) / 2 * distance(update, seen).clamp(min=TINY).log()
 
     return likeliest
+
+
+def absolute_distance(update: Update, seen: Update) -> Tensor:
+    """sum | g - g* | over all parameters."""
+    return torch.stack([(update[name] - value).abs().flatten(1).sum(1) for name, value in seen.items()]).sum(0)
+
+
+def outside_cells(bits: int) -> Distance:
+    """The squared distance of g to the cells that were rounded to g*, tensor by tensor (`vectors.level_width`).
+
+    Of one bit the cells are the signs, and the mean magnitude, which is known too, counts as every coordinate's error.
+    """
+
+    def to_level(g: Tensor, level: Tensor) -> Tensor:
+        width = torch.stack([level_width(value, bits) for value in level])
+        return ((g - level).abs() - _spread(width, g) / 2).clamp(min=0).square().flatten(1).sum(1)
+
+    def to_sign(g: Tensor, level: Tensor) -> Tensor:
+        size = g.abs().flatten(1).mean(1) - level.abs().flatten(1).amax(1)
+        return (-g * level.sign()).clamp(min=0).square().flatten(1).sum(1) + g[0].numel() * size.square()
+
+    one = to_sign if bits == 1 else to_level
+    return lambda update, seen: torch.stack([one(update[name], value) for name, value in seen.items()]).sum(0)
+
+
+def relative_noise(ratio: float, seen: Update) -> Tensor:
+    """(P,): the likeliest deviation of noise that is `ratio` times as large as the update it was added to."""
+    mean_square = torch.stack([value.flatten(1).square().sum(1) for value in seen.values()]).sum(0) / _coordinates(seen)
+    return mean_square.sqrt() * ratio / math.sqrt(1 + ratio**2)
 
 
 def total_variation(images: Tensor) -> Tensor:
@@ -127,6 +157,10 @@ def _products(update: Update, seen: Update) -> tuple[Tensor, Tensor, Tensor]:
     products = [((g * other).sum(1), g.square().sum(1), other.square().sum(1)) for g, other in pairs]
     inner, own, others = (torch.stack(column) for column in zip(*products, strict=True))
     return inner, own, others
+
+
+def _coordinates(seen: Update) -> int:
+    return sum(value[0].numel() for value in seen.values())
 
 
 def _root(square: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from benchmark.matching.engine import Task, match
+from benchmark.matching.adapted import distance, match_adapted
+from benchmark.matching.engine import Task
 from benchmark.matching.lbfgs import lbfgs
-from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import Guess, NoisyGuess, Stack, flat, gaussian, granted, step_by_step
 from benchmark.matching.search import Solution
 from benchmark.types import Observation
@@ -23,7 +23,7 @@ from benchmark.types import Observation
 def search(
     observations: Sequence[Observation], starts: Sequence[Tensor], budgets: Sequence[int], scale: float = 1.0
 ) -> list[Solution]:
-    """L-BFGS on the squared distance over x_t and r, or over x_0 where the noise is granted.
+    """L-BFGS on the squared distance, adapted to the defense, over x_t and r, or over x_0 where the noise is granted.
 
     Where local steps are simulated, a residual belongs to the weights of its own step: there x_0 and eps are searched.
 
@@ -44,7 +44,7 @@ def search(
         return NoisyGuess(variables["x_t"], known.timesteps, scale * variables["r"])
 
     tasks = [Task(seen, _variables(seen, x), budget) for seen, x, budget in zip(observations, starts, budgets, strict=True)]
-    found = match(tasks, guess, squared_distance, lbfgs)
+    found = match_adapted(tasks, guess, distance, lbfgs)
     return [_named(seen, solution, scale) for seen, solution in zip(observations, found, strict=True)]
 
 

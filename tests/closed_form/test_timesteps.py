@@ -9,7 +9,7 @@ from benchmark.defenses.none import NoDefense
 from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
 from benchmark.defenses.private_timestep import PrivateTimestep
 
-from benchmark.closed_form.timesteps import CLEAR, LAYER, Unreadable, read_timesteps, with_timesteps
+from benchmark.closed_form.timesteps import CLEAR, FIRST, Unreadable, read_timesteps, with_timesteps
 from benchmark.contract import toy
 from benchmark.seeds import stream
 
@@ -65,11 +65,20 @@ def test_what_cannot_be_read_is_refused_with_the_reason(seen, reason):
         read_timesteps(seen())
 
 
-def test_a_withheld_layer_is_refused():
-    seen = seen_at((200,))
-    update = {name: value for name, value in seen.update.items() if not name.startswith(LAYER)}
+@pytest.mark.parametrize("times", [(200,), (0, 500, 999)])
+def test_without_the_first_layer_the_blocks_tell_the_timestep(times):
+    """What takes the time embedding up has an input that the server can compute for every timestep."""
+    seen = withholding(seen_at(times), "time_embedding")
+    assert read_timesteps(seen).timesteps.tolist() == sorted(times)
+
+
+def test_where_every_layer_with_the_embedding_is_withheld_it_is_refused():
     with pytest.raises(Unreadable, match="withheld"):
-        read_timesteps(dataclasses.replace(seen, update=update))
+        read_timesteps(withholding(seen_at((200,)), "time_emb"))
+
+
+def withholding(seen, part):
+    return dataclasses.replace(seen, update={name: value for name, value in seen.update.items() if part not in name})
 
 
 def test_an_attack_that_reads_the_timestep_rebuilds_what_it_does_when_told():

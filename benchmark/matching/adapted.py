@@ -1,0 +1,94 @@
+"""What an attacker who knows the defense compares: what the client did to its update is done to the guess, or allowed for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from benchmark.matching.engine import Guessing, Task, match
+from benchmark.matching.objectives import (
+    Distance,
+    absolute_distance,
+    clipped,
+    masked,
+    outside_cells,
+    profiled,
+    relative_noise,
+    squared_distance,
+    whitened,
+)
+from benchmark.matching.search import Optimiser, Solution, Variables
+from benchmark.types import PublicParameters, Update
+
+USED = frozenset({"kept_share", "clip_norm", "update_clip_norm", "bits", "laplace_ratio"})
+"""The public parameters that `distance` uses."""
+
+
+def match_adapted(
+    tasks: Sequence[Task],
+    guess: Guessing,
+    fit: Callable[[PublicParameters], Distance],
+    optimise: Optimiser,
+    regularise: Callable[[Variables], Tensor] | None = None,
+) -> list[Solution]:
+    """`engine.match` with the distance that `fit` makes of each task's public parameters."""
+    found: dict[Task, Solution] = {}
+    for public in dict.fromkeys(task.seen.public for task in tasks):
+        alike = [task for task in tasks if task.seen.public == public]
+        found |= zip(alike, match(alike, guess, fit(public), optimise, regularise), strict=True)
+    return [found[task] for task in tasks]
+
+
+def distance(public: PublicParameters) -> Distance:
+    """The squared distance, made to fit the defense.
+
+    The guessed update is clipped as the client's was; coordinates that were pruned are left out; of rounded ones the distance
+    to their cells counts, and under Laplace noise the absolute distance, its negative log-likelihood.
+    """
+    return _as_released(public, _plain(public))
+
+
+def likelihood(public: PublicParameters) -> Distance:
+    """The negative log-likelihood of the update, but for a constant: `distance`, over what is known of the noise's size.
+
+    Where nothing is known of it its likeliest deviation is put in.
+    """
+    plain = _plain(public)
+    if public.noise_std:
+        return _as_released(public, whitened(public.noise_std, plain))
+    if public.laplace_ratio:
+        return _as_released(public, _over_laplace(public.laplace_ratio, plain))
+    if public.gaussian_ratio:
+        return _as_released(public, _over_gaussian(public.gaussian_ratio, plain))
+    return _as_released(public, profiled(plain))
+
+
+def _plain(public: PublicParameters) -> Distance:
+    if public.bits:
+        return outside_cells(public.bits)
+    return absolute_distance if public.laplace_ratio else squared_distance
+
+
+def _as_released(public: PublicParameters, compare: Distance) -> Distance:
+    """The comparison after the client's own pruning and clipping, done on the guess."""
+    if public.kept_share is not None and public.kept_share < 1:
+        compare = masked(compare)
+    for norm in (public.update_clip_norm, public.clip_norm):
+        compare = clipped(compare, norm) if norm else compare
+    return compare
+
+
+def _over_gaussian(ratio: float, compare: Distance) -> Distance:
+    def scaled(update: Update, seen: Update) -> Tensor:
+        return compare(update, seen) / (2 * relative_noise(ratio, seen).square())
+
+    return scaled
+
+
+def _over_laplace(ratio: float, compare: Distance) -> Distance:
+    def scaled(update: Update, seen: Update) -> Tensor:
+        return compare(update, seen) * math.sqrt(2) / relative_noise(ratio, seen)
+
+    return scaled
