@@ -9,6 +9,7 @@ import pandas as pd
 from benchmark.errors import UserError
 from benchmark.report import figures, tables
 from benchmark.report.leaderboard import Results, leaderboard, read
+from benchmark.report.strongest import strongest
 from benchmark.store import Store
 
 
@@ -23,8 +24,9 @@ def build(store: Store) -> tuple[Results, pd.DataFrame]:
         raise UserError(f"{store.path} has no finished cell yet")
     table = leaderboard(results)
     try:
-        tables.write(results, table, store.path)
-        figures.write(results, table, _emptied(store.path / "figures"))
+        best = strongest(results, table)
+        tables.write(results, table, best, store.path)
+        figures.write(results, table, best, _emptied(store.path / "figures"))
     except OSError as error:
         raise UserError(f"cannot write the report to {store.path}: {error.strerror}; the records are kept") from error
     return results, table

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,12 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from benchmark.grid import ORACLE
 from benchmark.report.curves import psnr_by_images, psnr_by_timestep, with_images
-from benchmark.report.leaderboard import PAIR, SCENE, Results
+from benchmark.report.leaderboard import PAIR, SCENE, Results, select
+from benchmark.report.strongest import PREFIX
 
 STYLE: Any = {
     "font.size": 8,
@@ -34,22 +35,28 @@ STYLE: Any = {
     "savefig.bbox": "tight",
 }
 SHEET_IMAGES = 4
+SHEET_COLUMNS = 12
+"""Pairs of defense and attack on one sheet where there are many."""
+MANY = 9
+"""Defenses in a scene above which attacks are not shown side by side but in the heat map."""
 TIMESTEPS = 5
 """Different timesteps in a scene from which on PSNR is drawn over them."""
 SIZES = 3
 """Different numbers of images behind an update from which on PSNR is drawn over them."""
 INCHES_PER_LETTER = 0.06
 """Room for a label in the figures' font."""
+NEGLIGIBLE_DB = 1.0
+"""Gain over the floor below which an attack has learnt nothing that an eye would see."""
 BRIGHT = 33
 """dB from which the colour map is light enough for dark text."""
 
 
-def write(results: Results, table: pd.DataFrame, directory: Path) -> list[Path]:
-    """Draw every figure of every scene into `directory`, and return the PNG files."""
+def write(results: Results, table: pd.DataFrame, best: pd.DataFrame, directory: Path) -> list[Path]:
+    """Draw every figure of every scene into `directory`, and return the PNG files; `best` are the `strongest` attacks' rows."""
     directory.mkdir(parents=True, exist_ok=True)
     written = []
     with plt.rc_context(STYLE):
-        for name, figure in _figures(results, table):
+        for name, figure in _figures(results, table, best):
             for suffix in ("png", "pdf"):
                 figure.savefig(directory / f"{name}.{suffix}", dpi=200)
             plt.close(figure)
@@ -57,7 +64,7 @@ def write(results: Results, table: pd.DataFrame, directory: Path) -> list[Path]:
     return written
 
 
-def _figures(results: Results, table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
+def _figures(results: Results, table: pd.DataFrame, best: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     for key, rows in table.groupby(SCENE, sort=False):
         label = " · ".join(map(str, key))
         ending = _ending(key)
@@ -65,9 +72,14 @@ def _figures(results: Results, table: pd.DataFrame) -> Iterator[tuple[str, Figur
         if len(samples):
             samples = samples[np.logical_and.reduce([samples[c] == v for c, v in zip(SCENE, key, strict=True)])]
         yield f"heatmap-{ending}", heat_map(rows, f"{results.title}\n{label}")
+        won = select(best, dict(zip(SCENE, key, strict=True)))
+        many = rows.defense.nunique() > MANY
+        if len(won) > 1:
+            yield f"protection-{ending}", protection(won, f"{results.title}\n{label}")
         if len(samples) and (samples.attack != ORACLE).any():
-            yield f"psnr-{ending}", psnr_by_attack(rows, f"{results.title}\n{label}")
-            yield f"reconstructions-{ending}", sheet(samples, f"{results.title}\n{label}")
+            if not many:
+                yield f"psnr-{ending}", psnr_by_attack(rows, f"{results.title}\n{label}")
+            yield from _sheets(samples, won if many else None, ending, f"{results.title}\n{label}")
             if samples.timestep.nunique() >= TIMESTEPS:
                 yield f"timesteps-{ending}", psnr_by_timestep(samples, f"{results.title}\n{label}")
     table = with_images(table)
@@ -75,6 +87,18 @@ def _figures(results: Results, table: pd.DataFrame) -> Iterator[tuple[str, Figur
         if rows.images.nunique() >= SIZES and not rows.control.all():
             label = "{} · {} · {}x{} · t={}".format(*key[:3], *key[2:])
             yield f"images-{_ending(key)}", psnr_by_images(rows, f"{results.title}\n{label}")
+
+
+def _sheets(samples: pd.DataFrame, won: pd.DataFrame | None, ending: str, title: str) -> Iterator[tuple[str, Figure]]:
+    """Sheets of reconstructions: of every attack under every defense, or of those that `won`, some to a sheet."""
+    attacks = samples[~samples.control & (samples.attack != ORACLE)]
+    columns = list(attacks.sort_values("defense", key=_none_first).groupby(["defense", "attack"], sort=False).groups)
+    if won is not None:
+        columns = [(row.defense, str(row.attack).removeprefix(PREFIX)) for row in won.itertuples()]
+    size = SHEET_COLUMNS if won is not None else len(columns)
+    parts = [columns[start : start + size] for start in range(0, len(columns), size)]
+    for number, part in enumerate(parts, 1):
+        yield f"reconstructions{f'-{number}' if len(parts) > 1 else ''}-{ending}", sheet(samples, part, title)
 
 
 def _ending(key: tuple[str, ...]) -> str:
@@ -86,29 +110,61 @@ def _ending(key: tuple[str, ...]) -> str:
     return f"{plain[:60]}-{hashlib.blake2b(text.encode(errors='replace'), digest_size=4).hexdigest()}"
 
 
+def protection(won: pd.DataFrame, title: str) -> Figure:
+    """The strongest attack's gain over the floor under each defense with its 95% interval, the best protected on top."""
+    won = won.sort_values("psnr_gain", ascending=False, kind="stable")
+    figure, axes = plt.subplots(figsize=(6.5, 0.9 + 0.2 * len(won)), layout="constrained")
+    for y, row in enumerate(won.itertuples()):
+        colour = "C0" if row.knows == "weights" else "C1"
+        axes.plot([row.psnr_gain_ci_low, row.psnr_gain_ci_high], [y, y], color=colour, linewidth=1.4)
+        axes.plot(row.psnr_gain, y, "o", color=colour, markersize=4)
+        high = np.nanmax([row.psnr_gain, row.psnr_gain_ci_high])
+        name = str(row.attack).removeprefix(PREFIX)
+        axes.annotate(name, (high, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=6, color="0.4")
+    axes.axvline(0, color="0.6", linestyle="--", linewidth=0.8, zorder=0)
+    axes.axvline(NEGLIGIBLE_DB, color="0.85", linewidth=0.8, zorder=0)
+    axes.set_yticks(range(len(won)), list(won.defense))
+    axes.set_ylim(-0.6, len(won) - 0.4)
+    axes.grid(axis="x", color="0.92", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.12)
+    handles = [Line2D([], [], color=colour, marker="o", markersize=4, linewidth=1.4) for colour in ("C1", "C0")]
+    figure.legend(
+        handles, ["noise or timestep granted (laboratory)", "both private (realistic)"], loc="outside lower center", ncols=2
+    )
+    axes.set_xlabel(
+        f"gain of the strongest attack over the floor (dB) with 95% interval; dashed: 0, grey: {NEGLIGIBLE_DB:g} dB"
+    )
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
 def heat_map(rows: pd.DataFrame, title: str) -> Figure:
-    """Median PSNR over attacks x defenses; a cell without a value says why, an incomplete one how many images it has."""
+    """Median PSNR of attacks and defenses; a cell without a value says why, an incomplete one how many images it has.
+
+    Many defenses lie below each other, a few side by side.
+    """
     attacks, defenses = _order(rows), list(dict.fromkeys(rows.sort_values("defense").defense))
     defenses.sort(key=lambda name: (name != "none", name))
-    figure, axes = plt.subplots(figsize=(1.3 + 1.0 * len(defenses), 1.2 + 0.42 * len(attacks)))
-    values = np.full((len(attacks), len(defenses)), np.nan)
-    for row in rows.itertuples():
-        values[attacks.index(row.attack), defenses.index(row.defense)] = row.psnr_median
+    many = len(defenses) > MANY
+    across, down = (attacks, defenses) if many else (defenses, attacks)
+    figure, axes = plt.subplots(figsize=(1.3 + 1.0 * len(across), 1.2 + 0.42 * len(down)))
+    values = np.full((len(down), len(across)), np.nan)
+    at = {(one, other): _place(down, across, one, other) for one in defenses for other in attacks}
+    found: dict[tuple[str, str], Any] = {(str(row.defense), str(row.attack)): row for row in rows.itertuples()}
+    for pair, row in found.items():
+        values[at[pair]] = row.psnr_median
     colours = plt.get_cmap("viridis").with_extremes(bad="0.93")
     image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=5, vmax=60, aspect="auto")
-    for row in rows.itertuples():
-        x, y = defenses.index(row.defense), attacks.index(row.attack)
-        value = values[y, x]
-        text = row.status if np.isnan(value) else f"{value:.1f}"
-        if row.n_ok < row.n_total and row.status != "skipped":
-            text += f"\n{row.n_ok}/{row.n_total}"
-        dark = not np.isnan(value) and value < BRIGHT
-        axes.text(x, y, text, ha="center", va="center", color="white" if dark else "0.2", fontsize=7)
-    asked = set(zip(rows.attack, rows.defense, strict=True))
-    for attack, defense in set(itertools.product(attacks, defenses)) - asked:
-        axes.text(defenses.index(defense), attacks.index(attack), "not run", ha="center", va="center", color="0.5", fontsize=7)
-    axes.set_xticks(range(len(defenses)), [_wrapped(name) for name in defenses])
-    axes.set_yticks(range(len(attacks)), [_with_budget(rows, name) for name in attacks])
+    for pair, (y, x) in at.items():
+        dark = pair in found and values[y, x] < BRIGHT
+        colour = ("white" if dark else "0.2") if pair in found else "0.5"
+        text = _heat_text(found[pair]) if pair in found else "not run"
+        axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=7)
+    with_budgets = [_with_budget(rows, name) for name in attacks]
+    wrapped = [name if many else _wrapped(name) for name in defenses]
+    axes.set_xticks(range(len(across)), [_wrapped(name) for name in with_budgets] if many else wrapped)
+    axes.set_yticks(range(len(down)), wrapped if many else with_budgets)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_title(title, loc="left")
@@ -117,6 +173,17 @@ def heat_map(rows: pd.DataFrame, title: str) -> Figure:
     axes.set_xlabel("in brackets: budget in evaluations per victim", loc="left", color="0.4")
     bar.outline.set_visible(False)
     return figure
+
+
+def _place(down: list[str], across: list[str], defense: str, attack: str) -> tuple[int, int]:
+    names = (defense, attack) if defense in down else (attack, defense)
+    return down.index(names[0]), across.index(names[1])
+
+
+def _heat_text(row: Any) -> str:
+    text = row.status if np.isnan(row.psnr_median) else f"{row.psnr_median:.1f}"
+    lost = row.n_ok < row.n_total and row.status != "skipped"
+    return f"{text}\n{row.n_ok}/{row.n_total}" if lost else text
 
 
 def psnr_by_attack(rows: pd.DataFrame, title: str) -> Figure:
@@ -172,13 +239,12 @@ def _psnr_panel(axes: Any, rows: pd.DataFrame, attacks: list[str]) -> None:
     axes.set_axisbelow(True)
 
 
-def sheet(samples: pd.DataFrame, title: str) -> Figure:
-    """A row per private image: the original, what each attack rebuilt under each defense with its PSNR, and the floors."""
+def sheet(samples: pd.DataFrame, pairs: Sequence[tuple[str, str]], title: str) -> Figure:
+    """A row per private image: the original, what was rebuilt for `pairs` of defense and attack with its PSNR, the floors."""
     rows = samples[samples.attack != ORACLE]
     images = list(rows[PAIR].drop_duplicates().sort_values(PAIR).head(SHEET_IMAGES).itertuples(index=False, name=None))
-    attacks, floors = rows[~rows.control], rows[rows.control]
-    columns = list(attacks.sort_values("defense", key=_none_first).groupby(["defense", "attack"], sort=False).groups)
-    columns += list(floors.drop_duplicates("attack").groupby(["defense", "attack"], sort=False).groups)
+    floors = rows[rows.control]
+    columns = [*pairs, *floors.drop_duplicates("attack").groupby(["defense", "attack"], sort=False).groups]
     figure, grid = plt.subplots(
         len(images),
         len(columns) + 1,

@@ -111,10 +111,10 @@ def leaderboard(results: Results) -> pd.DataFrame:
     gain of any attack), and under a defense the attack with the best gain first.
     """
     keys = [*SCENE, "defense", "attack"]
-    floors = _floors(results)
+    floors = floors_of(results)
     rows = []
     for key, cells in results.cells.groupby(keys, sort=False):
-        chosen = _select(results.samples, dict(zip(keys, key, strict=True)))
+        chosen = select(results.samples, dict(zip(keys, key, strict=True)))
         floor = floors.get(key[:-1])
         rows.append({**_status(cells), **_axes_row(cells), **_measure(cells, chosen, floor)})
     return _ranked(pd.DataFrame(rows, columns=[*COLUMNS, "control"]))
@@ -128,14 +128,14 @@ def paired_difference(results: Results, first: str, second: str) -> pd.DataFrame
     """
     rows = []
     for key, group in results.samples.groupby([*SCENE, "defense"], sort=False) if len(results.samples) else ():
-        a, b = (_by_image(group[group.attack == attack]) for attack in (first, second))
+        a, b = (by_image(group[group.attack == attack]) for attack in (first, second))
         both = a.join(b, rsuffix="_other", how="inner", validate="one_to_one").dropna(subset=["psnr", "psnr_other"])
         if both.empty:
             continue
         difference = (both.psnr - both.psnr_other).tolist()
         low, high = median_interval(difference, both.source.tolist())
         names = dict(zip([*SCENE, "defense"], key, strict=True))
-        total = int(_select(results.cells, {**names, "attack": first}).n_total.sum())
+        total = int(select(results.cells, {**names, "attack": first}).n_total.sum())
         rows.append(
             {**names, "n": len(both), "n_total": total, "difference": np.median(difference), "ci_low": low, "ci_high": high}
         )
@@ -251,7 +251,7 @@ def _measure(cells: pd.DataFrame, samples: pd.DataFrame, floor: pd.DataFrame | N
 
 def _gain(ok: pd.DataFrame, floor: pd.DataFrame) -> dict[str, float]:
     """The paired gain in PSNR over the floor: median and its interval."""
-    both = _by_image(ok).join(_by_image(floor), rsuffix="_floor", how="inner", validate="one_to_one")
+    both = by_image(ok).join(by_image(floor), rsuffix="_floor", how="inner", validate="one_to_one")
     gain = (both.psnr - both.psnr_floor).tolist()
     if not gain:
         return {}
@@ -259,7 +259,7 @@ def _gain(ok: pd.DataFrame, floor: pd.DataFrame) -> dict[str, float]:
     return {"psnr_gain": float(np.median(gain)), "psnr_gain_ci_low": low, "psnr_gain_ci_high": high}
 
 
-def _floors(results: Results) -> dict[tuple[Any, ...], pd.DataFrame]:
+def floors_of(results: Results) -> dict[tuple[Any, ...], pd.DataFrame]:
     """The better floor (by median PSNR) of each scene and defense: its rows; none where one of the floors is still missing.
 
     A floor that was skipped, as `prior_sample` where no prior is granted, is not missing.
@@ -267,7 +267,7 @@ def _floors(results: Results) -> dict[tuple[Any, ...], pd.DataFrame]:
     cells = results.cells[results.cells.control & (results.cells.attack != ORACLE)]
     found = {}
     for key, group in cells.groupby([*SCENE, "defense"], sort=False):
-        rows = _select(results.samples, dict(zip([*SCENE, "defense"], key, strict=True)))
+        rows = select(results.samples, dict(zip([*SCENE, "defense"], key, strict=True)))
         rows = rows[rows.control & (rows.attack != ORACLE) & (rows.status == "ok")] if len(rows) else rows
         settled = set(rows.get("attack", ())) | set(group.attack[group.status == Status.SKIPPED])
         if len(rows) and settled == set(cells.attack):
@@ -275,11 +275,13 @@ def _floors(results: Results) -> dict[tuple[Any, ...], pd.DataFrame]:
     return found
 
 
-def _by_image(samples: pd.DataFrame) -> pd.DataFrame:
+def by_image(samples: pd.DataFrame) -> pd.DataFrame:
+    """PSNR and source of each image, by `PAIR`."""
     return samples.set_index(PAIR)[["psnr", "source"]]
 
 
-def _select(frame: pd.DataFrame, values: dict[str, Any]) -> pd.DataFrame:
+def select(frame: pd.DataFrame, values: dict[str, Any]) -> pd.DataFrame:
+    """The rows that have these values in these columns."""
     if frame.empty:
         return frame
     mask = np.logical_and.reduce([frame[name] == value for name, value in values.items()])
@@ -324,10 +326,13 @@ def _notes(records: Sequence[Record]) -> list[str]:
         if record.privacy:
             p, steps = record.privacy, record.config["scenario"]["local_steps"]
             local = f" of {steps} local steps" if steps > 1 else ""
+            one, total, one_rdp, total_rdp = (
+                f"{float(p[name]):.3g}" for name in ("epsilon_round", "epsilon_total", "epsilon_round_rdp", "epsilon_total_rdp")
+            )
             notes.append(
-                f"{record.config['defense']['name']}: epsilon {p['epsilon_round']:.3g} a round and {p['epsilon_total']:.3g} in "
-                f"{p['rounds']} rounds{local}, by the {p['accountant']} accountant ({p['epsilon_round_rdp']:.3g} and "
-                f"{p['epsilon_total_rdp']:.3g} by RDP), for delta {p['delta']:g}, to {p['adjacency']}, sample rate "
+                f"{record.config['defense']['name']}: epsilon {one} a round and {total} in {p['rounds']} rounds{local}, by the "
+                f"{p['accountant']} accountant ({one_rdp} and {total_rdp} by RDP), for delta {p['delta']:g}, "
+                f"to {p['adjacency']}, sample rate "
                 f"{p['sample_rate']:g} ({p['sampling']}); no amplification from sampling clients."
             )
         if record.config["model"]["state"] == "checkpoint":

@@ -23,6 +23,31 @@ def median_interval(values: Sequence[float], sources: Sequence[str]) -> tuple[fl
     return float(low), float(high)
 
 
+def best_intervals(
+    scores: NDArray[np.float64], others: Sequence[NDArray[np.float64]], sources: Sequence[str]
+) -> list[tuple[float, float]]:
+    """Bootstrap 95% intervals of medians of the best of A candidates: which one that is, is decided anew in each resample.
+
+    Args:
+        scores: (A, n), by whose median the best is chosen.
+        others: (A, n) each, e.g. `scores` themselves; the interval is that of the chosen row's median.
+        sources: n names; whole sources are resampled.
+
+    Returns:
+        One interval for each of `others`; NaN with fewer than two sources.
+    """
+    places = _groups(list(range(len(sources))), sources)
+    if len(places) < 2:
+        return [(float("nan"), float("nan"))] * len(others)
+    medians: list[list[float]] = []
+    for row in _resamples(np.random.default_rng(0), len(places)):
+        drawn = np.concatenate([places[i] for i in row]).astype(int)
+        best = int(np.median(scores[:, drawn], axis=1).argmax())
+        medians.append([float(np.median(other[best, drawn])) for other in others])
+    low, high = np.quantile(medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
+
+
 def rate_interval(rate: float, sources: int) -> tuple[float, float]:
     """Wilson's 95% interval of a rate, with as many independent observations as there are sources; NaN without any.
 

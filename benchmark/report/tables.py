@@ -15,6 +15,7 @@ from benchmark.report.leaderboard import COLUMNS, SCENE, Results
 
 REALISTIC = "Realistic: clients keep noise and timestep to themselves"
 LABORATORY = "Laboratory: timestep or noise is granted to the attack, which no real client does"
+STRONGEST = "The strongest attack under each defense, chosen inside the bootstrap"
 
 MEASUREMENTS = ("n ok", "PSNR median [95%]", "gain over floor [95%]", "SSIM", "LPIPS", "success [95%]")
 
@@ -74,11 +75,23 @@ def captions(results: Results) -> list[str]:
     return lines
 
 
-def write(results: Results, table: pd.DataFrame, directory: Path) -> None:
-    """Write `leaderboard.csv` (every column), `leaderboard.md` and `leaderboard.tex` (the readable ones)."""
-    table[list(COLUMNS)].to_csv(directory / "leaderboard.csv", index=False)
-    (directory / "leaderboard.md").write_text(_markdown(results, table), encoding="utf-8")
-    (directory / "leaderboard.tex").write_text(_latex(results, table), encoding="utf-8")
+def write(results: Results, table: pd.DataFrame, best: pd.DataFrame, directory: Path) -> None:
+    """Write `leaderboard.csv` (every column), `leaderboard.md` and `leaderboard.tex` (the readable ones).
+
+    The rows of `strongest` attacks come last in the first and before the others in the other two.
+    """
+    pd.concat([table, best])[list(COLUMNS)].to_csv(directory / "leaderboard.csv", index=False)
+    shown = [*_strongest(table, best), *sections(table)]
+    (directory / "leaderboard.md").write_text(_markdown(results, shown), encoding="utf-8")
+    (directory / "leaderboard.tex").write_text(_latex(results, shown), encoding="utf-8")
+
+
+def _strongest(table: pd.DataFrame, best: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """A table per scene in which there was something to choose."""
+    attacks = table[~table.control.astype(bool)].groupby(SCENE, sort=False).attack.nunique()
+    for key, rows in best.groupby(SCENE, sort=False):
+        if attacks[key] > 1:
+            yield f"{STRONGEST} · {' · '.join(map(str, key))} ({_about(rows.iloc[0])})", rows
 
 
 def show(results: Results, table: pd.DataFrame) -> None:
@@ -122,9 +135,9 @@ def _terminal(defense: str, rows: pd.DataFrame, width: int, footnotes: dict[str,
     return printed
 
 
-def _markdown(results: Results, table: pd.DataFrame) -> str:
+def _markdown(results: Results, shown: Sequence[tuple[str, pd.DataFrame]]) -> str:
     parts = [f"# {results.title}", *captions(results)]
-    for heading, rows in sections(table):
+    for heading, rows in shown:
         frame = _readable(rows)
         cells = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
         lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in cells]
@@ -132,11 +145,11 @@ def _markdown(results: Results, table: pd.DataFrame) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _latex(results: Results, table: pd.DataFrame) -> str:
+def _latex(results: Results, shown: Sequence[tuple[str, pd.DataFrame]]) -> str:
     """One full-width table per section, a block of rows per defense; reasons stay in the other files."""
     parts = ["% needs \\usepackage{booktabs,graphicx}"]
     headings = ["attack", "budget", *MEASUREMENTS]
-    for heading, rows in sections(table):
+    for heading, rows in shown:
         lines = [_latex_row(headings)]
         for defense, group in rows.groupby("defense", sort=False):
             block = rf"\textit{{{_escape(str(defense))}}}, {_escape(_granted(group))}"

@@ -9,6 +9,7 @@ from benchmark.judge import Sample
 from benchmark.report import curves, figures, tables
 from benchmark.report.build import build
 from benchmark.report.leaderboard import COLUMNS, leaderboard, paired_difference, read
+from benchmark.report.strongest import strongest
 from benchmark.store import Record, Status, Store
 
 CONTROLS = ("oracle", "constant_image", "random_guess", "prior_sample")
@@ -165,7 +166,7 @@ def test_tables_and_figures_are_written_and_say_what_they_must(run):
         assert "1/4" in text and "skipped" in text
     assert r"constant\_image" in latex
     csv = pd.read_csv(run.path / "leaderboard.csv")
-    assert list(csv.columns) == list(COLUMNS) and len(csv) == 10
+    assert list(csv.columns) == list(COLUMNS) and len(csv) == 10 + 2  # and the strongest of each defense
     for kind in ("heatmap", "psnr", "reconstructions"):
         for suffix in ("png", "pdf"):
             (figure,) = (run.path / "figures").glob(f"{kind}-*.{suffix}")
@@ -179,9 +180,45 @@ def test_figures_show_each_number_of_the_table(run, table):
     assert "45.0" in texts and "skipped" in texts and "90.0\n1/4" in texts and "failed\n0/4" in texts
     never_asked = 2 * len(set(table.attack)) - len(table)
     assert texts.count("not run") == never_asked > 0
-    sheet = figures.sheet(results.samples, "title")
+    sheet = figures.sheet(results.samples, [("none", "strong")], "title")
     titles = [axes.get_title() for axes in sheet.axes]
     assert "40.0 dB" in titles and "source-0" in titles
+    figures.plt.close("all")
+
+
+def test_the_strongest_attack_under_each_defense_is_a_row_that_names_it(run, table):
+    best = strongest(read(run), table)
+    assert list(best.columns) == list(table.columns)
+    won = row(best, "strongest:strong")
+    assert won["psnr_gain"] == row(table, "strong")["psnr_gain"]
+    assert won["psnr_gain_ci_low"] <= won["psnr_gain"] <= won["psnr_gain_ci_high"]
+    assert row(best, "strongest:strong", "strict")["psnr_gain"] == 0.0
+
+
+def test_what_an_attack_lost_counts_as_its_floor_where_the_strongest_is_chosen(run):
+    """Of its one image that did not diverge `fragile` has 90 dB."""
+    with run.writing():
+        cells = [add(run, "constant_image", [10.0] * 4), add(run, "random_guess", [8.0] * 4)]
+        cells += [add(run, "fragile", [90.0, None, None, None]), add(run, "steady", [11.0] * 4)]
+        run.save_plan("A title", 30.0, {}, cells)
+    results = read(run)
+    (best,) = strongest(results, leaderboard(results)).to_dict("records")
+    assert best["attack"] == "strongest:steady" and best["psnr_gain"] == 1.0
+
+
+def test_the_strongest_attack_heads_the_tables_and_has_a_figure(run):
+    build(run)
+    assert "strongest:strong" in (run.path / "leaderboard.csv").read_text()
+    assert (run.path / "leaderboard.md").read_text().index("strongest:strong") < 2000
+    assert list((run.path / "figures").glob("protection-*.pdf"))
+
+
+def test_many_defenses_lie_below_each_other(table):
+    defenses = [f"d{i}" for i in range(figures.MANY + 1)]
+    rows = pd.concat([table[table.defense == "none"].assign(defense=name) for name in defenses])
+    axes = figures.heat_map(rows, "title").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == defenses
+    assert [t.get_text() for t in axes.texts].count("45.0") == len(defenses)
     figures.plt.close("all")
 
 
@@ -219,7 +256,8 @@ def test_a_curve_over_the_images_behind_an_update_joins_one_practice(table):
 
 
 PRIVACY = dict(
-    epsilon_round=1.0, epsilon_total="inf", delta=1e-5, sample_rate=0.1, rounds=7,
+    epsilon_round=1.0, epsilon_total="inf", epsilon_round_rdp=1.5, epsilon_total_rdp="inf", delta=1e-5, sample_rate=0.1,
+    sampling="Poisson", rounds=7,
     adjacency="add or remove one image", accountant="PRV",
 )  # fmt: skip
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from benchmark.report.statistics import median_interval, rate_interval, reachable_level
+from benchmark.report.statistics import best_intervals, median_interval, rate_interval, reachable_level
 
 
 def test_the_interval_of_a_median_covers_it_about_as_often_as_it_says():
@@ -24,6 +24,22 @@ def test_crops_of_one_photograph_count_once():
     clustered = median_interval(values.tolist(), [str(i // 20) for i in range(160)])
     pretended = median_interval(values.tolist(), [str(i) for i in range(160)])
     assert clustered[1] - clustered[0] > 2 * (pretended[1] - pretended[0])
+
+
+def test_an_interval_of_the_best_of_one_is_that_of_a_median():
+    values = np.random.default_rng(3).normal(size=(1, 20))
+    sources = [str(i) for i in range(20)]
+    assert best_intervals(values, [values], sources) == [pytest.approx(median_interval(values[0].tolist(), sources))]
+
+
+def test_an_interval_of_the_best_allows_for_its_having_been_chosen():
+    """Of ten attacks that learn nothing one wins by luck; with the choice in the bootstrap no bound is lower for it."""
+    values = np.random.default_rng(4).normal(size=(10, 12))
+    sources = [str(i) for i in range(12)]
+    winner = values[np.median(values, axis=1).argmax()]
+    ((low, high),) = best_intervals(values, [values], sources)
+    alone = median_interval(winner.tolist(), sources)
+    assert low >= alone[0] and high >= alone[1] and (low, high) != alone
 
 
 def test_the_whole_range_of_few_values_covers_the_median_as_often_as_can_be():

@@ -9,7 +9,7 @@ from benchmark.defenses.none import NoDefense
 from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
 from benchmark.defenses.private_timestep import PrivateTimestep
 
-from benchmark.closed_form.timesteps import CLEAR, FIRST, Unreadable, read_timesteps, with_timesteps
+from benchmark.closed_form.timesteps import CLEAR, Unreadable, read_timesteps, with_timesteps
 from benchmark.contract import toy
 from benchmark.seeds import stream
 

@@ -1,0 +1,64 @@
+"""The strongest attack under each defense: the row by which a defense is to be judged.
+
+Which attack is the strongest is chosen by its median gain over the floor, and chosen anew in every resample of the bootstrap:
+an interval of the winner alone would leave out that it was chosen for winning. An image that an attack lost counts as its
+floor, which everybody can return.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmark.grid import ORACLE
+from benchmark.report.leaderboard import PAIR, SCENE, Results, by_image, floors_of, select
+from benchmark.report.statistics import best_intervals
+
+PREFIX = "strongest:"
+"""Before the name of the attack that won."""
+
+
+def strongest(results: Results, table: pd.DataFrame) -> pd.DataFrame:
+    """A row per defense of each scene, in the order of the leaderboard: that of its strongest attack, under `strongest:NAME`.
+
+    PSNR, gain and their intervals are those of the choice; where no attack has an image or a floor is missing there is no row.
+    """
+    floors = floors_of(results)
+    rows = [
+        row
+        for key, group in table.groupby([*SCENE, "defense"], sort=False)
+        if key in floors and (row := _winner(results, dict(zip([*SCENE, "defense"], key, strict=True)), group, floors[key]))
+    ]
+    return pd.DataFrame(rows, columns=table.columns)
+
+
+def _winner(results: Results, names: dict[str, Any], rows: pd.DataFrame, floor: pd.DataFrame) -> dict[str, Any] | None:
+    samples = select(results.samples, names)
+    samples = samples[~samples.control.astype(bool) & (samples.attack != ORACLE)]
+    if samples.empty:
+        return None
+    least = by_image(floor)
+    attacks = list(dict.fromkeys(samples.attack))
+    psnr = np.stack([_completed(samples[samples.attack == attack], least) for attack in attacks])
+    gain = psnr - least.psnr.to_numpy(dtype=float)
+    best = int(np.median(gain, axis=1).argmax())
+    of_gain, of_psnr = best_intervals(gain, [gain, psnr], least.source.tolist())
+    chosen: dict[str, Any] = rows[rows.attack == attacks[best]].iloc[0].to_dict()
+    return {
+        **chosen,
+        "attack": f"{PREFIX}{attacks[best]}",
+        "psnr_median": float(np.median(psnr[best])),
+        "psnr_ci_low": of_psnr[0],
+        "psnr_ci_high": of_psnr[1],
+        "psnr_gain": float(np.median(gain[best])),
+        "psnr_gain_ci_low": of_gain[0],
+        "psnr_gain_ci_high": of_gain[1],
+    }
+
+
+def _completed(samples: pd.DataFrame, least: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The PSNR of every image of the floor, the floor's own where the attack has none."""
+    found = samples[samples.status == "ok"].set_index(PAIR).psnr.reindex(least.index)
+    return np.asarray(found.fillna(least.psnr), dtype=float)
