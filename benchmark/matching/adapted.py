@@ -10,8 +10,8 @@ from torch import Tensor
 from benchmark.matching.engine import Guessing, Task, match
 from benchmark.matching.objectives import (
     Distance,
-    absolute_distance,
     clipped,
+    laplace_distance,
     masked,
     outside_cells,
     profiled,
@@ -45,7 +45,7 @@ def distance(public: PublicParameters) -> Distance:
     """The squared distance, made to fit the defense.
 
     The guessed update is clipped as the client's was; coordinates that were pruned are left out; of rounded ones the distance
-    to their cells counts, and under Laplace noise the absolute distance, its negative log-likelihood.
+    to their cells counts, and under Laplace noise nearly the absolute distance, its negative log-likelihood.
     """
     return _as_released(public, _plain(public))
 
@@ -68,7 +68,7 @@ def likelihood(public: PublicParameters) -> Distance:
 def _plain(public: PublicParameters) -> Distance:
     if public.bits:
         return outside_cells(public.bits)
-    return absolute_distance if public.laplace_ratio else squared_distance
+    return laplace_distance(public.laplace_ratio) if public.laplace_ratio else squared_distance
 
 
 def _as_released(public: PublicParameters, compare: Distance) -> Distance:

@@ -23,6 +23,9 @@ Distance = Callable[[Update, Update], Tensor]
 NO_DIRECTION = 1e-5
 """Share of the largest layer's norm below which a layer's gradient is rounding."""
 
+SMOOTH = 0.5
+"""Differences below this share of Laplace noise's deviation count by their square."""
+
 TINY = 1e-38
 """Least square of a norm that a cosine is divided by: the root of a zero has no derivative."""
 
@@ -99,9 +102,18 @@ def profiled(distance: Distance = squared_distance) -> Distance:
     return likeliest
 
 
-def absolute_distance(update: Update, seen: Update) -> Tensor:
-    """sum | g - g* | over all parameters."""
-    return torch.stack([(update[name] - value).abs().flatten(1).sum(1) for name, value in seen.items()]).sum(0)
+def laplace_distance(ratio: float) -> Distance:
+    """sum (sqrt((g - g*)^2 + d^2) - d): of large differences the magnitude, as under Laplace noise, and smooth at 0.
+
+    d is `SMOOTH` times the noise's likeliest deviation (`relative_noise`); the plain magnitude stops line searches.
+    """
+
+    def smooth(update: Update, seen: Update) -> Tensor:
+        d = SMOOTH * relative_noise(ratio, seen)
+        each = [(update[name] - value).square() + _spread(d, value).square() for name, value in seen.items()]
+        return torch.stack([value.sqrt().flatten(1).sum(1) for value in each]).sum(0) - d * _coordinates(seen)
+
+    return smooth
 
 
 def outside_cells(bits: int) -> Distance:

@@ -1,0 +1,75 @@
+import pytest
+import torch
+from benchmark.defenses.clipping import Clipping
+from benchmark.defenses.gaussian_noise import GaussianNoise
+from benchmark.defenses.gradient_pruning import GradientPruning
+from benchmark.defenses.private_noise import PrivateNoise
+
+from benchmark.contract import toy
+from benchmark.errors import UserError
+from benchmark.grid import Grid, plan
+from benchmark.registry import Registry
+from benchmark.scenario import Scenario
+from benchmark.seeds import stream
+from benchmark.stack import Stack
+from benchmark.types import Capability
+from benchmark.vectors import norm
+
+
+def planned(*defenses):
+    grid = Grid("t", ("photos",), ("tiny",), defenses, ("dlg",), victims=1, evaluations=2)
+    found = plan(grid, Registry(), "cpu")
+    return {cell.defense_label: cell for cell in found if cell.attack_label == "dlg"}
+
+
+def test_releases_act_from_left_to_right():
+    update = toy().step().gradient()
+    clipped_last = Stack((GaussianNoise(ratio=2.0), Clipping(clip=0.01))).release(update, stream(0, "d"))
+    noisy_last = Stack((Clipping(clip=0.01), GaussianNoise(ratio=2.0))).release(update, stream(0, "d"))
+    assert norm(clipped_last) == pytest.approx(0.01, rel=1e-4)
+    assert norm(noisy_last) == pytest.approx(0.01 * 5**0.5, rel=0.05)
+
+
+def test_every_member_acts_and_says_what_it_says_alone():
+    stack = Stack((GradientPruning(keep=0.5), PrivateNoise()))
+    seen = toy().observe(stack)
+    values = torch.cat([value.flatten() for value in seen.update.values()])
+    assert float((values == 0).float().mean()) >= 0.499
+    assert seen.noise is None and stack.hides == {Capability.NOISE}
+    assert stack.public(Scenario()).disclosed == {"kept_share"}
+
+
+def test_a_stack_is_a_value_of_the_axis_with_its_own_identity():
+    found = planned("gradient_pruning[keep=0.1,0.5]+private_noise", "gradient_pruning[keep=0.1]")
+    assert list(found) == [
+        "gradient_pruning[keep=0.1]+private_noise",
+        "gradient_pruning[keep=0.5]+private_noise",
+        "gradient_pruning[keep=0.1]",
+    ]
+    assert len({cell.identity for cell in found.values()}) == len({cell.keys.defense for cell in found.values()}) == 3
+
+
+def test_a_guarantee_survives_what_comes_after_it():
+    cells = planned("dp_sgd+gradient_pruning", "dp_sgd")
+    stacked, alone = (cells[name].defense.privacy(Scenario()) for name in ("dp_sgd+gradient_pruning", "dp_sgd"))
+    assert stacked == alone
+
+
+@pytest.mark.parametrize(
+    ("defense", "sentence"),
+    [
+        ("gaussian_noise+dp_sgd", "'dp_sgd' acts before 'gaussian_noise' and must be written before it"),
+        ("dp_sgd+dpdm", "both decide how gradients are combined"),
+        ("none+dp_sgd", "'none' changes nothing"),
+        ("private_noise+near_noise", "'private_noise' hides the noise that 'near_noise' discloses"),
+        ("gradient_pruning+random_pruning", "both decide the kept_share"),
+        ("dp_sgd+client_dp", "both decide the noise_std"),
+        ("clipping+clipping[clip=2]", "names one defense twice"),
+        ("clipping+", "an empty name"),
+        ("clipping+nothing_such", "nothing_such"),
+    ],
+)
+def test_contradictions_are_one_sentence_before_anything_runs(defense, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        planned(defense)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,159 @@
+"""Defenses that change what is trained, at which timesteps, and who is summed."""
+
+import dataclasses
+
+import pytest
+import torch
+from benchmark.attacks.dlg import DLG
+from benchmark.defenses.lora import LoRA
+from benchmark.defenses.none import NoDefense
+from benchmark.defenses.secure_aggregation import SecureAggregation
+from benchmark.defenses.timestep_range import TimestepRange
+from benchmark.defenses.withhold import Withhold
+
+from benchmark.contract import Exposed, toy
+from benchmark.errors import UserError
+from benchmark.federation import draw_victim, seen_apart
+from benchmark.grid import Grid, plan
+from benchmark.plugins import Picture
+from benchmark.registry import Registry
+from benchmark.runner import rehearse, run_cell, scene
+from benchmark.scenario import Scenario
+from benchmark.seeds import stream
+from benchmark.store import Status
+
+GRID = Grid("t", ("photos",), ("tiny",), ("none",), ("dlg",), victims=2, evaluations=2)
+
+
+def cells(**changes):
+    found = plan(dataclasses.replace(GRID, **changes), Registry(), "cpu")
+    return {cell.defense_label: cell for cell in found if cell.attack_label == "dlg"}
+
+
+def test_timesteps_are_uniform_from_the_least_one_on_and_in_the_order_of_the_draw():
+    toys, pictures = toy(), [Picture(torch.zeros(3, 8, 8), "a")] * 4000
+    practice = Scenario(batch_size=4000)
+    plain, high = (
+        draw_victim(pictures, practice, toys.schedule, stream(0, "t"), defense).timesteps
+        for defense in (Exposed(), TimestepRange(least=600))
+    )
+    assert high.min() >= 600 and high.max() <= 999
+    assert float(high.double().mean()) == pytest.approx(799.5, abs=8)
+    order = plain.argsort()
+    assert (high[order].diff() >= 0).all()
+
+
+def test_a_fixed_timestep_in_the_range_stays_and_one_below_is_refused_before_anything_runs():
+    fixed = (Scenario(timesteps=500),)
+    (cell,) = cells(defenses=("timestep_range[least=500]",), scenarios=fixed).values()
+    assert [sample.timestep for sample in run_cell(cell).samples] == [500, 500]
+    with pytest.raises(UserError, match="trains from t = 501 on, and the scenario fixes t = 500"):
+        rehearse(list(cells(defenses=("timestep_range[least=501]",), scenarios=fixed).values()))
+    with pytest.raises(UserError, match="below the model's 1000 timesteps"):
+        rehearse(list(cells(defenses=("timestep_range[least=1000]",)).values()))
+
+
+def test_the_judge_knows_the_timesteps_that_were_trained():
+    (cell,) = cells(defenses=("timestep_range[least=900]",)).values()
+    victims, observations = scene(cell)
+    for victim, seen in zip(victims, observations, strict=True):
+        assert victim.timesteps.min() >= 900 and torch.equal(victim.timesteps, seen.timesteps)
+
+
+def test_withheld_layers_do_not_leave_and_the_rest_is_as_it_was():
+    scene = toy()
+    whole, rest = scene.observe(Exposed()).update, scene.observe(Withhold(layers="time_emb")).update
+    assert {name for name in whole if name not in rest} == {name for name in whole if "time_emb" in name} != set()
+    assert all(torch.allclose(value, whole[name], rtol=1e-4, atol=1e-7) for name, value in rest.items())
+
+
+def test_withheld_layers_are_frozen_through_local_steps_for_client_and_attacker():
+    seen = toy(batch=1, local_steps=3, local_lr=0.1).observe(Withhold(layers="conv_out"))
+    (found,) = DLG(evaluations=3).run([seen], stream(0, "a"))
+    assert found.diverged is None and found.loss is not None
+
+
+def test_withholding_no_layer_or_all_is_refused():
+    with pytest.raises(ValueError, match="layers must name"):
+        Withhold(layers="")
+    with pytest.raises(UserError, match="withhold names no layer: no parameter has 'nowhere'"):
+        Withhold(layers="nowhere").prepare(toy().network, stream(0, "p"))
+    with pytest.raises(UserError, match="leaves nothing to train"):
+        Withhold(layers="unet").prepare(toy().network, stream(0, "p"))
+
+
+def test_adapters_change_nothing_at_first_and_alone_leave_the_client():
+    scene = toy()
+    network = LoRA(rank=2).prepare(scene.network, stream(0, "p"))
+    x, t = scene.victim.images, scene.victim.timesteps
+    with torch.no_grad():
+        assert torch.allclose(network(x, t), scene.network(x, t), atol=1e-6)
+    update = scene.observe(LoRA(rank=2)).update
+    assert update and all("lora_" in name for name in update)
+    first = [value for name, value in update.items() if "lora_A" in name]
+    second = [value for name, value in update.items() if "lora_B" in name]
+    assert not any(value.any() for value in first) and all(value.any() for value in second)
+
+
+def test_an_adapter_s_gradient_is_the_weight_s_own_on_its_rows():
+    """B stands at zero, so the gradient of B is G A^T for the gradient G of the weight it stands beside."""
+    scene = toy()
+    seen, whole = scene.observe(LoRA(rank=2)), scene.observe(Exposed()).update
+    for name, value in seen.update.items():
+        if "lora_B" in name:
+            plain = whole[name.replace("lora_B.default.", "")]
+            down = seen.network.get_parameter(name.replace("lora_B", "lora_A"))
+            assert torch.allclose(value, plain @ down.T, rtol=1e-3, atol=1e-6)
+
+
+def test_server_and_client_have_the_same_adapters():
+    first, again = (LoRA().prepare(toy().network, stream(0, "p")).state_dict() for _ in range(2))
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
+def test_a_model_without_attention_has_no_place_for_adapters():
+    network = toy().network
+    network.unet.down_blocks[1].attentions = torch.nn.ModuleList()
+    network.unet.up_blocks[0].attentions = torch.nn.ModuleList()
+    network.unet.mid_block.attentions = torch.nn.ModuleList()
+    with pytest.raises(UserError, match="no attention"):
+        LoRA().prepare(network, stream(0, "p"))
+
+
+def test_aggregation_over_one_client_is_no_defense():
+    found = cells(defenses=("none", "secure_aggregation"))
+    (_, plain), (_, summed) = (scene(found[name]) for name in ("none", "secure_aggregation"))
+    for a, b in zip(plain, summed, strict=True):
+        assert all(torch.equal(value, b.update[name]) for name, value in a.update.items())
+        assert a.grants == b.grants and a.image_count == b.image_count
+
+
+def test_without_aggregation_the_server_sees_every_client_s_own_update():
+    practice = (Scenario(clients=3, batch_size=2, timesteps=(10, 20, 30, 40, 50, 60)),)
+    found = cells(defenses=("none", "secure_aggregation"), scenarios=practice)
+    (apart, single), (together, summed) = (scene(found[name]) for name in ("none", "secure_aggregation"))
+    assert len(single) == 6 and len(summed) == 2
+    assert [seen.image_count for seen in (*single, *summed)] == [2] * 6 + [6] * 2
+    for first, whole in zip((0, 3), summed, strict=True):
+        for name, value in whole.update.items():
+            mean = sum(seen.update[name] for seen in single[first : first + 3]) / 3
+            assert torch.allclose(mean, value, rtol=1e-4, atol=1e-7)
+    assert torch.equal(torch.cat([victim.images for victim in apart]), torch.cat([victim.images for victim in together]))
+
+
+def test_images_keep_their_numbers_however_their_updates_were_seen():
+    practice = (Scenario(clients=2, timesteps=(10, 900)),)
+    found = cells(defenses=("none", "secure_aggregation"), scenarios=practice)
+    alone, summed = (run_cell(found[name]) for name in ("none", "secure_aggregation"))
+    assert alone.record.status == summed.record.status == Status.OK
+    for outcome in (alone, summed):
+        assert [(s.victim, s.image, s.timestep) for s in outcome.samples] == [(0, 0, 10), (0, 1, 900), (1, 0, 10), (1, 1, 900)]
+    assert all((a.original == b.original).all() for a, b in zip(alone.samples, summed.samples, strict=True))
+
+
+def test_one_update_has_the_practice_of_one_client():
+    practice = Scenario(clients=3, local_steps=2, order="unknown", timesteps=(1, 2, 3, 4, 5, 6))
+    _, alone = seen_apart([], practice, NoDefense())
+    assert (alone.clients, alone.local_steps, alone.order) == (1, 2, "unknown")
+    assert seen_apart([], dataclasses.replace(practice, local_steps=1, timesteps=7), NoDefense())[1].order == "known"
+    assert seen_apart([], practice, SecureAggregation())[1] == practice
