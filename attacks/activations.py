@@ -40,6 +40,7 @@ from torch import Tensor
 from benchmark.closed_form.inversion import Inversion, Readout, read, sites
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.adapted import USED
+from benchmark.matching.engine import TAKEN
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.problem import gaussian
 from benchmark.matching.residual import plain_start, search
@@ -63,7 +64,7 @@ class Activations(Attack):
         residual_scale: how far the residual moves before x_t does; large, since x_t is nearly known by then.
     """
 
-    adapts_to: ClassVar[frozenset[str]] = USED | {"withheld", "adapter_rank", "aggregated_clients"}
+    adapts_to: ClassVar[frozenset[str]] = USED | TAKEN | {"least_timestep"}
 
     evaluations: int = 1000
     inversion_share: float = 0.5

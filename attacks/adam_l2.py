@@ -17,12 +17,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.adam import adam, cosine_decay
-from benchmark.matching.engine import Task, match
+from benchmark.matching.engine import TAKEN, Task, match
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import gaussian, granted, unknowns
 from benchmark.plugins import Attack
@@ -37,6 +38,8 @@ class AdamL2(Attack):
         evaluations: budget for one victim.
         lr: first step of Adam, in units of the image range [-1, 1] and of the noise's deviation.
     """
+
+    adapts_to: ClassVar[frozenset[str]] = TAKEN | {"least_timestep"}
 
     evaluations: int = 300
     lr: float = 0.05

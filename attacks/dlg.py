@@ -19,11 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from benchmark.closed_form.timesteps import with_timesteps
-from benchmark.matching.engine import Task, match
+from benchmark.matching.engine import TAKEN, Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import gaussian, granted, unknowns
@@ -40,6 +41,8 @@ class DLG(Attack):
         evaluations: budget for one victim, restarts included.
         restarts: independent starts among which the matching loss chooses.
     """
+
+    adapts_to: ClassVar[frozenset[str]] = TAKEN | {"least_timestep"}
 
     evaluations: int = 300
     restarts: int = 1

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from benchmark.diffusion.sampler import ddim, ddim_inverse
 from benchmark.matching.adam import adam
-from benchmark.matching.engine import Task, match
+from benchmark.matching.engine import TAKEN, Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import Distance, cosine_distance, squared_distance
 from benchmark.matching.problem import Guess, Stack, flat, gaussian, granted
@@ -83,6 +83,7 @@ class GIDM(Attack):
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.TIMESTEP, Capability.NOISE})
+    adapts_to: ClassVar[frozenset[str]] = TAKEN
 
     preset: Literal["reference", "tuned"] = "reference"
     evaluations: int = 7502

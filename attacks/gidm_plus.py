@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from benchmark.matching.adam import adam
-from benchmark.matching.engine import Task, match
+from benchmark.matching.engine import TAKEN, Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import layerwise_cosine_distance, squared_distance
 from benchmark.matching.problem import CleanGuess, Guess, Stack, flat, granted, unknowns
@@ -57,7 +57,7 @@ class GIDMPlus(Attack):
         timestep_lr: step of Adam for the logits of the timestep.
     """
 
-    adapts_to: ClassVar[frozenset[str]] = frozenset({"least_timestep"})
+    adapts_to: ClassVar[frozenset[str]] = TAKEN | {"least_timestep"}
 
     evaluations: int = 1000
     joint_share: float = 0.4

@@ -28,7 +28,7 @@ import torch
 
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.adam import signed_adam
-from benchmark.matching.engine import Task, match
+from benchmark.matching.engine import TAKEN, Task, match
 from benchmark.matching.objectives import cosine_distance, total_variation
 from benchmark.matching.problem import gaussian, granted
 from benchmark.matching.search import best_of_each, check_restarts
@@ -48,6 +48,7 @@ class InvertingGradients(Attack):
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.NOISE})
+    adapts_to: ClassVar[frozenset[str]] = TAKEN | {"least_timestep"}
 
     evaluations: int = 4000
     lr: float = 0.1

@@ -11,7 +11,8 @@ denoising of a diffusion model makes up for such noise is all that is taken from
   Other defenses have likelihoods of their own (`benchmark.matching.adapted`). Where sigma is not disclosed or 0, its most
   likely value is put in: N / 2 log || clip(g) - g* ||^2 for N coordinates.
 - Where a gradient is the mean over K private draws of noise and timestep (`dpdm`), the guess is a mean over K draws too: noise
-  of the attack's own, and timesteps that divide what clients train on into K equal parts.
+  of the attack's own, and the timestep that all draws have, where one can be read, else K in the middles of equal parts of what
+  clients train on.
 - The belief is Gaussian around an anchor: differences of neighbouring pixels are small, as they are in images, and all
   pixels lie near. The first half of the budget has the mean colour of public images for its anchor; two quarters then have what
   the prior sees in the image so far at noise of deviation 0.3, then 0.15 (`LEVELS`), its estimate of the clean image.
@@ -37,16 +38,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from benchmark.closed_form.timesteps import with_timesteps
+from benchmark.closed_form.timesteps import Unreadable, read_timesteps, with_timesteps
 from benchmark.diffusion.sampler import estimate
 from benchmark.matching.adapted import USED, likelihood, match_adapted
-from benchmark.matching.engine import Task
+from benchmark.matching.engine import TAKEN, Task
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.problem import CleanGuess, Guess, Stack, flat, gaussian, granted, unknowns
 from benchmark.matching.search import Solution, Variables
@@ -73,7 +75,7 @@ class PosteriorMode(Attack):
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.PRIOR})
-    adapts_to: ClassVar[frozenset[str]] = USED | {"noise_std", "gaussian_ratio", "draws_per_image", "least_timestep"}
+    adapts_to: ClassVar[frozenset[str]] = USED | TAKEN | {"noise_std", "gaussian_ratio", "draws_per_image", "least_timestep"}
 
     evaluations: int = 300
     smoothness: float = 10.0
@@ -116,10 +118,18 @@ class PosteriorMode(Attack):
 def _start(seen: Observation, generator: torch.Generator) -> Variables:
     if draws := seen.public.draws_per_image:
         noise = torch.stack([gaussian(seen, generator) for _ in range(draws)], 1).flatten(0, 1)
-        least, steps = seen.public.least_timestep or 0, seen.schedule.steps
-        middles = least + (torch.arange(draws, device=noise.device) + 0.5) / draws * (steps - least)
-        return {"anchor": flat(seen), "x_0": flat(seen), "draws": noise, "at": middles.repeat(seen.image_count)}
+        return {"anchor": flat(seen), "x_0": flat(seen), "draws": noise, "at": _spread(seen, draws).repeat(seen.image_count)}
     return {"anchor": flat(seen), **unknowns(seen, flat(seen), generator)}
+
+
+def _spread(seen: Observation, draws: int) -> Tensor:
+    """(draws,) timesteps for one image: the one that all have, where it can be read, else evenly over what clients train on."""
+    with suppress(Unreadable):
+        times = read_timesteps(seen).timesteps
+        if bool((times == times[0]).all()):
+            return times[:1].expand(draws).float()
+    least, steps = seen.public.least_timestep or 0, seen.schedule.steps
+    return least + (torch.arange(draws, device=seen.network.device) + 0.5) / draws * (steps - least)
 
 
 def _guess(variables: Variables, known: Stack) -> Guess:

@@ -27,6 +27,7 @@ import torch
 
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.adapted import USED
+from benchmark.matching.engine import TAKEN
 from benchmark.matching.residual import plain_start, search
 from benchmark.matching.search import best_of_each, check_restarts
 from benchmark.plugins import Attack
@@ -42,7 +43,7 @@ class Residual(Attack):
         restarts: independent starts among which the matching loss chooses.
     """
 
-    adapts_to: ClassVar[frozenset[str]] = USED | {"withheld", "adapter_rank", "aggregated_clients"}
+    adapts_to: ClassVar[frozenset[str]] = USED | TAKEN | {"least_timestep"}
 
     evaluations: int = 1000
     restarts: int = 1

@@ -41,6 +41,7 @@ OPEN_TO_ATTACKS = frozenset(
         "benchmark.plugins",
         "benchmark.scenario",
         "benchmark.types",
+        "benchmark.vectors",
     }
 )
 """Modules of the bench that an attack may import, besides those in `OPEN_PACKAGES`.

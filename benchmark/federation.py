@@ -16,7 +16,7 @@ from benchmark.diffusion.schedule import Schedule
 from benchmark.diffusion.sgd import local_batches, mean_update
 from benchmark.plugins import Defense, Picture
 from benchmark.scenario import Scenario
-from benchmark.types import Capability, Observation, Prior, Update, Victim
+from benchmark.types import Capability, Observation, Prior, PublicParameters, Update, Victim
 
 PLAIN = Defense()
 """What an undefended client does."""
@@ -54,8 +54,8 @@ class ClientStep:
         images = victim.images.repeat_interleave(draws, dim=0)
         timesteps = victim.timesteps.repeat_interleave(draws)
         if not self.scenario.fixed_timesteps:
-            fresh = _uniform(len(images), steps, generator)
-            timesteps = self.defense.timesteps(fresh, self.scenario, steps).to(images.device)
+            least = self.defense.least_timestep(self.scenario, steps)
+            timesteps = _uniform(len(images), least, steps, generator).to(images.device)
         noise = torch.randn(images.shape, generator=generator).to(images.device)
         sources = tuple(source for source in victim.sources for _ in range(draws))
         return dataclasses.replace(self, victim=Victim(images, timesteps, noise, sources))
@@ -130,15 +130,17 @@ def draw_victim(
     """The clients' draw of timesteps and noise for all images of a round, on the CPU."""
     images = torch.stack([picture.image for picture in pictures])
     fixed = scenario.fixed_timesteps
-    drawn = torch.tensor(fixed).expand(len(pictures)).clone() if fixed else _uniform(len(pictures), schedule.steps, generator)
-    timesteps = defense.timesteps(drawn, scenario, schedule.steps)
+    least = defense.least_timestep(scenario, schedule.steps)
+    drawn = None if fixed else _uniform(len(pictures), least, schedule.steps, generator)
+    timesteps = torch.tensor(fixed).expand(len(pictures)).clone() if drawn is None else drawn
     noise = torch.randn(images.shape, generator=generator)
     return Victim(images, timesteps, noise, tuple(picture.source for picture in pictures))
 
 
-def _uniform(count: int, steps: int, generator: torch.Generator) -> Tensor:
-    """Timesteps (count,). What is drawn is a share of T, so that victims keep their place when models differ in T."""
-    return (torch.rand(count, generator=generator, dtype=torch.float64) * steps).long()
+def _uniform(count: int, least: int, steps: int, generator: torch.Generator) -> Tensor:
+    """Timesteps (count,) in [least, steps). A share is drawn, so that victims keep their place whatever the range."""
+    share = torch.rand(count, generator=generator, dtype=torch.float64)
+    return least + (share * (steps - least)).long()
 
 
 def seen_apart(victims: Sequence[Victim], scenario: Scenario, defense: Defense) -> tuple[list[Victim], Scenario]:
@@ -147,10 +149,24 @@ def seen_apart(victims: Sequence[Victim], scenario: Scenario, defense: Defense) 
     if defense.aggregates or clients == 1:
         return list(victims), scenario
     order = scenario.order if scenario.local_steps > 1 else "known"
+    # Timesteps are drawn by now; what is left to be known of them is whether they were fixed.
     timesteps = scenario.timesteps[0] if isinstance(scenario.timesteps, tuple) else scenario.timesteps
     alone = dataclasses.replace(scenario, clients=1, order=order, timesteps=timesteps)
     parts = [local_batches(len(victim.images), clients, 1) for victim in victims]
     return [_part(victim, place) for victim, of in zip(victims, parts, strict=True) for (place,) in of], alone
+
+
+def known_of(defense: Defense, scenario: Scenario) -> PublicParameters:
+    """What everybody knows of a defense that says something of the update that is seen.
+
+    What each client does to its own update says nothing exact of the mean of several.
+    """
+    public = defense.public(scenario)
+    if scenario.clients == 1:
+        return public
+    return dataclasses.replace(
+        public, kept_share=None, update_clip_norm=None, gaussian_ratio=None, laplace_ratio=None, bits=None
+    )
 
 
 def observe(
@@ -191,7 +207,7 @@ def observe(
         local_lr=scenario.local_lr if scenario.local_steps > 1 else None,
         clients=scenario.clients,
         order_known=ordered,
-        public=defense.public(scenario),
+        public=known_of(defense, scenario),
         timesteps=None if Capability.TIMESTEP in defense.hides else victim.timesteps[order],
         noise=None if disclosed is None else disclosed[order],
         prior=prior,

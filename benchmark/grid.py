@@ -322,7 +322,7 @@ class _Planner:
 
     def _defense(self, specs: Sequence[Spec]) -> _Choice:
         """One defense, or several stacked."""
-        from benchmark.stack import stacked
+        from benchmark.stack import stack
 
         chosen = [self._choice("defense", spec) for spec in specs]
         if len(chosen) == 1:
@@ -331,7 +331,7 @@ class _Planner:
         label = "+".join(choice.label for choice in chosen)
         if len(set(names)) < len(names):
             raise UserError(f"defense '{label}' names one defense twice")
-        value = stacked(dict(zip(names, (choice.value for choice in chosen), strict=True)))
+        value = stack(dict(zip(names, (choice.value for choice in chosen), strict=True)))
         return _Choice(label, value, {"stack": [c.key for c in chosen]}, {"stack": [c.sources for c in chosen]})
 
     def _settings(self) -> dict[tuple[str, str], dict[str, object]]:

@@ -70,13 +70,13 @@ class Defense:
         """
         return network
 
-    def timesteps(self, drawn: Tensor, scenario: Scenario, steps: int) -> Tensor:
-        """The timesteps (N,) that clients train on, in [0, `steps`), from those that the scenario draws or fixes.
+    def least_timestep(self, scenario: Scenario, steps: int) -> int:
+        """The least timestep that clients train on, of the model's `steps`.
 
         Raises:
             UserError: the defense contradicts the scenario.
         """
-        return drawn
+        return 0
 
     def gradient(self, step: ClientStep, generator: torch.Generator) -> Update:
         """How the examples' gradients are combined at one local step; by default the gradient of their mean loss."""

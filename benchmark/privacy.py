@@ -65,7 +65,7 @@ def check_per_example(network: Denoiser) -> None:
                 f"the model's layer '{name}' ({type(module).__name__}) mixes the examples of a batch, so that they have no "
                 "gradients of their own: use a model with GroupNorm in its place"
             )
-    network = network.train()
+    network.train()
     try:
         problems = ModuleValidator.validate(network, strict=False)
     finally:
@@ -105,7 +105,7 @@ def private_gradient(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch on backward hooks whose input needs no gradient
             torch.autograd.backward(step.loss(wrapped))
-        for p in trained if draws > 1 else ():
+        for p in trained:
             vars(p)["grad_sample"] = vars(p)["grad_sample"].unflatten(0, (-1, draws)).mean(1)
         optimiser.pre_step()
         return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
@@ -135,7 +135,7 @@ def guarantee(noise_multiplier: float, sample_rate: float, steps: int, rounds: i
         epsilon_total_rdp=rdp_epsilon(noise_multiplier, sample_rate, rounds * steps, delta),
         delta=delta,
         sample_rate=sample_rate,
-        sampling="everything" if sample_rate == 1 else "Poisson",
+        sampling="none" if sample_rate == 1 else "Poisson",
         rounds=rounds,
         adjacency=adjacency,
         accountant=one_by if one_by == total_by else f"{one_by} (round), {total_by} (total)",

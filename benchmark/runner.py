@@ -24,7 +24,7 @@ from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.models import Model, build_network, build_schedule
 from benchmark.environment import describe
 from benchmark.errors import first_line
-from benchmark.federation import Round, draw_victim, image_counts, observe, seen_apart
+from benchmark.federation import Round, draw_victim, image_counts, known_of, observe, seen_apart
 from benchmark.grid import Cell
 from benchmark.judge import Sample, judge, oracle
 from benchmark.matching.resources import out_of_memory
@@ -63,7 +63,7 @@ def run_cell(cell: Cell, timeout: float | None = None) -> Outcome:
     try:
         with _time_limit(timeout):
             _, shown = seen_apart([], cell.scenario, cell.defense)
-            claims = _Claims(cell.defense.public(shown), cell.defense.privacy(shown))
+            claims = _Claims(known_of(cell.defense, shown), cell.defense.privacy(shown))
             if cell.missing:
                 status, reason = Status.SKIPPED, _lacking(cell)
             else:
@@ -73,6 +73,8 @@ def run_cell(cell: Cell, timeout: float | None = None) -> Outcome:
                     rebuilt = attack(cell, victims, observations)
                 seconds = time.perf_counter() - start
                 samples = _by_round(judge(victims, rebuilt, cell.success_db), cell.victims)
+                if claims.public.draws_per_image:
+                    samples = [_without_draws(sample) for sample in samples]
                 _check_count(rebuilt, len(steps))
                 status, reason = _verdict(samples)
     except CellTimeout:
@@ -96,7 +98,7 @@ def rehearse(cells: Sequence[Cell]) -> None:
         _network(model, seed)
     for cell in {(cell.model, cell.keys.scenario, cell.keys.defense): cell for cell in cells}.values():
         _prepared(cell)
-        cell.defense.timesteps(torch.tensor(cell.scenario.fixed_timesteps), cell.scenario, cell.model.steps)
+        cell.defense.least_timestep(cell.scenario, cell.model.steps)
     for cell in {(cell.keys.dataset, cell.keys.scenario, cell.trial): cell for cell in cells}.values():
         mean_colour(cell.dataset, _size(cell))
         _pictures(cell, sum(_sizes(cell, _draw(cell))))
@@ -210,6 +212,11 @@ def _by_round(samples: Sequence[Sample], rounds: int) -> list[Sample]:
     ]
 
 
+def _without_draws(sample: Sample) -> Sample:
+    """Where an image had several timesteps and noises, an estimate of one is neither right nor wrong."""
+    return dataclasses.replace(sample, timestep_estimate=None, timestep_error=None, noise_mse=None)
+
+
 def _verdict(samples: Sequence[Sample]) -> tuple[Status, str]:
     lost = [sample for sample in samples if sample.status != "ok"]
     if not lost:
@@ -234,6 +241,12 @@ def _knows(cell: Cell, public: PublicParameters) -> str:
     return "+".join(["weights", *granted])
 
 
+def _telling(cell: Cell, public: PublicParameters) -> frozenset[str]:
+    """The public parameters that say something new: where the timestep is granted, its range does not."""
+    private = Capability.TIMESTEP in cell.defense.hides
+    return public.disclosed if private else public.disclosed - {"least_timestep"}
+
+
 @dataclass(frozen=True)
 class _Claims:
     """What a defense says of itself."""
@@ -249,7 +262,7 @@ def _record(cell: Cell, status: Status, reason: str, seconds: float | None, clai
         reason=reason,
         config=_config(cell),
         knows=_knows(cell, claims.public),
-        adaptive=bool(cell.attack and cell.attack.adapts_to & claims.public.disclosed),
+        adaptive=bool(cell.attack and cell.attack.adapts_to & _telling(cell, claims.public)),
         control=cell.control,
         budget=cell.budget,
         n_total=sum(_sizes(cell, _draw(cell))),
@@ -265,6 +278,7 @@ def _config(cell: Cell) -> dict[str, object]:
     return {
         "dataset": {"name": cell.dataset_label, **dataclasses.asdict(cell.dataset)},  # type: ignore[call-overload]
         "scenario": cell.scenario.record,
+        "summed_clients": seen_apart([], cell.scenario, cell.defense)[1].clients,
         "model": {
             "name": cell.model.label,
             "state": cell.model.state,

@@ -1,14 +1,18 @@
 """Several defenses at once, written `a+b`.
 
-All of them act, each at its own point of a client's round: networks are prepared and timesteps drawn first, then each step's
-gradients are combined, then the update is released. At one point they act from left to right, so `clipping+gaussian_noise`
-clips and then adds noise. What contradicts itself is refused: a name twice, two that decide how gradients are combined, one
-written after another that acts later, two that disclose the same, and noise that one hides and another discloses.
+All of them act, each at its own points of a client's round, and are written in the order in which they act: what changes the
+network, then the timesteps, then how gradients are combined, then what is released, then aggregation. Releases stand in one
+order too: clip, add noise, prune, round; attackers who know a defense know it in that order (`benchmark.matching.adapted`).
+What only hides or discloses may stand anywhere.
+
+Refused is what contradicts that, a name twice, two that decide how gradients are combined or the same public parameter, two
+kinds of noise, noise that one hides and another discloses, and what changes nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -24,8 +28,22 @@ from benchmark.plugins import Defense
 from benchmark.scenario import Scenario
 from benchmark.types import Capability, Privacy, PublicParameters, Update
 
+ROAD = ("prepare", "least_timestep", "gradient", "release", "aggregates")
+"""Where a defense may act, in the order of a round."""
 
-def stacked(members: Mapping[str, Defense]) -> Defense:
+POINTS = (*ROAD, "disclose", "hides")
+"""Where a defense may act at all."""
+
+RELEASES = (
+    frozenset({"clip_norm", "update_clip_norm"}),
+    frozenset({"noise_std", "gaussian_ratio", "laplace_ratio"}),
+    frozenset({"kept_share"}),
+    frozenset({"bits"}),
+)
+"""The public parameters of what is done to gradients and updates, in the order in which it may be done."""
+
+
+def stack(members: Mapping[str, Defense]) -> Defense:
     """The defenses together, by name and from left to right; a single one is itself.
 
     Raises:
@@ -37,21 +55,10 @@ def stacked(members: Mapping[str, Defense]) -> Defense:
     for member, defense in members.items():
         if not _points(defense):
             raise UserError(f"defense '{name}': '{member}' changes nothing and has no place in a stack")
-    _check_order(name, members)
-    disclosed: dict[str, str] = {}
-    for member, defense in members.items():
-        for field in sorted(defense.public(Scenario()).disclosed):
-            if field in disclosed:
-                raise UserError(f"defense '{name}': '{disclosed[field]}' and '{member}' both decide the {field}")
-            disclosed[field] = member
-    hiding = [member for member, defense in members.items() if Capability.NOISE in defense.hides]
-    if hiding and (telling := [member for member, defense in members.items() if "disclose" in _points(defense)]):
-        raise UserError(f"defense '{name}': '{hiding[0]}' hides the noise that '{telling[0]}' discloses")
-    return Stack(tuple(members.values()))
-
-
-POINTS = ("prepare", "timesteps", "gradient", "release", "disclose", "aggregates", "hides")
-"""Where a defense may act."""
+    for (first, one), (second, other) in itertools.combinations(members.items(), 2):
+        if reason := _contradiction(first, one, second, other):
+            raise UserError(f"defense '{name}': {reason}")
+    return Stacked(tuple(members.values()))
 
 
 def _points(defense: Defense) -> set[str]:
@@ -59,18 +66,29 @@ def _points(defense: Defense) -> set[str]:
     return {point for point in POINTS if getattr(type(defense), point) != getattr(Defense, point)}
 
 
-def _check_order(name: str, members: Mapping[str, Defense]) -> None:
-    combining = [member for member, defense in members.items() if "gradient" in _points(defense)]
-    if len(combining) > 1:
-        raise UserError(f"defense '{name}': '{combining[0]}' and '{combining[1]}' both decide how gradients are combined")
-    order = list(members)
-    releasing = [member for member, defense in members.items() if "release" in _points(defense)]
-    if combining and releasing and order.index(releasing[0]) < order.index(combining[0]):
-        raise UserError(f"defense '{name}': '{combining[0]}' acts before '{releasing[0]}' and must be written before it")
+def _contradiction(first: str, one: Defense, second: str, other: Defense) -> str | None:
+    """Why `first` cannot stand before `second`, None where it can."""
+    if "gradient" in _points(one) & _points(other):
+        return f"'{first}' and '{second}' both decide how gradients are combined"
+    told = [defense.public(Scenario()).disclosed for defense in (one, other)]
+    if both := sorted(told[0] & told[1]):
+        return f"'{first}' and '{second}' both decide the {both[0]}"
+    if all(fields & RELEASES[1] for fields in told):
+        return f"'{first}' and '{second}' both add noise"
+    hiding = [name for name, defense in ((first, one), (second, other)) if Capability.NOISE in defense.hides]
+    telling = [name for name, defense in ((first, one), (second, other)) if "disclose" in _points(defense)]
+    if hiding and telling:
+        return f"'{hiding[0]}' hides the noise that '{telling[0]}' discloses"
+    latest = [[ROAD.index(point) for point in _points(defense) if point in ROAD] for defense in (one, other)]
+    releases = [[place for place, fields in enumerate(RELEASES) if fields & names] for names in told]
+    for done in (latest, releases):
+        if all(done) and max(done[0]) > max(done[1]):
+            return f"'{second}' acts before '{first}' and must be written before it"
+    return None
 
 
 @dataclass(frozen=True)
-class Stack(Defense):
+class Stacked(Defense):
     """See the module.
 
     Attributes:
@@ -93,9 +111,9 @@ class Stack(Defense):
         """See `Defense.prepare`: one after the other."""
         return reduce(lambda so_far, member: member.prepare(so_far, generator), self.members, network)
 
-    def timesteps(self, drawn: Tensor, scenario: Scenario, steps: int) -> Tensor:
-        """See `Defense.timesteps`: one after the other."""
-        return reduce(lambda so_far, member: member.timesteps(so_far, scenario, steps), self.members, drawn)
+    def least_timestep(self, scenario: Scenario, steps: int) -> int:
+        """See `Defense.least_timestep`: the greatest of theirs."""
+        return max(member.least_timestep(scenario, steps) for member in self.members)
 
     def gradient(self, step: ClientStep, generator: torch.Generator) -> Update:
         """See `Defense.gradient`: as the one that decides it does."""

@@ -192,7 +192,7 @@ class Privacy:
         epsilon_total_rdp: the second by the RDP accountant.
         delta: probability that the guarantee fails.
         sample_rate: probability of each local image to be in a batch; 1 means the whole local data set.
-        sampling: of the batches that the guarantee is for: `Poisson`, or `everything` where all take part in every use.
+        sampling: of the batches that the guarantee is for: `Poisson`, or `none` where it amplifies nothing.
         rounds: rounds that `epsilon_total` composes, each client taking part in every one: the server knows who takes part,
             so sampling of clients amplifies nothing against it.
         adjacency: the neighbouring relation.

@@ -3,8 +3,9 @@
 Source: after the abstract of McMahan et al. 2018 (arXiv 1710.06963), with the noise on the client's side
 
 There a trusted server adds the noise to the sum of many clients. Here the server is who attacks, so each client adds all of the
-noise itself: the guarantee is each client's own and needs nobody else. It is for a client's update put in place of none (zero),
-every client taking part in every round.
+noise itself: the guarantee is each client's own and needs nobody else. Neighbours differ in a client's update or zero in its
+place, every client taking part in every round. For one update in place of another the sensitivity is 2 `clip`, and epsilon that
+of half the noise multiplier.
 
 The update is the mean of a client's gradients over its local steps, (theta_0 - theta_E) / (lr E), and `clip` is in its units.
 Cost: one pass over the update.
@@ -54,4 +55,4 @@ class ClientDP(Defense):
 
     def privacy(self, scenario: Scenario) -> Privacy:
         """See `Defense.privacy`."""
-        return guarantee(self.noise_multiplier, 1.0, 1, self.rounds, self.delta, "add or remove one client's update")
+        return guarantee(self.noise_multiplier, 1.0, 1, self.rounds, self.delta, "a client's update or zero in its place")

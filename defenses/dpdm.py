@@ -2,8 +2,9 @@
 
 Source: after the abstract of Dockhorn, Cao, Vahdat and Kreis 2023 (TMLR, arXiv 2210.09929)
 
-As `dp_sgd` otherwise, and with its guarantee: an image still has one clipped gradient. The mean over K draws varies less, so
-that more of what is clipped is signal. Where the scenario fixes the timestep all K draws have it; else each has its own.
+As `dp_sgd` otherwise, and with its guarantee, also of several local steps: an image still has one clipped gradient. The mean
+over K draws varies less, so that more of what is clipped is signal. Where the scenario fixes the timestep all K draws have it;
+else each has its own.
 
 The K draws are not granted to the attack, nor which timesteps they have. What everybody knows is K.
 

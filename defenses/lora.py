@@ -12,6 +12,7 @@ Needs peft (`pip install 'gidbench[lora]'`) and a model with attention. Cost: th
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
 
 import torch
@@ -46,14 +47,15 @@ class LoRA(Defense):
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
             raise UserError("lora needs peft: pip install 'gidbench[lora]'") from error
+        if not any(re.fullmatch(ADAPTED, name) for name, _ in network.named_modules()):
+            raise UserError("lora: the model has no attention to put adapters beside")
+        if any(not p.requires_grad for p in network.parameters()):
+            raise UserError("lora freezes everything but its adapters, so that nothing can be withheld before it")
         network = copy.deepcopy(network)
         config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=ADAPTED, init_lora_weights=True)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            try:
-                inject_adapter_in_model(config, network.unet)
-            except ValueError as error:
-                raise UserError("lora: the model has no attention to put adapters beside") from error
+            inject_adapter_in_model(config, network.unet)
         return network.eval()
 
     def public(self, scenario: Scenario) -> PublicParameters:

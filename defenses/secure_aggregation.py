@@ -24,4 +24,4 @@ class SecureAggregation(Defense):
 
     def public(self, scenario: Scenario) -> PublicParameters:
         """See `Defense.public`."""
-        return PublicParameters(aggregated_clients=scenario.clients)
+        return PublicParameters(aggregated_clients=scenario.clients if scenario.clients > 1 else None)

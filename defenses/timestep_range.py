@@ -1,19 +1,17 @@
 """Clients train on noisy timesteps only: those from a least one on.
 
-Source: ours, by analogy with arXiv 2504.00952
+Source: ours; arXiv 2504.00952, which was not read, splits timesteps between clients and a server
 
 At large t an update tells of an image through much noise. What the server has to learn at small t it must learn from other
 data.
 
-Where the scenario draws timesteps they are drawn uniformly from [least, T), victim by victim in the order of the draw that they
-take the place of. A scenario that fixes one below the least is refused.
+Where the scenario draws timesteps they are drawn uniformly from [least, T); victims stand in the order in which they stand
+without it. A scenario that fixes one below the least is refused.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
 
 from benchmark.errors import UserError
 from benchmark.plugins import Defense
@@ -35,15 +33,13 @@ class TimestepRange(Defense):
         if self.least < 0:
             raise ValueError(f"least must be at least 0, not {self.least}")
 
-    def timesteps(self, drawn: Tensor, scenario: Scenario, steps: int) -> Tensor:
-        """See `Defense.timesteps`."""
+    def least_timestep(self, scenario: Scenario, steps: int) -> int:
+        """See `Defense.least_timestep`."""
         if self.least >= steps:
             raise UserError(f"timestep_range: least must be below the model's {steps} timesteps, not {self.least}")
-        if not scenario.fixed_timesteps:
-            return self.least + drawn * (steps - self.least) // steps
-        if (drawn < self.least).any():
-            raise UserError(f"timestep_range trains from t = {self.least} on, and the scenario fixes t = {int(drawn.min())}")
-        return drawn
+        if below := [t for t in scenario.fixed_timesteps if t < self.least]:
+            raise UserError(f"timestep_range trains from t = {self.least} on, and the scenario fixes t = {min(below)}")
+        return self.least
 
     def public(self, scenario: Scenario) -> PublicParameters:
         """See `Defense.public`."""

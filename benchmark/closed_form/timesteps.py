@@ -69,40 +69,41 @@ def read_timesteps(seen: Observation) -> Reading:
         Unreadable: the update lacks the layer, the images are too many, the gradient is too noisy, or some
             timesteps are repeated.
     """
-    layers = [name for name in (FIRST, *_taking_up(seen)) if f"{name}.weight" in seen.update and f"{name}.bias" in seen.update]
-    if not layers:
-        raise Unreadable("every layer that takes the time embedding was withheld")
-    for layer in layers[:-1]:
+    for layer in _layers(seen)[:-1]:
         with suppress(Unreadable):
             return _read(seen, layer)
-    return _read(seen, layers[-1])
+    return _read(seen, _layers(seen)[-1])
 
 
-def _taking_up(seen: Observation) -> list[str]:
-    """The layers that tell the timestep where the first one is withheld."""
-    if f"{FIRST}.weight" in seen.update:
-        return []
-    return [name for name, _ in seen.network.named_modules() if name.endswith(TAKEN_UP)]
+def _layers(seen: Observation) -> list[str]:
+    """The layers that tell the timesteps: the first one, or where it is withheld those that take the embedding up."""
+    taking_up = [name for name, _ in seen.network.named_modules() if name.endswith(TAKEN_UP)]
+    told = [name for name in (FIRST, *taking_up) if f"{name}.weight" in seen.update]
+    if not told:
+        raise Unreadable("no layer that takes the time embedding left the client")
+    return told[:1] if told[0] == FIRST else told
 
 
 def _read(seen: Observation, layer: str) -> Reading:
-    images = seen.batch_shape[0]
-    rows = torch.cat([seen.update[f"{layer}.weight"], seen.update[f"{layer}.bias"][:, None]], 1).double()
+    images, least = seen.batch_shape[0], seen.public.least_timestep or 0
+    rows, candidates = seen.update[f"{layer}.weight"].double(), _inputs(seen, layer)[least:].double()
+    width, bias = rows.shape[1], seen.update.get(f"{layer}.bias")
+    if bias is not None:  # an input of 1 beside the others
+        rows = torch.cat([rows, bias[:, None].double()], 1)
+        candidates = torch.cat([candidates, torch.ones_like(candidates[:, :1])], 1)
     if images >= min(rows.shape):
-        raise Unreadable(f"{images} timesteps are too many for a time embedding of width {rows.shape[1] - 1}")
+        raise Unreadable(f"{images} timesteps are too many for a time embedding of width {width}")
     _, sigma, spanned = torch.linalg.svd(rows, full_matrices=False)
     noise = torch.maximum(sigma[images], ROUNDING * sigma[0])
     found = int((sigma[:images] > ABOVE_NOISE * noise).sum())
-    candidates = _inputs(seen, layer).double()
-    candidates = torch.nn.functional.normalize(torch.cat([candidates, torch.ones_like(candidates[:, :1])], 1), dim=1)
-    span = spanned[:found]
+    candidates, span = torch.nn.functional.normalize(candidates, dim=1), spanned[:found]
     distances, order = (candidates - candidates @ span.T @ span).norm(dim=1).sort()
     confidence = float(distances[found] / distances[found - 1]) if found else 0.0
     if not confidence >= CLEAR:
         raise Unreadable(f"no {found or images} timesteps stand out from the gradient of '{layer}'")
     if 1 < found < images:
         raise Unreadable(f"{found} timesteps stand behind {images} images, and which are repeated is not told")
-    return Reading(order[:found].sort().values.expand(images).clone(), confidence)
+    return Reading((least + order[:found]).sort().values.expand(images).clone(), confidence)
 
 
 @torch.no_grad()

@@ -45,7 +45,8 @@ def distance(public: PublicParameters) -> Distance:
     """The squared distance, made to fit the defense.
 
     The guessed update is clipped as the client's was; coordinates that were pruned are left out; of rounded ones the distance
-    to their cells counts, and under Laplace noise nearly the absolute distance, its negative log-likelihood.
+    to their cells counts, and under Laplace noise nearly the absolute distance, its negative log-likelihood. Exact where there
+    is one image in one step: of several images the mean's gradient is clipped, where `dp_sgd` clips each one's.
     """
     return _as_released(public, _plain(public))
 
@@ -53,26 +54,27 @@ def distance(public: PublicParameters) -> Distance:
 def likelihood(public: PublicParameters) -> Distance:
     """The negative log-likelihood of the update, but for a constant: `distance`, over what is known of the noise's size.
 
-    Where nothing is known of it its likeliest deviation is put in.
+    Where nothing is known of it its likeliest deviation is put in; for rounded coordinates without noise that is a stand-in, as
+    every update in the same cells is as likely as any other.
     """
     plain = _plain(public)
     if public.noise_std:
         return _as_released(public, whitened(public.noise_std, plain))
-    if public.laplace_ratio:
-        return _as_released(public, _over_laplace(public.laplace_ratio, plain))
-    if public.gaussian_ratio:
-        return _as_released(public, _over_gaussian(public.gaussian_ratio, plain))
+    if ratio := public.laplace_ratio or public.gaussian_ratio:
+        return _as_released(public, _over_relative(ratio, bool(public.laplace_ratio), plain))
     return _as_released(public, profiled(plain))
 
 
 def _plain(public: PublicParameters) -> Distance:
-    if public.bits:
-        return outside_cells(public.bits)
-    return laplace_distance(public.laplace_ratio) if public.laplace_ratio else squared_distance
+    """Noise is taken to be larger than the cells of what was rounded after it."""
+    if public.laplace_ratio:
+        return laplace_distance(public.laplace_ratio)
+    noisy = public.noise_std or public.gaussian_ratio
+    return outside_cells(public.bits) if public.bits and not noisy else squared_distance
 
 
 def _as_released(public: PublicParameters, compare: Distance) -> Distance:
-    """The comparison after the client's own pruning and clipping, done on the guess."""
+    """The comparison after the client's own clipping, done on the guess, and over the coordinates that were not pruned."""
     if public.kept_share is not None and public.kept_share < 1:
         compare = masked(compare)
     for norm in (public.update_clip_norm, public.clip_norm):
@@ -80,15 +82,11 @@ def _as_released(public: PublicParameters, compare: Distance) -> Distance:
     return compare
 
 
-def _over_gaussian(ratio: float, compare: Distance) -> Distance:
+def _over_relative(ratio: float, laplace: bool, compare: Distance) -> Distance:
+    """Divided by what the logarithm of the noise's density divides by: sigma / sqrt(2) for Laplace, 2 sigma^2 for Gauss."""
+
     def scaled(update: Update, seen: Update) -> Tensor:
-        return compare(update, seen) / (2 * relative_noise(ratio, seen).square())
-
-    return scaled
-
-
-def _over_laplace(ratio: float, compare: Distance) -> Distance:
-    def scaled(update: Update, seen: Update) -> Tensor:
-        return compare(update, seen) * math.sqrt(2) / relative_noise(ratio, seen)
+        sigma = relative_noise(ratio, seen)
+        return compare(update, seen) / (sigma / math.sqrt(2) if laplace else 2 * sigma.square())
 
     return scaled

@@ -55,6 +55,13 @@ Guessing = Callable[[Variables, Stack], Guess]
 """From variables (P, N, ...) and what is known of the P victims to what is thought to lie behind their updates."""
 
 
+TAKEN = frozenset({"withheld", "adapter_rank", "aggregated_clients"})
+"""The public parameters that every search of the engine takes account of, whatever its distance.
+
+What crossed the wire is what is compared, in the network that the server knows, for the images of all summed clients at once.
+"""
+
+
 def match(
     tasks: Sequence[Task],
     guess: Guessing,

@@ -94,10 +94,10 @@ def whitened(noise_std: float, distance: Distance = squared_distance) -> Distanc
 
 
 def profiled(distance: Distance = squared_distance) -> Distance:
-    """N / 2 log || g - g* ||^2: `whitened` at the likeliest deviation, sigma^2 = || g - g* ||^2 / N for N coordinates."""
+    """N / 2 log || g - g* ||^2: `whitened` at the likeliest deviation, sigma^2 = || g - g* ||^2 / N for the N that are told."""
 
     def likeliest(update: Update, seen: Update) -> Tensor:
-        return _coordinates(seen) / 2 * distance(update, seen).clamp(min=TINY).log()
+        return _told(seen) / 2 * distance(update, seen).clamp(min=TINY).log()
 
     return likeliest
 
@@ -111,7 +111,7 @@ def laplace_distance(ratio: float) -> Distance:
     def smooth(update: Update, seen: Update) -> Tensor:
         d = SMOOTH * relative_noise(ratio, seen)
         each = [(update[name] - value).square() + _spread(d, value).square() for name, value in seen.items()]
-        return torch.stack([value.sqrt().flatten(1).sum(1) for value in each]).sum(0) - d * _coordinates(seen)
+        return torch.stack([(value.sqrt() - _spread(d, value)).flatten(1).sum(1) for value in each]).sum(0)
 
     return smooth
 
@@ -136,7 +136,7 @@ def outside_cells(bits: int) -> Distance:
 
 def relative_noise(ratio: float, seen: Update) -> Tensor:
     """(P,): the likeliest deviation of noise that is `ratio` times as large as the update it was added to."""
-    mean_square = torch.stack([value.flatten(1).square().sum(1) for value in seen.values()]).sum(0) / _coordinates(seen)
+    mean_square = torch.stack([value.flatten(1).square().sum(1) for value in seen.values()]).sum(0) / _told(seen)
     return mean_square.sqrt() * ratio / math.sqrt(1 + ratio**2)
 
 
@@ -171,8 +171,9 @@ def _products(update: Update, seen: Update) -> tuple[Tensor, Tensor, Tensor]:
     return inner, own, others
 
 
-def _coordinates(seen: Update) -> int:
-    return sum(value[0].numel() for value in seen.values())
+def _told(seen: Update) -> Tensor:
+    """(P,): the coordinates that are not zero; those that were pruned tell nothing."""
+    return torch.stack([(value != 0).flatten(1).sum(1) for value in seen.values()]).sum(0).clamp(min=1)
 
 
 def _root(square: Tensor) -> Tensor:

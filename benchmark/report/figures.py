@@ -170,7 +170,7 @@ def heat_map(rows: pd.DataFrame, title: str) -> Figure:
     axes.set_title(title, loc="left")
     bar = figure.colorbar(image, ax=axes, extend="both", pad=0.02)
     bar.set_label("median PSNR (dB)")
-    axes.set_xlabel("in brackets: budget in evaluations per victim", loc="left", color="0.4")
+    axes.set_xlabel("in brackets: budget in evaluations per update", loc="left", color="0.4")
     bar.outline.set_visible(False)
     return figure
 

@@ -164,7 +164,7 @@ def _axes(record: Record) -> dict[str, Any]:
         "image_size": scenario["image_size"],
         "batch_size": scenario["batch_size"],
         "local_steps": scenario["local_steps"],
-        "clients": scenario["clients"],
+        "clients": config.get("summed_clients", scenario["clients"]),
         "timestep": scenario["timesteps"],
         "model": model["name"],
         "model_state": model["state"],
@@ -326,14 +326,13 @@ def _notes(records: Sequence[Record]) -> list[str]:
         if record.privacy:
             p, steps = record.privacy, record.config["scenario"]["local_steps"]
             local = f" of {steps} local steps" if steps > 1 else ""
-            one, total, one_rdp, total_rdp = (
-                f"{float(p[name]):.3g}" for name in ("epsilon_round", "epsilon_total", "epsilon_round_rdp", "epsilon_total_rdp")
-            )
+            one, total = (f"{float(p[f'epsilon_{span}']):.3g}" for span in ("round", "total"))
+            by_rdp = [f"{float(p[f'epsilon_{span}_rdp']):.3g}" for span in ("round", "total") if f"epsilon_{span}_rdp" in p]
+            beside = f" ({' and '.join(by_rdp)} by RDP)" if by_rdp else ""
             notes.append(
                 f"{record.config['defense']['name']}: epsilon {one} a round and {total} in {p['rounds']} rounds{local}, by the "
-                f"{p['accountant']} accountant ({one_rdp} and {total_rdp} by RDP), for delta {p['delta']:g}, "
-                f"to {p['adjacency']}, sample rate "
-                f"{p['sample_rate']:g} ({p['sampling']}); no amplification from sampling clients."
+                f"{p['accountant']} accountant{beside}, for delta {p['delta']:g}, to {p['adjacency']}, sample rate "
+                f"{p['sample_rate']:g} (sampling: {p.get('sampling', 'not recorded')}); no amplification from sampling clients."
             )
         if record.config["model"]["state"] == "checkpoint":
             notes.append(

@@ -14,16 +14,20 @@ import pandas as pd
 
 from benchmark.grid import ORACLE
 from benchmark.report.leaderboard import PAIR, SCENE, Results, by_image, floors_of, select
-from benchmark.report.statistics import best_intervals
+from benchmark.report.statistics import best_intervals, rate_interval
 
 PREFIX = "strongest:"
 """Before the name of the attack that won."""
+
+NOT_CHOSEN = ("ssim_mean", "lpips_mean", "mse_mean", "noise_mse_mean", "timestep_accuracy", "seconds_per_victim", "evaluations")
+"""Measured of the winner's own images, and so left out here."""
 
 
 def strongest(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     """A row per defense of each scene, in the order of the leaderboard: that of its strongest attack, under `strongest:NAME`.
 
-    PSNR, gain and their intervals are those of the choice; where no attack has an image or a floor is missing there is no row.
+    PSNR, gain and success are those of the choice, and so are the intervals of PSNR and gain; what was measured of the winner's
+    own images alone is left out. Where no attack has an image or a floor is missing there is no row.
     """
     floors = floors_of(results)
     rows = [
@@ -46,8 +50,15 @@ def _winner(results: Results, names: dict[str, Any], rows: pd.DataFrame, floor: 
     best = int(np.median(gain, axis=1).argmax())
     of_gain, of_psnr = best_intervals(gain, [gain, psnr], least.source.tolist())
     chosen: dict[str, Any] = rows[rows.attack == attacks[best]].iloc[0].to_dict()
+    recovered = float((psnr[best] >= results.success_db).mean())
+    success = rate_interval(recovered, least.source.nunique())
     return {
         **chosen,
+        **dict.fromkeys(NOT_CHOSEN, np.nan),
+        "success_rate": recovered,
+        "success_ci_low": success[0],
+        "success_ci_high": success[1],
+        "psnr_mean": float(psnr[best].mean()),
         "attack": f"{PREFIX}{attacks[best]}",
         "psnr_median": float(np.median(psnr[best])),
         "psnr_ci_low": of_psnr[0],

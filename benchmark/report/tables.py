@@ -67,7 +67,7 @@ def captions(results: Results) -> list[str]:
     """The lines that stand with every table."""
     lines = [
         "PSNR in dB, peak 1 on [0, 1] images, capped at 100; success from "
-        f"{results.success_db:g} dB; intervals are 95%, by photograph; budget in evaluations per victim.",
+        f"{results.success_db:g} dB; intervals are 95%, by photograph; budget in evaluations per update.",
         *results.notes,
     ]
     if len(results.cells) < results.planned:

@@ -1,15 +1,17 @@
 """What an attacker who knows the defense compares."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
-from benchmark.attacks.dlg import DLG
 from benchmark.attacks.gidm_plus import OUT, GIDMPlus, _equal
-from benchmark.attacks.posterior_mode import PosteriorMode
+from benchmark.attacks.posterior_mode import PosteriorMode, _spread
 from benchmark.attacks.residual import Residual
 from benchmark.defenses.clipping import Clipping
+from benchmark.defenses.dp_sgd import DPSGD
 from benchmark.defenses.dpdm import DPDM
+from benchmark.defenses.gaussian_noise import GaussianNoise
 from benchmark.defenses.gradient_pruning import GradientPruning
 from benchmark.defenses.laplace_noise import LaplaceNoise
 from benchmark.defenses.none import NoDefense
@@ -21,11 +23,12 @@ from benchmark.defenses.withhold import Withhold
 
 from benchmark.contract import toy
 from benchmark.matching.adapted import USED, distance, likelihood
+from benchmark.matching.engine import TAKEN
 from benchmark.matching.objectives import laplace_distance, outside_cells, relative_noise, squared_distance
 from benchmark.metrics import psnr
 from benchmark.scenario import Scenario
 from benchmark.seeds import stream
-from benchmark.stack import Stack
+from benchmark.stack import Stacked
 from benchmark.types import PublicParameters
 
 SCENE = toy(batch=1)
@@ -37,7 +40,9 @@ LOSSY = [
     Quantisation(bits=1),
     Quantisation(bits=4),
     Clipping(clip=1e-3),
-    Stack((Clipping(clip=1e-3), GradientPruning(keep=0.1))),
+    Stacked((Clipping(clip=1e-3), GradientPruning(keep=0.1))),
+    Stacked((Clipping(clip=1e-3), Quantisation(bits=1))),
+    Stacked((GradientPruning(keep=0.1), Quantisation(bits=4))),
 ]
 
 
@@ -83,14 +88,31 @@ def test_the_size_of_relative_noise_follows_from_the_noisy_update():
     assert float(relative_noise(3.0, noisy)) == pytest.approx(3e3, rel=0.02)
 
 
-def test_a_likelihood_trusts_the_update_as_much_as_its_noise_allows():
+def test_likelihoods_are_those_of_the_noise():
+    """Differences of a guess from the seen update, with the closed-form densities, but for what no guess changes."""
     other = {name: 1.1 * value for name, value in UPDATE.items()}
-    plain = float(squared_distance(other, UPDATE))
-    assert float(likelihood(PublicParameters(noise_std=0.5))(other, UPDATE)) == pytest.approx(plain / (2 * 0.25))
-    strong, weak = (float(likelihood(PublicParameters(gaussian_ratio=r))(other, UPDATE)) for r in (0.1, 10.0))
-    assert strong > weak
-    strong, weak = (float(likelihood(PublicParameters(laplace_ratio=r))(other, UPDATE)) for r in (0.1, 10.0))
-    assert strong > weak
+    difference = torch.cat([(other[name] - value).flatten() for name, value in UPDATE.items()]).double()
+    sigma = float(relative_noise(3.0, UPDATE))
+    gauss = [likelihood(PublicParameters(**known))(other, UPDATE) for known in ({"noise_std": sigma}, {"gaussian_ratio": 3.0})]
+    expected = -torch.distributions.Normal(0, sigma).log_prob(difference) + torch.distributions.Normal(0, sigma).log_prob(
+        0 * difference
+    )
+    for found in gauss:
+        assert float(found) == pytest.approx(float(expected.sum()), rel=1e-3)
+    large = {name: value + 100 * sigma for name, value in UPDATE.items()}
+    count = len(difference)
+    laplace = float(likelihood(PublicParameters(laplace_ratio=3.0))(large, UPDATE))
+    assert laplace == pytest.approx(count * 100 * sigma / (sigma / 2**0.5), rel=0.01)
+
+
+def test_pruned_coordinates_do_not_count_as_told():
+    """N / 2 log D, of which only N differs."""
+    pruned = {name: value[None] for name, value in SCENE.observe(GradientPruning(keep=0.1)).update.items()}
+    shifted = {name: value + 1e-3 for name, value in UPDATE.items()}
+    fitted = likelihood(PublicParameters(kept_share=0.1))
+    gain = float(fitted({name: value + 2e-3 for name, value in UPDATE.items()}, pruned) - fitted(shifted, pruned))
+    kept = sum(int((value != 0).sum()) for value in pruned.values())
+    assert gain == pytest.approx(kept / 2 * math.log(4), rel=1e-3)
 
 
 def rebuilt(attack, seen):
@@ -115,21 +137,20 @@ def test_adapting_changes_nothing_where_there_is_no_defense():
     (a,), (b,) = (Residual(evaluations=5).run([dataclasses.replace(seen, public=public)], stream(0, "a"))
                   for public in (PublicParameters(), PublicParameters(kept_share=1.0)))  # fmt: skip
     assert torch.equal(a.images, b.images)
-    assert not Residual.adapts_to & NoDefense().public(Scenario()).disclosed
 
 
 def test_a_withheld_embedding_is_read_from_the_blocks_and_the_rest_is_matched():
-    seen = SCENE.observe(Stack((Withhold(layers="time_embedding"), PrivateTimestep())))
+    seen = SCENE.observe(Stacked((Withhold(layers="time_embedding"), PrivateTimestep())))
     (found,) = Residual(evaluations=5).run([seen], stream(0, "a"))
     assert found.diverged is None and found.timesteps.tolist() == [200]
     (lost,) = Residual(evaluations=5).run(
-        [SCENE.observe(Stack((Withhold(layers="time_emb"), PrivateTimestep())))], stream(0, "a")
+        [SCENE.observe(Stacked((Withhold(layers="time_emb"), PrivateTimestep())))], stream(0, "a")
     )
-    assert "withheld" in lost.diverged
+    assert "left the client" in lost.diverged
 
 
 def test_timesteps_that_no_client_trains_on_have_no_weight():
-    seen = SCENE.observe(Stack((TimestepRange(least=150), PrivateTimestep())))
+    seen = SCENE.observe(Stacked((TimestepRange(least=150), PrivateTimestep())))
     weights = _equal(seen).softmax(-1)[0]
     assert not weights[:150].any() and torch.allclose(weights[150:], torch.tensor(1 / 850))
     assert not _equal(SCENE.observe(NoDefense())).any() and OUT < 0
@@ -139,12 +160,46 @@ def test_timesteps_that_no_client_trains_on_have_no_weight():
 
 def test_private_draws_are_met_with_draws_of_the_attack_s_own():
     seen = SCENE.observe(DPDM(draws=4, noise_multiplier=0, clip=1e9))
-    (found,) = PosteriorMode(evaluations=6).run([seen], stream(0, "a"))
-    assert found.diverged is None and found.images.shape == (1, 3, 8, 8)
-    (plain,) = DLG(evaluations=6).run([seen], stream(0, "a"))
-    assert plain.diverged is not None or plain.timesteps is not None
+    attack = PosteriorMode(evaluations=30)
+    told, untold = (attack.run([view], stream(0, "a"))[0] for view in (seen, without(seen, "draws_per_image")))
+    assert told.diverged is None and not torch.equal(told.images, untold.images)
+    assert _spread(seen, 4).tolist() == [200] * 4, "all of the toy's draws have one timestep, and it can be read"
+    noisy = dataclasses.replace(SCENE.observe(DPDM(draws=4)), timesteps=None)
+    assert _spread(noisy, 4).tolist() == [125, 375, 625, 875]
+
+
+def without(seen, field):
+    return dataclasses.replace(seen, public=dataclasses.replace(seen.public, **{field: None}))
+
+
+USES = [
+    (Residual(evaluations=8), GradientPruning(keep=0.1), "kept_share"),
+    (Residual(evaluations=8), Clipping(clip=1e-3), "update_clip_norm"),
+    (Residual(evaluations=8), DPSGD(clip=1e-3), "clip_norm"),
+    (Residual(evaluations=8), Quantisation(bits=2), "bits"),
+    (Residual(evaluations=8), LaplaceNoise(ratio=1.0), "laplace_ratio"),
+    (PosteriorMode(evaluations=8), DPSGD(), "noise_std"),
+    (PosteriorMode(evaluations=8), GaussianNoise(), "gaussian_ratio"),
+    (PosteriorMode(evaluations=8), DPDM(draws=3), "draws_per_image"),
+    (GIDMPlus(evaluations=8), Stacked((TimestepRange(least=150), PrivateTimestep())), "least_timestep"),
+]
+
+
+@pytest.mark.parametrize(("attack", "defense", "field"), USES)
+def test_an_attack_that_says_so_does_use_what_is_public(attack, defense, field):
+    assert field in attack.adapts_to
+    seen = SCENE.observe(defense)
+    told, untold = (attack.run([view], stream(0, "a"))[0] for view in (seen, without(seen, field)))
+    assert not torch.equal(told.images, untold.images)
+
+
+def test_what_each_of_several_summed_clients_did_says_nothing_exact_of_their_mean():
+    scene = toy(batch=1, clients=3)
+    for defense in (Clipping(), GradientPruning(), Quantisation(), GaussianNoise(), LaplaceNoise()):
+        assert not scene.observe(defense).public.disclosed
 
 
 def test_every_public_parameter_is_used_by_an_attack_that_ships():
-    used = Residual.adapts_to | PosteriorMode.adapts_to | GIDMPlus.adapts_to | {"disclosed_noise_error"}
+    """Each by an attack that is shown to above, or by the engine for all of them."""
+    used = {field for _, _, field in USES} | TAKEN | {"disclosed_noise_error"}
     assert {field.name for field in dataclasses.fields(PublicParameters)} == used and used > USED

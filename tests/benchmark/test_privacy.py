@@ -9,8 +9,11 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
 from benchmark.contract import toy
+from benchmark.diffusion.models import build_network, resolve
+from benchmark.diffusion.presets import PRESETS
 from benchmark.errors import UserError
 from benchmark.privacy import check_per_example, epsilon, rdp_epsilon
+from benchmark.spec import Spec
 
 SETTINGS = [(1.1, 0.01, 1000, 1e-5), (2.0, 1.0, 100, 1e-5), (0.8, 0.05, 200, 1e-6)]
 
@@ -49,3 +52,8 @@ def test_a_network_that_is_fine_stays_in_evaluation_mode():
     network = toy().network
     check_per_example(network)
     assert not any(module.training for module in network.modules())
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_preset_has_gradients_by_example(preset):
+    check_per_example(build_network(resolve(Spec(preset)), 0))

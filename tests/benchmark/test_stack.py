@@ -4,6 +4,7 @@ from benchmark.defenses.clipping import Clipping
 from benchmark.defenses.gaussian_noise import GaussianNoise
 from benchmark.defenses.gradient_pruning import GradientPruning
 from benchmark.defenses.private_noise import PrivateNoise
+from benchmark.defenses.quantisation import Quantisation
 
 from benchmark.contract import toy
 from benchmark.errors import UserError
@@ -11,7 +12,7 @@ from benchmark.grid import Grid, plan
 from benchmark.registry import Registry
 from benchmark.scenario import Scenario
 from benchmark.seeds import stream
-from benchmark.stack import Stack
+from benchmark.stack import Stacked
 from benchmark.types import Capability
 from benchmark.vectors import norm
 
@@ -24,14 +25,14 @@ def planned(*defenses):
 
 def test_releases_act_from_left_to_right():
     update = toy().step().gradient()
-    clipped_last = Stack((GaussianNoise(ratio=2.0), Clipping(clip=0.01))).release(update, stream(0, "d"))
-    noisy_last = Stack((Clipping(clip=0.01), GaussianNoise(ratio=2.0))).release(update, stream(0, "d"))
-    assert norm(clipped_last) == pytest.approx(0.01, rel=1e-4)
+    noisy_last = Stacked((Clipping(clip=0.01), GaussianNoise(ratio=2.0))).release(update, stream(0, "d"))
     assert norm(noisy_last) == pytest.approx(0.01 * 5**0.5, rel=0.05)
+    rounded_last = Stacked((GradientPruning(keep=0.1), Quantisation(bits=2))).release(update, stream(0, "d"))
+    assert all(value.unique().numel() <= 3 for value in rounded_last.values())
 
 
 def test_every_member_acts_and_says_what_it_says_alone():
-    stack = Stack((GradientPruning(keep=0.5), PrivateNoise()))
+    stack = Stacked((GradientPruning(keep=0.5), PrivateNoise()))
     seen = toy().observe(stack)
     values = torch.cat([value.flatten() for value in seen.update.values()])
     assert float((values == 0).float().mean()) >= 0.499
@@ -55,15 +56,25 @@ def test_a_guarantee_survives_what_comes_after_it():
     assert stacked == alone
 
 
+def test_what_only_hides_may_stand_anywhere():
+    assert planned("private_noise+clipping", "clipping+private_noise", "timestep_range[least=5]+dp_sgd+private_noise")
+
+
 @pytest.mark.parametrize(
     ("defense", "sentence"),
     [
-        ("gaussian_noise+dp_sgd", "'dp_sgd' acts before 'gaussian_noise' and must be written before it"),
+        ("gradient_pruning+dp_sgd", "'dp_sgd' acts before 'gradient_pruning' and must be written before it"),
         ("dp_sgd+dpdm", "both decide how gradients are combined"),
         ("none+dp_sgd", "'none' changes nothing"),
         ("private_noise+near_noise", "'private_noise' hides the noise that 'near_noise' discloses"),
         ("gradient_pruning+random_pruning", "both decide the kept_share"),
         ("dp_sgd+client_dp", "both decide the noise_std"),
+        ("dp_sgd+gaussian_noise", "both add noise"),
+        ("gradient_pruning+clipping", "'clipping' acts before 'gradient_pruning' and must be written before it"),
+        ("quantisation+gaussian_noise", "'gaussian_noise' acts before 'quantisation'"),
+        ("dp_sgd+clipping", "'clipping' acts before 'dp_sgd'"),
+        ("secure_aggregation+client_dp", "'client_dp' acts before 'secure_aggregation'"),
+        ("clipping+withhold", "'withhold' acts before 'clipping'"),
         ("clipping+clipping[clip=2]", "names one defense twice"),
         ("clipping+", "an empty name"),
         ("clipping+nothing_such", "nothing_such"),

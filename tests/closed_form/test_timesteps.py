@@ -73,8 +73,13 @@ def test_without_the_first_layer_the_blocks_tell_the_timestep(times):
 
 
 def test_where_every_layer_with_the_embedding_is_withheld_it_is_refused():
-    with pytest.raises(Unreadable, match="withheld"):
+    with pytest.raises(Unreadable, match="no layer that takes the time embedding left the client"):
         read_timesteps(withholding(seen_at((200,)), "time_emb"))
+
+
+@pytest.mark.parametrize("times", [(200,), (0, 500, 999)])
+def test_without_biases_the_weights_tell_the_timestep(times):
+    assert read_timesteps(withholding(seen_at(times), "bias")).timesteps.tolist() == sorted(times)
 
 
 def withholding(seen, part):

@@ -9,6 +9,9 @@ from benchmark.defenses.timestep_range import TimestepRange
 from benchmark.contract import toy
 from benchmark.diffusion.loss import parameter_gradient
 from benchmark.federation import ClientStep
+from benchmark.grid import Grid, plan
+from benchmark.registry import Registry
+from benchmark.runner import run_cell
 from benchmark.scenario import Scenario
 from benchmark.seeds import stream
 from benchmark.vectors import norm
@@ -82,3 +85,10 @@ def test_its_noise_and_guarantee_are_those_of_dp_sgd():
 def test_no_draws_are_refused():
     with pytest.raises(ValueError, match="draws must be at least 1"):
         DPDM(draws=0)
+
+
+def test_estimates_of_one_timestep_and_noise_are_not_judged_where_an_image_had_several():
+    grid = Grid("t", ("photos",), ("tiny",), ("dpdm[draws=1,noise_multiplier=0]",), ("residual",), victims=1, evaluations=2)
+    (cell,) = (cell for cell in plan(grid, Registry(), "cpu") if cell.attack_label == "residual")
+    (sample,) = run_cell(cell).samples
+    assert sample.status == "ok" and sample.timestep_error is None and sample.noise_mse is None
