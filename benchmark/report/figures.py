@@ -95,8 +95,8 @@ def _sheets(samples: pd.DataFrame, won: pd.DataFrame | None, ending: str, title:
     columns = list(attacks.sort_values("defense", key=_none_first).groupby(["defense", "attack"], sort=False).groups)
     if won is not None:
         columns = [(row.defense, str(row.attack).removeprefix(PREFIX)) for row in won.itertuples()]
-    size = SHEET_COLUMNS if won is not None else len(columns)
-    parts = [columns[start : start + size] for start in range(0, len(columns), size)]
+    size = SHEET_COLUMNS if won is not None else max(1, len(columns))
+    parts = [columns[start : start + size] for start in range(0, len(columns), size)] or [[]]
     for number, part in enumerate(parts, 1):
         yield f"reconstructions{f'-{number}' if len(parts) > 1 else ''}-{ending}", sheet(samples, part, title)
 

@@ -62,7 +62,7 @@ def test_a_guess_is_clipped_as_a_whole_and_only_where_it_is_longer():
 
 
 def test_the_profiled_distance_has_the_gradient_of_the_whitened_one_at_the_likeliest_deviation():
-    seen = {"w": torch.zeros(1, 4)}
+    seen = {"w": torch.tensor([[4.0, 3.0, 2.0, 1.0]])}
     update = {"w": torch.tensor([[1.0, -2.0, 0.5, 3.0]]).requires_grad_()}
     likeliest = (squared_distance(update, seen).item() / 4) ** 0.5
     (found,), (expected,) = (grad(d(update, seen).sum(), update["w"]) for d in (profiled(), whitened(likeliest)))

@@ -60,7 +60,7 @@ def test_help_imports_nothing_heavy():
 def test_a_run_leaves_tables_figures_and_a_directory_per_cell(finished):
     for name in ("leaderboard.csv", "leaderboard.md", "leaderboard.tex"):
         assert (finished / name).stat().st_size > 500
-    assert len(list((finished / "figures").glob("*.png"))) == len(list((finished / "figures").glob("*.pdf"))) == 3
+    assert len(list((finished / "figures").glob("*.png"))) == len(list((finished / "figures").glob("*.pdf"))) == 4
     cells = list((finished / "cells").iterdir())
     assert len(cells) == 12
     assert all({"record.json", "samples.parquet"} == {f.name for f in cell.iterdir()} for cell in cells)
