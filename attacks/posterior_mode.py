@@ -88,14 +88,12 @@ class PosteriorMode(Attack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        drawn = [bool(seen.public.draws_per_image) for seen in observations]
-        unordered = [
-            dataclasses.replace(seen, order_known=False) for seen, many in zip(observations, drawn, strict=True) if many
-        ]
-        several = iter(self._search(unordered, generator))
-        once = [seen for seen, many in zip(observations, drawn, strict=True) if not many]
+        drawn = [seen for seen in observations if seen.public.draws_per_image]
+        once = [seen for seen in observations if not seen.public.draws_per_image]
+        # The local steps of clients who draw several times are read as one batch, see `problem.step_by_step`.
+        several = iter(self._search([dataclasses.replace(seen, order_known=False) for seen in drawn], generator))
         single = iter(with_timesteps(once, lambda told: self._search(told, generator)))
-        return [next(several if many else single) for many in drawn]
+        return [next(several if seen.public.draws_per_image else single) for seen in observations]
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         found = [Solution(_start(seen, generator), 0.0, 0) for seen in observations]

@@ -131,8 +131,10 @@ def draw_victim(
     images = torch.stack([picture.image for picture in pictures])
     fixed = scenario.fixed_timesteps
     least = defense.least_timestep(scenario, schedule.steps)
-    drawn = None if fixed else _uniform(len(pictures), least, schedule.steps, generator)
-    timesteps = torch.tensor(fixed).expand(len(pictures)).clone() if drawn is None else drawn
+    if fixed:
+        timesteps = torch.tensor(fixed).expand(len(pictures)).clone()
+    else:
+        timesteps = _uniform(len(pictures), least, schedule.steps, generator)
     noise = torch.randn(images.shape, generator=generator)
     return Victim(images, timesteps, noise, tuple(picture.source for picture in pictures))
 
@@ -143,17 +145,20 @@ def _uniform(count: int, least: int, steps: int, generator: torch.Generator) -> 
     return least + (share * (steps - least)).long()
 
 
-def seen_apart(victims: Sequence[Victim], scenario: Scenario, defense: Defense) -> tuple[list[Victim], Scenario]:
-    """What lies behind each update that the server sees, and the scenario of one: client by client, unless it is aggregated."""
-    clients = scenario.clients
-    if defense.aggregates or clients == 1:
-        return list(victims), scenario
+def behind_one(scenario: Scenario, defense: Defense) -> Scenario:
+    """The practice behind one update that the server sees: that of a single client, unless updates are aggregated."""
+    if defense.aggregates or scenario.clients == 1:
+        return scenario
     order = scenario.order if scenario.local_steps > 1 else "known"
-    # Timesteps are drawn by now; what is left to be known of them is whether they were fixed.
+    # Whoever asks has drawn the timesteps; what is left to be known of them is whether they were fixed.
     timesteps = scenario.timesteps[0] if isinstance(scenario.timesteps, tuple) else scenario.timesteps
-    alone = dataclasses.replace(scenario, clients=1, order=order, timesteps=timesteps)
-    parts = [local_batches(len(victim.images), clients, 1) for victim in victims]
-    return [_part(victim, place) for victim, of in zip(victims, parts, strict=True) for (place,) in of], alone
+    return dataclasses.replace(scenario, clients=1, order=order, timesteps=timesteps)
+
+
+def seen_apart(rounds: Sequence[Victim], scenario: Scenario, defense: Defense) -> list[Victim]:
+    """What lies behind each update that the server sees: each round, or each client of each round, see `behind_one`."""
+    parts = scenario.clients // behind_one(scenario, defense).clients
+    return [_part(victim, place) for victim in rounds for (place,) in local_batches(len(victim.images), parts, 1)]
 
 
 def known_of(defense: Defense, scenario: Scenario) -> PublicParameters:

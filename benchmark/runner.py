@@ -24,7 +24,7 @@ from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.models import Model, build_network, build_schedule
 from benchmark.environment import describe
 from benchmark.errors import first_line
-from benchmark.federation import Round, draw_victim, image_counts, known_of, observe, seen_apart
+from benchmark.federation import Round, behind_one, draw_victim, image_counts, known_of, observe, seen_apart
 from benchmark.grid import Cell
 from benchmark.judge import Sample, judge, oracle
 from benchmark.matching.resources import out_of_memory
@@ -62,7 +62,7 @@ def run_cell(cell: Cell, timeout: float | None = None) -> Outcome:
     _reset_peak(cell.device)
     try:
         with _time_limit(timeout):
-            _, shown = seen_apart([], cell.scenario, cell.defense)
+            shown = behind_one(cell.scenario, cell.defense)
             claims = _Claims(known_of(cell.defense, shown), cell.defense.privacy(shown))
             if cell.missing:
                 status, reason = Status.SKIPPED, _lacking(cell)
@@ -96,8 +96,9 @@ def rehearse(cells: Sequence[Cell]) -> None:
     for model, seed in {(model, cell.seed) for cell in cells for model in (cell.model, cell.model.prior) if model}:
         build_schedule(model)
         _network(model, seed)
-    for cell in {(cell.model, cell.keys.scenario, cell.keys.defense): cell for cell in cells}.values():
+    for cell in {(cell.model, cell.keys.defense): cell for cell in cells}.values():
         _prepared(cell)
+    for cell in {(cell.model.steps, cell.keys.scenario, cell.keys.defense): cell for cell in cells}.values():
         cell.defense.least_timestep(cell.scenario, cell.model.steps)
     for cell in {(cell.keys.dataset, cell.keys.scenario, cell.trial): cell for cell in cells}.values():
         mean_colour(cell.dataset, _size(cell))
@@ -117,8 +118,9 @@ def scene(cell: Cell) -> tuple[list[Victim], list[Observation]]:
     sizes = _sizes(cell, draw)
     pictures = iter(_pictures(cell, sum(sizes)))
     rounds = [draw_victim([next(pictures) for _ in range(n)], cell.scenario, schedule, draw, cell.defense) for n in sizes]
-    victims, scenario = seen_apart(rounds, cell.scenario, cell.defense)
-    network, granted = (copy.deepcopy(_prepared(cell)).to(cell.device) for _ in range(2))
+    victims, scenario = seen_apart(rounds, cell.scenario, cell.defense), behind_one(cell.scenario, cell.defense)
+    prepared = _prepared(cell)
+    network, granted = (copy.deepcopy(prepared).to(cell.device) for _ in range(2))
     schedule = schedule.to(cell.device)
     prior = _prior(cell)
     colour = mean_colour(cell.dataset, _size(cell)).to(cell.device)
@@ -278,7 +280,7 @@ def _config(cell: Cell) -> dict[str, object]:
     return {
         "dataset": {"name": cell.dataset_label, **dataclasses.asdict(cell.dataset)},  # type: ignore[call-overload]
         "scenario": cell.scenario.record,
-        "summed_clients": seen_apart([], cell.scenario, cell.defense)[1].clients,
+        "summed_clients": behind_one(cell.scenario, cell.defense).clients,
         "model": {
             "name": cell.model.label,
             "state": cell.model.state,

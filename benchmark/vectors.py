@@ -1,4 +1,4 @@
-"""An update as one vector: its length, and noise on every coordinate."""
+"""An update as one vector: its length, what is kept of it, and noise on every coordinate."""
 
 from __future__ import annotations
 
@@ -44,6 +44,21 @@ def keep(update: Update, scores: Tensor, share: float) -> Update:
 def add_noise(update: Update, std: float, draw: Draw, generator: torch.Generator) -> Update:
     """The update with `std` times a fresh draw on each coordinate."""
     return {name: value + std * draw(value.shape, generator).to(value) for name, value in update.items()}
+
+
+def add_relative_noise(update: Update, ratio: float, draw: Draw, generator: torch.Generator) -> Update:
+    """The update with noise whose root mean square is `ratio` times its own."""
+    return add_noise(update, ratio * norm(update) / math.sqrt(size(update)), draw, generator)
+
+
+def check_ratio(ratio: float) -> None:
+    """Refuse what is no share of an update.
+
+    Raises:
+        ValueError: it is below 0 or not finite.
+    """
+    if not 0 <= ratio < math.inf:
+        raise ValueError(f"ratio must be at least 0 and finite, not {ratio:g}")
 
 
 def gaussian(shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -8,7 +8,6 @@ follows from the private update, which is why there is no epsilon. Each client a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ import torch
 from benchmark.plugins import Defense
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters, Update
-from benchmark.vectors import add_noise, gaussian, norm, size
+from benchmark.vectors import add_relative_noise, check_ratio, gaussian
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +29,11 @@ class GaussianNoise(Defense):
     ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ratio < math.inf:
-            raise ValueError(f"ratio must be at least 0 and finite, not {self.ratio:g}")
+        check_ratio(self.ratio)
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
         """See `Defense.release`."""
-        return add_noise(update, self.ratio * norm(update) / math.sqrt(size(update)), gaussian, generator)
+        return add_relative_noise(update, self.ratio, gaussian, generator)
 
     def public(self, scenario: Scenario) -> PublicParameters:
         """See `Defense.public`."""

@@ -69,10 +69,13 @@ def read_timesteps(seen: Observation) -> Reading:
         Unreadable: the update lacks the layer, the images are too many, the gradient is too noisy, or some
             timesteps are repeated.
     """
-    for layer in _layers(seen)[:-1]:
+    if problem := defect(seen):
+        raise Unreadable(problem)
+    *others, last = _layers(seen)
+    for layer in others:
         with suppress(Unreadable):
             return _read(seen, layer)
-    return _read(seen, _layers(seen)[-1])
+    return _read(seen, last)
 
 
 def _layers(seen: Observation) -> list[str]:

@@ -105,7 +105,7 @@ def profiled(distance: Distance = squared_distance) -> Distance:
 def laplace_distance(ratio: float) -> Distance:
     """sum (sqrt((g - g*)^2 + d^2) - d): of large differences the magnitude, as under Laplace noise, and smooth at 0.
 
-    d is `SMOOTH` times the noise's likeliest deviation (`relative_noise`); the plain magnitude stops line searches.
+    d is `SMOOTH` times the noise's likeliest deviation (`relative_noise`): L-BFGS needs a gradient that changes smoothly.
     """
 
     def smooth(update: Update, seen: Update) -> Tensor:

@@ -46,7 +46,7 @@ SIZES = 3
 INCHES_PER_LETTER = 0.06
 """Room for a label in the figures' font."""
 NEGLIGIBLE_DB = 1.0
-"""Gain over the floor below which an attack has learnt nothing that an eye would see."""
+"""Gain over the floor that the figure marks: below it a defense is taken to hold."""
 BRIGHT = 33
 """dB from which the colour map is light enough for dark text."""
 

@@ -12,7 +12,7 @@ from benchmark.defenses.withhold import Withhold
 
 from benchmark.contract import Exposed, toy
 from benchmark.errors import UserError
-from benchmark.federation import draw_victim, seen_apart
+from benchmark.federation import behind_one, draw_victim
 from benchmark.grid import Grid, plan
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
@@ -168,7 +168,7 @@ def test_images_keep_their_numbers_however_their_updates_were_seen():
 
 def test_one_update_has_the_practice_of_one_client():
     practice = Scenario(clients=3, local_steps=2, order="unknown", timesteps=(1, 2, 3, 4, 5, 6))
-    _, alone = seen_apart([], practice, NoDefense())
+    alone = behind_one(practice, NoDefense())
     assert (alone.clients, alone.local_steps, alone.order) == (1, 2, "unknown")
-    assert seen_apart([], dataclasses.replace(practice, local_steps=1, timesteps=7), NoDefense())[1].order == "known"
-    assert seen_apart([], practice, SecureAggregation())[1] == practice
+    assert behind_one(dataclasses.replace(practice, local_steps=1, timesteps=7), NoDefense()).order == "known"
+    assert behind_one(practice, SecureAggregation()) == practice
