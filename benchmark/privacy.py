@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -20,7 +21,9 @@ from torch import nn
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.errors import UserError, first_line
 from benchmark.federation import ClientStep
-from benchmark.types import Privacy, Update
+from benchmark.plugins import Defense
+from benchmark.scenario import Scenario
+from benchmark.types import Privacy, PublicParameters, Update
 
 PRV_ERROR = 0.01
 """How far the PRV accountant's epsilon may lie above the truth."""
@@ -47,6 +50,47 @@ def check_mechanism(noise_multiplier: float, clip: float, delta: float, rounds: 
         raise ValueError(f"delta must be from {SMALLEST_DELTA:g} to below 1, not {delta:g}")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, not {rounds}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyGradients(Defense):
+    """What `dp_sgd` and `dpdm` share: all but how an example's gradient comes about. A plugin names `Defense` as a base too.
+
+    Attributes:
+        noise_multiplier: standard deviation of the noise on the sum of gradients, in units of `clip`.
+        clip: l2 norm that each example's gradient is clipped to.
+        delta: probability that the guarantee fails, in (0, 1).
+        rounds: rounds that `epsilon_total` composes.
+    """
+
+    noise_multiplier: float = 1.0
+    clip: float = 1.0
+    delta: float = 1e-5
+    rounds: int = 100
+
+    def __post_init__(self) -> None:
+        check_mechanism(self.noise_multiplier, self.clip, self.delta, self.rounds)
+
+    def prepare(self, network: Denoiser, generator: torch.Generator) -> Denoiser:
+        """See `Defense.prepare`; a network whose examples have no gradients of their own is refused."""
+        check_per_example(network)
+        return network
+
+    def public(self, scenario: Scenario) -> PublicParameters:
+        """See `Defense.public`; the noise is that of each coordinate of the mean over examples, local steps and clients."""
+        one_step = self.noise_multiplier * self.clip / scenario.batch_size
+        return PublicParameters(clip_norm=self.clip, noise_std=one_step / math.sqrt(scenario.batches))
+
+    def privacy(self, scenario: Scenario) -> Privacy:
+        """See `Defense.privacy`: for one image added or removed."""
+        return guarantee(
+            self.noise_multiplier,
+            scenario.sample_rate,
+            scenario.local_steps,
+            self.rounds,
+            self.delta,
+            "add or remove one image",
+        )
 
 
 def check_per_example(network: Denoiser) -> None:

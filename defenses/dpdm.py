@@ -13,49 +13,35 @@ Cost: K gradients per example, in memory K B times the network.
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from benchmark.diffusion.denoiser import Denoiser
 from benchmark.federation import ClientStep
 from benchmark.plugins import Defense
-from benchmark.privacy import check_mechanism, check_per_example, guarantee, private_gradient
+from benchmark.privacy import NoisyGradients, private_gradient
 from benchmark.scenario import Scenario
-from benchmark.types import Capability, Privacy, PublicParameters, Update
+from benchmark.types import Capability, PublicParameters, Update
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPDM(Defense):
-    """Parameters.
+class DPDM(NoisyGradients, Defense):
+    """Parameters, beside those of `NoisyGradients`.
 
     Attributes:
         draws: noise multiplicity K.
-        noise_multiplier: standard deviation of the noise on the sum of gradients, in units of `clip`.
-        clip: l2 norm that each example's mean gradient is clipped to.
-        delta: probability that the guarantee fails, in (0, 1).
-        rounds: rounds that `epsilon_total` composes.
     """
 
     hides: ClassVar[frozenset[Capability]] = frozenset({Capability.TIMESTEP, Capability.NOISE})
 
     draws: int = 8
-    noise_multiplier: float = 1.0
-    clip: float = 1.0
-    delta: float = 1e-5
-    rounds: int = 100
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.draws < 1:
             raise ValueError(f"draws must be at least 1, not {self.draws}")
-        check_mechanism(self.noise_multiplier, self.clip, self.delta, self.rounds)
-
-    def prepare(self, network: Denoiser, generator: torch.Generator) -> Denoiser:
-        """See `Defense.prepare`; a network whose examples have no gradients of their own is refused."""
-        check_per_example(network)
-        return network
 
     def gradient(self, step: ClientStep, generator: torch.Generator) -> Update:
         """See `Defense.gradient`."""
@@ -63,18 +49,5 @@ class DPDM(Defense):
         return private_gradient(step, self.clip, self.noise_multiplier, generator, self.draws)
 
     def public(self, scenario: Scenario) -> PublicParameters:
-        """See `Defense.public`; the noise is that of each coordinate of the mean over examples, local steps and clients."""
-        one_step = self.noise_multiplier * self.clip / scenario.batch_size
-        noise_std = one_step / math.sqrt(scenario.batches)
-        return PublicParameters(clip_norm=self.clip, noise_std=noise_std, draws_per_image=self.draws)
-
-    def privacy(self, scenario: Scenario) -> Privacy:
-        """See `Defense.privacy`."""
-        return guarantee(
-            self.noise_multiplier,
-            scenario.sample_rate,
-            scenario.local_steps,
-            self.rounds,
-            self.delta,
-            "add or remove one image",
-        )
+        """See `Defense.public`."""
+        return dataclasses.replace(super().public(scenario), draws_per_image=self.draws)

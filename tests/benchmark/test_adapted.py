@@ -168,6 +168,13 @@ def test_private_draws_are_met_with_draws_of_the_attack_s_own():
     assert _spread(noisy, 4).tolist() == [125, 375, 625, 875]
 
 
+def test_a_broken_update_of_several_draws_diverges_alone():
+    good = SCENE.observe(DPDM(draws=2))
+    bad = dataclasses.replace(good, update={name: torch.full_like(value, math.nan) for name, value in good.update.items()})
+    lost, found = PosteriorMode(evaluations=3).run([bad, good], stream(0, "a"))
+    assert lost.diverged is not None and found.diverged is None
+
+
 def without(seen, field):
     return dataclasses.replace(seen, public=dataclasses.replace(seen.public, **{field: None}))
 
