@@ -12,6 +12,7 @@ from benchmark.matching.objectives import (
     Distance,
     clipped,
     laplace_distance,
+    layerwise_cosine_distance,
     masked,
     outside_cells,
     profiled,
@@ -49,6 +50,11 @@ def distance(public: PublicParameters) -> Distance:
     is one image in one step: of several images the mean's gradient is clipped, where `dp_sgd` clips each one's.
     """
     return _as_released(public, _plain(public))
+
+
+def directions(public: PublicParameters) -> Distance:
+    """The mean over layers of one minus the cosine, adapted as `distance` is but for rounded coordinates and noise."""
+    return _as_released(public, layerwise_cosine_distance)
 
 
 def likelihood(public: PublicParameters) -> Distance:

@@ -22,7 +22,7 @@ from benchmark.defenses.timestep_range import TimestepRange
 from benchmark.defenses.withhold import Withhold
 
 from benchmark.contract import toy
-from benchmark.matching.adapted import USED, distance, likelihood
+from benchmark.matching.adapted import USED, directions, distance, likelihood
 from benchmark.matching.engine import TAKEN
 from benchmark.matching.objectives import laplace_distance, outside_cells, relative_noise, squared_distance
 from benchmark.metrics import psnr
@@ -53,6 +53,12 @@ def test_the_truth_has_no_distance_to_what_a_known_defense_made_of_it(defense):
     scale = float(squared_distance(UPDATE, {name: torch.zeros_like(value) for name, value in UPDATE.items()}))
     assert float(squared_distance(UPDATE, released)) > 1e-4 * scale
     assert float(distance(defense.public(Scenario()))(UPDATE, released)) < 1e-7 * scale
+
+
+@pytest.mark.parametrize("defense", [defense for defense in LOSSY if "quantisation" not in repr(defense).lower()])
+def test_the_truth_lies_in_the_direction_of_what_was_clipped_and_pruned(defense):
+    released = {name: value[None] for name, value in SCENE.observe(defense).update.items()}
+    assert float(directions(defense.public(Scenario()))(UPDATE, released)) < 1e-6
 
 
 @pytest.mark.parametrize("defense", LOSSY)
