@@ -136,10 +136,10 @@ def _dry_run(cells: Sequence[Cell], missing: Sequence[Cell], grid: Grid) -> int:
     waiting = {cell.identity for cell in missing}
     print(grid.title)
     for cell in cells:
-        state = "will be skipped" if cell.missing else f"{cell.victims} x {cell.budget} evaluations"
+        state = "will be skipped" if cell.missing else f"{_updates(cell)} x {cell.budget} evaluations"
         print(f"  {cell.name}: {state if cell.identity in waiting else 'done'}")
     attacked = [cell for cell in missing if not cell.missing]
-    seconds = sum(cell.budget * cell.victims * cost for cell, cost in zip(attacked, _costs(attacked), strict=True))
+    seconds = sum(cell.budget * _updates(cell) * cost for cell, cost in zip(attacked, _costs(attacked), strict=True))
     print(
         f"{len(missing)} of {len(cells)} cells to run; their attacks take about {int(seconds) // 60} min "
         f"{int(seconds) % 60} s here, by the measured cost of an evaluation."
@@ -147,14 +147,23 @@ def _dry_run(cells: Sequence[Cell], missing: Sequence[Cell], grid: Grid) -> int:
     return 0
 
 
+def _updates(cell: Cell) -> int:
+    """How many updates the attack gets: one of each round, or of each client where they are not summed."""
+    from benchmark.federation import behind_one
+
+    return cell.victims * cell.scenario.clients // behind_one(cell.scenario, cell.defense).clients
+
+
 def _costs(cells: Sequence[Cell]) -> list[float]:
-    """Seconds of one evaluation of one victim for each cell, measured once per model and scenario."""
-    measured: dict[tuple[str, str], float] = {}
-    for cell in cells:
-        key = (cell.model.label, str(cell.scenario))
+    """Seconds of one evaluation of one update for each cell, measured once per model and images behind an update."""
+    from benchmark.federation import behind_one
+
+    measured: dict[object, float] = {}
+    keys = [(cell.model.label, behind_one(cell.scenario, cell.defense)) for cell in cells]
+    for key, cell in zip(keys, cells, strict=True):
         if cell.budget and key not in measured:
             measured[key] = _cost(cell)
-    return [measured.get((cell.model.label, str(cell.scenario)), 0.0) for cell in cells]
+    return [measured.get(key, 0.0) for key in keys]
 
 
 def _cost(cell: Cell) -> float:

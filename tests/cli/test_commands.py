@@ -94,6 +94,15 @@ def test_a_dry_run_prints_cells_and_an_estimate_and_writes_nothing(grid, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_counts_every_update_that_is_attacked(tmp_path, capsys):
+    """Of each client where they are not summed, and of their sum where they are."""
+    summed = {**QUICK, "scenarios": [{"timesteps": 200, "clients": 3}], "defenses": ["none", "secure_aggregation"]}
+    (tmp_path / "summed.yaml").write_text(yaml.safe_dump({**summed, "attacks": ["dlg"]}))
+    assert main(["run", "--grid", str(tmp_path / "summed.yaml"), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  dlg")]
+    assert [line.split(": ")[1] for line in printed] == ["6 x 2 evaluations", "2 x 2 evaluations"]
+
+
 def test_report_rebuilds_what_was_lost(finished):
     before = (finished / "leaderboard.csv").read_text()
     for name in ("leaderboard.csv", "leaderboard.md", "leaderboard.tex"):
