@@ -51,6 +51,13 @@ PRESETS = {
         ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
         ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
     ),
+    "small-128": Preset(
+        "128x128, blocks (32, 64, 64, 64, 64): `small` with two levels more, attention at 8x8 again, 1.9 M parameters",
+        128,
+        (32, 64, 64, 64, 64),
+        ("DownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
+    ),
     "ddpm-cifar10": Preset(
         "32x32, the architecture of google/ddpm-cifar10-32, 35.7 M parameters",
         32,
