@@ -1,0 +1,48 @@
+"""What theory demands of the published table of defenses, whatever the numbers are."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmark.spec import expand_stacks
+
+TABLE = pd.read_csv(Path(__file__).resolve().parents[1] / "results" / "defenses" / "leaderboard.csv")
+STRONGEST = TABLE[TABLE.attack.str.startswith("strongest:")]
+NOISE = {"dp_sgd": "noise_multiplier", "dpdm": "noise_multiplier", "client_dp": "noise_multiplier", "gaussian_noise": "ratio"}
+
+
+def ladders():
+    """Rows alike but for the size of the noise, the smallest first; where there is more than one."""
+    rungs = {}
+    for number, row in enumerate(STRONGEST.itertuples()):
+        (stack,) = expand_stacks([row.defense])
+        if len(stack) == 1 and stack[0].name in NOISE:
+            (params, size) = dict(stack[0].params), NOISE[stack[0].name]
+            noise = float(params.pop(size))
+            rungs.setdefault((row.scenario, stack[0].name, *params.items()), []).append((noise, number))
+    return {key: [STRONGEST.iloc[number] for _, number in sorted(own)] for key, own in rungs.items() if len(own) > 1}
+
+
+LADDERS = ladders()
+
+
+def test_ladders_are_there():
+    assert {key[1] for key in LADDERS} == set(NOISE)
+
+
+@pytest.mark.parametrize("key", LADDERS, ids=str)
+def test_stronger_noise_never_raises_the_strongest_attack_beyond_its_interval(key):
+    """The noise of a stronger defense is that of the weaker one and some more, so whoever rebuilds behind it could here too."""
+    for weaker, stronger in zip(LADDERS[key], LADDERS[key][1:], strict=False):
+        assert stronger.psnr_median <= weaker.psnr_ci_high, (weaker.defense, stronger.defense)
+
+
+SCENES = sorted(set(STRONGEST.scenario[STRONGEST.defense == "none"]))
+
+
+@pytest.mark.parametrize("scenario", SCENES)
+def test_no_defense_is_worse_than_none_beyond_the_intervals(scenario):
+    """Whoever has the plain update could make of it what any defense releases."""
+    rows = STRONGEST[STRONGEST.scenario == scenario].set_index("defense")
+    assert (rows.psnr_ci_low <= rows.loc["none", "psnr_ci_high"]).all()
