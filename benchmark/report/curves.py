@@ -27,11 +27,12 @@ def psnr_by_timestep(samples: pd.DataFrame, title: str) -> Figure:
 
 
 def psnr_by_images(table: pd.DataFrame, title: str) -> Figure:
-    """Median PSNR with its 95% interval over the images behind an update, a panel per attack; the better floor is dashed.
+    """Median PSNR with its 95% interval over the images behind an update, a panel per attack that met several images.
 
-    A line joins what differs in the batch size alone, in the local steps alone or in the clients alone.
+    The better floor is dashed. A line joins what differs in the batch size alone, in the local steps alone or in the
+    clients alone.
     """
-    attacks = [name for name in dict.fromkeys(table.attack[~table.control.astype(bool)]) if name != ORACLE]
+    attacks = [name for name in dict.fromkeys(table.attack[~table.control.astype(bool) & (table.images > 1)]) if name != ORACLE]
     figure, grid = _panels(attacks)
     floors = table[table.control.astype(bool) & (table.attack != ORACLE)].groupby("images").psnr_median.max()
     for axes, attack in zip(grid, attacks, strict=True):
