@@ -47,7 +47,7 @@ INCHES_PER_LETTER = 0.06
 """Room for a label in the figures' font."""
 NEGLIGIBLE_DB = 1.0
 """Gain over the floor that the figure marks: below it a defense is taken to hold."""
-LINE = 13
+LINE = 11
 """Letters that a name on the horizontal axis or above a picture may have in a line."""
 BRIGHT = 33
 """dB from which the colour map is light enough for dark text."""
@@ -308,9 +308,9 @@ def _with_budget(rows: pd.DataFrame, attack: str) -> str:
 
 
 def _wrapped(name: str) -> str:
-    """In lines of `LINE` letters at the most where the name has joints: after `_`, `=`, `,` and `+`, before brackets."""
+    """In lines of `LINE` letters at the most where the name has joints: after `_`, `,` and `+`, before brackets."""
     lines = [""]
-    for part in re.split(r"(?<=[_=,+])|(?=\[)|(?= \()", name):
+    for part in re.split(r"(?<=[_,+])|(?=\[)|(?= \()", name):
         if len(lines[-1] + part) > LINE:
             lines.append("")
         lines[-1] += part if lines[-1] else part.lstrip()
