@@ -2,9 +2,9 @@
 
 Source: ours
 
-From a flat colour, matching all pixels of a large image at once ends far from it: their number grows with the area, the
-gradient's length does not. From a blurred copy of the image it arrives. So few pixels are searched first, enlarged bicubically
-to the image's size for the network, and each level starts where the last one ended:
+Meant for images whose layers have too many positions for `activations`. Matching all pixels at once from a flat colour, their
+number grows with the image's area and the gradient's length does not. So few pixels are searched first, enlarged bicubically to
+the image's size for the network, and each level starts where the last one ended:
 
 1. `coarsest` pixels a side, from `starts` greys evenly spread over the range of images.
 2. Twice as many a side at each level; the half with the lower matching loss goes on until one is left (successive halving,
@@ -13,7 +13,10 @@ to the image's size for the network, and each level starts where the last one en
 
 Each search is L-BFGS. Before the last level a cosine compares every layer's gradient with its own, since what the pixels cannot
 show yet changes the norms of gradients more than their directions; on the last level the squared distance goes on from there,
-as it is the sharper one near the truth. Both are adapted to the defense as in `residual`.
+as it is the sharper one near the truth. That is adapted to the defense as in `residual`, the cosine to pruning and clips alone.
+
+Where the budget has fewer evaluations for a level than starts, there are fewer starts. On the small network of the presets at
+128x128 it does not arrive either: what few pixels cannot show is made up for by wrong ones there.
 
 A private timestep is read in closed form (`benchmark.closed_form.timesteps`); where that is refused, nothing is rebuilt. Needs
 the noise: where it was private, searching it too would explain what the pixels cannot show.
@@ -79,18 +82,24 @@ class CoarseToFine(Attack):
     def _search(self, observations: Sequence[Observation]) -> list[Reconstruction]:
         *coarse, full = _levels(observations[0].image_shape, self.coarsest)
         share = int(self.coarse_share * self.evaluations / max(1, len(coarse)))
-        left = [_greys(seen, (coarse or [full])[0], min(self.starts, max(1, share))) for seen in observations]
-        spent = [0] * len(observations)
+        starts = [_greys(seen, (coarse or [full])[0], min(self.starts, max(1, share))) for seen in observations]
+        budgets = [self.evaluations] * len(observations)
         for level in coarse:
-            found = _matched(observations, left, level, [share // len(starts) for starts in left], directions)
-            spent = [before + sum(one.evaluations for one in own) for before, own in zip(spent, found, strict=True)]
-            left = [[one.variables["x_0"] for one in own[: math.ceil(len(own) / 2)]] for own in found]
-        budgets = [self.evaluations - before for before in spent]
-        last = _matched(observations, [starts[:1] for starts in left], full, budgets, distance)
+            found = _matched(observations, starts, level, [share // len(own) for own in starts], directions)
+            budgets = [left - sum(one.evaluations for one in own) for left, own in zip(budgets, found, strict=True)]
+            starts = [_better_half(own) for own in found]
+        last = _matched(observations, [own[:1] for own in starts], full, budgets, distance)
+        spent = [self.evaluations - left for left in budgets]
         return [
             dataclasses.replace(own.reconstruction(), evaluations=before + own.evaluations)
             for (own,), before in zip(last, spent, strict=True)
         ]
+
+
+def _better_half(found: Sequence[Solution]) -> list[Tensor]:
+    """The images, best first, of the half of the solutions that match best."""
+    best = sorted(found, key=lambda solution: solution.loss)
+    return [solution.variables["x_0"] for solution in best[: math.ceil(len(best) / 2)]]
 
 
 def _levels(image_shape: Sequence[int], coarsest: int) -> list[tuple[int, int]]:
@@ -114,14 +123,14 @@ def _matched(
     budgets: Sequence[int],
     fit: Callable[[PublicParameters], Distance],
 ) -> list[list[Solution]]:
-    """Of each victim its starts searched at one level, with the same budget each; those that match best come first."""
+    """Of each victim its starts (B, C, h, w) searched at one level, with the victim's budget each."""
     tasks = [
         Task(seen, {"x_0": _resized(x, level)}, budget)
         for seen, own, budget in zip(observations, starts, budgets, strict=True)
         for x in own
     ]
     found = iter(match_adapted(tasks, _enlarged, fit, lbfgs))
-    return [sorted(itertools.islice(found, len(own)), key=lambda one: one.loss) for own in starts]
+    return [list(itertools.islice(found, len(own))) for own in starts]
 
 
 def _enlarged(variables: Mapping[str, Tensor], known: Stack) -> Guess:

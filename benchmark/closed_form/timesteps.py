@@ -139,7 +139,7 @@ def with_timesteps(
             told[place] = seen if seen.timesteps is not None else _told(seen)
         except Unreadable as reason:
             refused[place] = Reconstruction(flat(seen), 0, diverged=f"the timestep is private and cannot be read: {reason}")
-    rebuilt = dict(zip(told, attack(list(told.values())), strict=True))
+    rebuilt = dict(zip(told, attack(list(told.values())) if told else [], strict=True))
     read = {
         place: dataclasses.replace(found, timesteps=told[place].timesteps)
         for place, found in rebuilt.items()

@@ -39,8 +39,9 @@ def psnr_by_images(table: pd.DataFrame, title: str) -> Figure:
         rows = table[(table.attack == attack) & table.psnr_median.notna()]
         for defense in dict.fromkeys(rows.defense):
             own = rows[rows.defense == defense]
+            alone = (own.images == 1) & ~own.scenario.str.contains(" K=")  # not one client of several
             for practice in dict.fromkeys(own.practice[own.images > 1]):
-                line = own[(own.practice == practice) | (own.images == 1)].sort_values("images")
+                line = own[(own.practice == practice) | alone].sort_values("images")
                 spread = [line.psnr_median - line.psnr_ci_low, line.psnr_ci_high - line.psnr_median]
                 axes.errorbar(line.images, line.psnr_median, spread, marker="o", markersize=4, label=f"{defense}, {practice}")
         axes.plot(floors.index, floors, color="0.6", linestyle="--", linewidth=0.8, label="better floor")

@@ -308,10 +308,10 @@ def _with_budget(rows: pd.DataFrame, attack: str) -> str:
 
 
 def _wrapped(name: str) -> str:
-    """In lines of `LINE` letters at the most where the name has joints: after `_`, `,` and `+`, before brackets."""
+    """In lines of `LINE` letters where it can be broken: after `_`, `,` and `+`, and before brackets."""
     lines = [""]
     for part in re.split(r"(?<=[_,+])|(?=\[)|(?= \()", name):
-        if len(lines[-1] + part) > LINE:
+        if lines[-1] and len(lines[-1] + part) > LINE:
             lines.append("")
         lines[-1] += part if lines[-1] else part.lstrip()
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 Which attack is the strongest is chosen by its median gain over the floor, and chosen anew in every resample of the bootstrap:
 an interval of the winner alone would leave out that it was chosen for winning. An image that an attack lost counts as its
-floor, which everybody can return.
+floor, which everybody can return; an attack that lost them all is not chosen.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def strongest(results: Results, table: pd.DataFrame) -> pd.DataFrame:
 def _winner(results: Results, names: dict[str, Any], rows: pd.DataFrame, floor: pd.DataFrame) -> dict[str, Any] | None:
     samples = select(results.samples, names)
     samples = samples[~samples.control.astype(bool) & (samples.attack != ORACLE)]
-    if samples.empty:
+    attacks = list(dict.fromkeys(samples.attack[samples.status == "ok"]))
+    if not attacks:
         return None
     least = by_image(floor)
-    attacks = list(dict.fromkeys(samples.attack))
     psnr = np.stack([_completed(samples[samples.attack == attack], least) for attack in attacks])
     gain = psnr - least.psnr.to_numpy(dtype=float)
     best = int(np.median(gain, axis=1).argmax())

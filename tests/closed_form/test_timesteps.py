@@ -101,6 +101,13 @@ def test_only_the_victim_that_cannot_be_read_is_lost():
     assert lost == [False, True, False]
 
 
+def test_where_no_victim_can_be_read_no_attack_is_made():
+    hidden = dataclasses.replace(seen_at((300,), DPSGD(noise_multiplier=1.0)), timesteps=None)
+    broken = dataclasses.replace(hidden, update={name: value * 0 for name, value in hidden.update.items()})
+    found = with_timesteps([hidden, broken], lambda told: pytest.fail("there is nothing to attack"))
+    assert "cannot be read" in found[0].diverged and "zero everywhere" in found[1].diverged
+
+
 def test_a_set_is_of_no_use_beside_noise_that_was_granted_in_an_order():
     (found,) = with_timesteps([seen_at((100, 200), PrivateTimestep())], lambda told: [])
     assert "which of the granted noises" in found.diverged
