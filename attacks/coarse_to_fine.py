@@ -15,11 +15,11 @@ Each search is L-BFGS. Before the last level a cosine compares every layer's gra
 show yet changes the norms of gradients more than their directions; on the last level the squared distance goes on from there,
 as it is the sharper one near the truth. That is adapted to the defense as in `residual`, the cosine to pruning and clips alone.
 
-Where the budget has fewer evaluations for a level than starts, there are fewer starts. On the small network of the presets at
-128x128 it does not arrive either: what few pixels cannot show is made up for by wrong ones there.
+Where the budget has fewer evaluations for a level than starts, there are fewer starts. What it is worth is not shown yet: on
+one photograph of 128x128 and the preset `small` it did not arrive.
 
 A private timestep is read in closed form (`benchmark.closed_form.timesteps`); where that is refused, nothing is rebuilt. Needs
-the noise: where it was private, searching it too would explain what the pixels cannot show.
+the noise: where it was private, searching it too could explain what the pixels cannot show, which was not tried.
 
 Shapes: images (B, C, H, W), unbounded. Cost: one double backward through the network at the image's size per evaluation, on
 every level.

@@ -155,9 +155,14 @@ def behind_one(scenario: Scenario, defense: Defense) -> Scenario:
     return dataclasses.replace(scenario, clients=1, order=order, timesteps=timesteps)
 
 
+def updates_a_round(scenario: Scenario, defense: Defense) -> int:
+    """How many updates the server sees of each round: one, or one of each client, see `behind_one`."""
+    return scenario.clients // behind_one(scenario, defense).clients
+
+
 def seen_apart(rounds: Sequence[Victim], scenario: Scenario, defense: Defense) -> list[Victim]:
     """What lies behind each update that the server sees: each round, or each client of each round, see `behind_one`."""
-    parts = scenario.clients // behind_one(scenario, defense).clients
+    parts = updates_a_round(scenario, defense)
     return [_part(victim, place) for victim in rounds for (place,) in local_batches(len(victim.images), parts, 1)]
 
 

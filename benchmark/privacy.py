@@ -53,12 +53,12 @@ def check_mechanism(noise_multiplier: float, clip: float, delta: float, rounds: 
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoisyGradients(Defense):
-    """What `dp_sgd` and `dpdm` share: all but how an example's gradient comes about. A plugin names `Defense` as a base too.
+class GaussianMechanism(Defense):
+    """Something is clipped, and Gaussian noise comes on top. A plugin names `Defense` as a base too.
 
     Attributes:
-        noise_multiplier: standard deviation of the noise on the sum of gradients, in units of `clip`.
-        clip: l2 norm that each example's gradient is clipped to.
+        noise_multiplier: standard deviation of the noise on what was clipped, or on the sum of it, in units of `clip`.
+        clip: l2 norm that each example's gradient, or a client's update, is clipped to.
         delta: probability that the guarantee fails, in (0, 1).
         rounds: rounds that `epsilon_total` composes.
     """
@@ -70,6 +70,10 @@ class NoisyGradients(Defense):
 
     def __post_init__(self) -> None:
         check_mechanism(self.noise_multiplier, self.clip, self.delta, self.rounds)
+
+
+class NoisyGradients(GaussianMechanism):
+    """What `dp_sgd` and `dpdm` share: all but how an example's gradient comes about."""
 
     def prepare(self, network: Denoiser, generator: torch.Generator) -> Denoiser:
         """See `Defense.prepare`; a network whose examples have no gradients of their own is refused."""

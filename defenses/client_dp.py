@@ -19,30 +19,15 @@ from dataclasses import dataclass
 import torch
 
 from benchmark.plugins import Defense
-from benchmark.privacy import check_mechanism, guarantee
+from benchmark.privacy import GaussianMechanism, guarantee
 from benchmark.scenario import Scenario
 from benchmark.types import Privacy, PublicParameters, Update
 from benchmark.vectors import add_noise, gaussian, scaled_to
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClientDP(Defense):
-    """Parameters.
-
-    Attributes:
-        noise_multiplier: standard deviation of the noise on each coordinate of a client's update, in units of `clip`.
-        clip: l2 norm that a client's update is clipped to.
-        delta: probability that the guarantee fails, in (0, 1).
-        rounds: rounds that `epsilon_total` composes.
-    """
-
-    noise_multiplier: float = 1.0
-    clip: float = 1.0
-    delta: float = 1e-5
-    rounds: int = 100
-
-    def __post_init__(self) -> None:
-        check_mechanism(self.noise_multiplier, self.clip, self.delta, self.rounds)
+class ClientDP(GaussianMechanism, Defense):
+    """Parameters: those of `GaussianMechanism`."""
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
         """See `Defense.release`."""

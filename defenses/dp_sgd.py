@@ -25,7 +25,7 @@ from benchmark.types import Update
 
 @dataclass(frozen=True, kw_only=True)
 class DPSGD(NoisyGradients, Defense):
-    """Parameters: those of `NoisyGradients`."""
+    """Parameters: those of `GaussianMechanism`."""
 
     def gradient(self, step: ClientStep, generator: torch.Generator) -> Update:
         """See `Defense.gradient`."""

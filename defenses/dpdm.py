@@ -28,7 +28,7 @@ from benchmark.types import Capability, PublicParameters, Update
 
 @dataclass(frozen=True, kw_only=True)
 class DPDM(NoisyGradients, Defense):
-    """Parameters, beside those of `NoisyGradients`.
+    """Parameters, beside those of `GaussianMechanism`.
 
     Attributes:
         draws: noise multiplicity K.

@@ -13,6 +13,7 @@ from benchmark.errors import UserError
 
 if TYPE_CHECKING:
     from benchmark.grid import Cell, Grid
+    from benchmark.scenario import Scenario
     from benchmark.store import Store
 
 AXES = ("attacks", "defenses", "datasets", "models")
@@ -148,17 +149,17 @@ def _dry_run(cells: Sequence[Cell], missing: Sequence[Cell], grid: Grid) -> int:
 
 
 def _updates(cell: Cell) -> int:
-    """How many updates the attack gets: one of each round, or of each client where they are not summed."""
-    from benchmark.federation import behind_one
+    """How many updates the attack gets."""
+    from benchmark.federation import updates_a_round
 
-    return cell.victims * cell.scenario.clients // behind_one(cell.scenario, cell.defense).clients
+    return cell.victims * updates_a_round(cell.scenario, cell.defense)
 
 
 def _costs(cells: Sequence[Cell]) -> list[float]:
     """Seconds of one evaluation of one update for each cell, measured once per model and images behind an update."""
     from benchmark.federation import behind_one
 
-    measured: dict[object, float] = {}
+    measured: dict[tuple[str, Scenario], float] = {}
     keys = [(cell.model.label, behind_one(cell.scenario, cell.defense)) for cell in cells]
     for key, cell in zip(keys, cells, strict=True):
         if cell.budget and key not in measured:
