@@ -12,7 +12,6 @@ from benchmark.matching.objectives import (
     Distance,
     clipped,
     laplace_distance,
-    layerwise_cosine_distance,
     masked,
     outside_cells,
     profiled,
@@ -49,12 +48,7 @@ def distance(public: PublicParameters) -> Distance:
     to their cells counts, and under Laplace noise nearly the absolute distance, its negative log-likelihood. Exact where there
     is one image in one step: of several images the mean's gradient is clipped, where `dp_sgd` clips each one's.
     """
-    return _as_released(public, _plain(public))
-
-
-def directions(public: PublicParameters) -> Distance:
-    """The mean over layers of one minus the cosine, adapted as `distance` is but for rounded coordinates and noise."""
-    return _as_released(public, layerwise_cosine_distance)
+    return as_released(public, _plain(public))
 
 
 def likelihood(public: PublicParameters) -> Distance:
@@ -65,10 +59,10 @@ def likelihood(public: PublicParameters) -> Distance:
     """
     plain = _plain(public)
     if public.noise_std:
-        return _as_released(public, whitened(public.noise_std, plain))
+        return as_released(public, whitened(public.noise_std, plain))
     if ratio := public.laplace_ratio or public.gaussian_ratio:
-        return _as_released(public, _over_relative(ratio, bool(public.laplace_ratio), plain))
-    return _as_released(public, profiled(plain))
+        return as_released(public, _over_relative(ratio, bool(public.laplace_ratio), plain))
+    return as_released(public, profiled(plain))
 
 
 def _plain(public: PublicParameters) -> Distance:
@@ -79,7 +73,7 @@ def _plain(public: PublicParameters) -> Distance:
     return outside_cells(public.bits) if public.bits and not noisy else squared_distance
 
 
-def _as_released(public: PublicParameters, compare: Distance) -> Distance:
+def as_released(public: PublicParameters, compare: Distance) -> Distance:
     """The comparison after the client's own clipping, done on the guess, and over the coordinates that were not pruned."""
     if public.kept_share is not None and public.kept_share < 1:
         compare = masked(compare)

@@ -23,7 +23,7 @@ from benchmark.matching.objectives import Distance, squared_distance
 from benchmark.matching.problem import Guess, Stack, Updates, defect, flat, granted, stack
 from benchmark.matching.resources import available, cores, out_of_memory, predicted
 from benchmark.matching.search import Optimiser, Searches, Solution, Variables
-from benchmark.types import Observation
+from benchmark.types import Observation, Update
 
 CPU_CHUNK = 8
 """Victims that one core of a CPU evaluates together; more gain little and leave other cores idle."""
@@ -40,11 +40,13 @@ class Task:
         seen: the observation to be explained.
         start: variables by name, each (N, ...).
         evaluations: the budget.
+        distance: its own, in place of that of all tasks; it is called with one update at a time.
     """
 
     seen: Observation
     start: Variables
     evaluations: int
+    distance: Distance | None = None
 
 
 class MatchingError(RuntimeError):
@@ -76,7 +78,7 @@ def match(
     Args:
         tasks: independent searches; restarts of one victim are several of them.
         guess: makes guesses of variables.
-        distance: (P,) between guessed and seen updates.
+        distance: (P,) between guessed and seen updates, of tasks that have none of their own.
         optimise: moves the searches.
         regularise: (P,) to be added to the distance.
 
@@ -221,7 +223,7 @@ class Matching:
         x = x.detach().requires_grad_()
         variables = self.named(x)
         try:
-            cost = self.distance(self.updates(self.guess(variables, known)), known.update)
+            cost = self._distances(self.updates(self.guess(variables, known)), known.update, rows)
             if self.regularise:
                 cost = cost + self.regularise(variables)
             (gradient,) = grad(cost.sum(), x)
@@ -230,6 +232,18 @@ class Matching:
                 raise MatchingError(f"the network has a layer without a second derivative: {error}") from error
             raise
         return cost.detach(), gradient
+
+    def _distances(self, update: Update, seen: Update, rows: Sequence[int]) -> Tensor:
+        own = [self.tasks[row].distance for row in rows]
+        if not any(own):
+            return self.distance(update, seen)
+        each = [slice(place, place + 1) for place in range(len(rows))]
+        return torch.cat(
+            [
+                (distance or self.distance)(*({name: value[one] for name, value in both.items()} for both in (update, seen)))
+                for one, distance in zip(each, own, strict=True)
+            ]
+        )
 
 
 def seconds_per_evaluation(observations: Sequence[Observation]) -> float:

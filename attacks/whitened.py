@@ -1,0 +1,87 @@
+"""Matching by what tells places apart: L-BFGS on whitened gradients, whitened anew as the images get better. For large images.
+
+Source: ours
+
+On images of many places the squared distance is led by what nearly every image with the right statistics explains, and comes
+down while the image gets worse. Here each layer's difference of gradients is whitened by the covariances of its patches and of
+what flows back to them, as they are for the images found so far (`benchmark.matching.whitening`): then every place counts alike.
+
+The images start from the mean colour of public ones. A stage is L-BFGS on the distance that was made where it begins. Stages
+have `shortest` evaluations at first, and later half of what was spent before, as the distance changes less and less. A search
+whose stage comes down no more ends.
+
+The distance is adapted to pruning and clips. Noise on the update and rounding are not: whitening makes more of them, as it does
+of everything small. After local steps in known order the covariances are those of one batch, and the search is exact.
+
+A private timestep is read in closed form (`benchmark.closed_form.timesteps`); where that is refused, nothing is rebuilt. Needs
+the noise. The loss that a row shows is relative to that at the beginning of the last stage.
+
+Shapes: images (B, C, H, W), unbounded. Cost: one double backward through the network per evaluation; a stage's covariances
+count as one evaluation: a pass forward and back, and of each layer Gram matrices and a decomposition of size C K^2 + 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from benchmark.closed_form.timesteps import with_timesteps
+from benchmark.matching.engine import TAKEN, Task, match
+from benchmark.matching.lbfgs import lbfgs
+from benchmark.matching.objectives import squared_distance
+from benchmark.matching.problem import flat, granted
+from benchmark.matching.search import Solution
+from benchmark.matching.whitening import whitened_distance
+from benchmark.plugins import Attack
+from benchmark.types import Capability, Observation, Reconstruction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whitened(Attack):
+    """Hyper-parameters.
+
+    Attributes:
+        evaluations: budget for one victim, all stages together.
+        shortest: evaluations of the first stages.
+        damping: added to each covariance, as a share of its largest eigenvalue.
+    """
+
+    needs: ClassVar[frozenset[Capability]] = frozenset({Capability.NOISE})
+    adapts_to: ClassVar[frozenset[str]] = TAKEN | {"kept_share", "clip_norm", "update_clip_norm", "least_timestep"}
+
+    evaluations: int = 1000
+    shortest: int = 50
+    damping: float = 1e-4
+
+    def __post_init__(self) -> None:
+        for name, least in (("evaluations", 2), ("shortest", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not self.damping > 0:
+            raise ValueError(f"damping must be above 0, not {self.damping:g}")
+
+    def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
+        """See `Attack.run`; draws nothing."""
+        return with_timesteps(observations, self._search)
+
+    def _search(self, observations: Sequence[Observation]) -> list[Reconstruction]:
+        found = [Solution({"x_0": flat(seen)}, 1.0, 0) for seen in observations]
+        going, left = list(range(len(found))), self.evaluations
+        while going and left > 1:
+            stage = min(left, max(self.shortest, (self.evaluations - left) // 2))
+            tasks = [self._stage(observations[place], found[place], stage) for place in going]
+            for place, solution in zip(going, match(tasks, granted, squared_distance, lbfgs), strict=True):
+                spent = dataclasses.replace(solution, evaluations=solution.evaluations + 1)
+                found[place] = spent.after(found[place])
+            going = [place for place in going if found[place].loss < 1 and not found[place].diverged]
+            left -= stage
+        return [solution.reconstruction() for solution in found]
+
+    def _stage(self, seen: Observation, before: Solution, evaluations: int) -> Task:
+        """A search from where the one before ended; the distance counts as one of its evaluations."""
+        own = whitened_distance(seen, before.variables["x_0"], self.damping)
+        return Task(seen, before.variables, evaluations - 1, own)

@@ -1,0 +1,171 @@
+"""A distance in which every place of the image counts alike. Ours.
+
+A layer's gradient is a sum over the N places of its input: G = sum_p d_p a_p^T, with the patch a_p that the layer sees there (and
+a 1 for the bias) and the derivative d_p of the loss in what it makes of it. Patches of all images are much alike, so that this
+sum has large parts that nearly every image with the right statistics explains, and small ones that tell which patch is where.
+The squared distance sees the large parts: on large images it comes down while the image gets worse, as in the synthesis of
+textures.
+
+Were places independent, the sum's covariance would be N E[d d^T] x E[a a^T], the factors of Martens and Grosse 2015 (arXiv
+1503.05671, its abstract, as the Fisher information is approximated there). Both are known for a guess of the images. So the
+difference of two gradients is whitened by them: E[d d^T]^-1/2 (G - G*) E[a a^T]^-1/2, which is the Mahalanobis distance. A layer's
+share is divided by its own mean square at the guess, as nobody knows how wrong the guess is there.
+
+The truth is where the distance is zero, whatever the guess; the nearer the guess, the better conditioned the search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import grad
+from torch.nn import functional as F
+
+from benchmark.diffusion.loss import training_loss
+from benchmark.matching.adapted import as_released
+from benchmark.matching.objectives import Distance
+from benchmark.types import Observation, Update
+
+LEAST = 1e-30
+"""Least mean square that a layer's share is divided by."""
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """Of one layer's gradient as a matrix (O, I), of weight and bias side by side.
+
+    Attributes:
+        names: of weight and bias, as far as they left the client; of a normalisation they make one row, O = 1.
+        is_row: whether that is so.
+        left: (O, O) E[d d^T]^-1/2.
+        right: (I, I) E[a a^T]^-1/2.
+    """
+
+    names: tuple[str, ...]
+    is_row: bool
+    left: Tensor
+    right: Tensor
+
+    def whitened(self, difference: Update) -> Tensor:
+        """(P, O, I) of differences (P, *shape) of updates."""
+        parts = [difference[name].flatten(2) if difference[name].dim() > 2 else difference[name][..., None] for name in self.names]
+        matrix = torch.cat(parts, 1).mT if self.is_row else torch.cat(parts, 2)
+        return self.left @ matrix @ self.right
+
+
+def whitened_distance(seen: Observation, x_0: Tensor, damping: float) -> Distance:
+    """The distance for guesses near images x_0 (N, C, H, W); it is 1 at these images, and adapted to pruning and clips.
+
+    Not compared are layers without places (the time embedding's: what they tell, others tell too), and the parameters of other
+    layers than plain convolutions, linear layers and normalisations.
+
+    Args:
+        seen: with timesteps and noise.
+        x_0: where the covariances are those of the update.
+        damping: what is added to a covariance before its root is taken, as a share of its largest eigenvalue.
+    """
+    own, factors = _read(seen, x_0, damping)
+
+    def mean_squares(update: Update, other: Update) -> Tensor:
+        difference = {name: update[name] - value for name, value in other.items()}
+        return torch.stack([layer.whitened(difference).square().mean((1, 2)) for layer in factors], 1)
+
+    start = as_released(seen.public, mean_squares)(_alone(own), _alone(seen.update))[0]
+    sizes = torch.tensor([float(len(layer.left) * len(layer.right)) for layer in factors], device=start.device)
+    weights = sizes / sizes.sum() / start.clamp(min=LEAST)
+    return as_released(seen.public, lambda update, other: mean_squares(update, other) @ weights)
+
+
+def _alone(update: Update) -> dict[str, Tensor]:
+    return {name: value[None] for name, value in update.items()}
+
+
+def _read(seen: Observation, x_0: Tensor, damping: float) -> tuple[dict[str, Tensor], list[Factors]]:
+    """The update that the images would give, and the factors of its layers."""
+    assert seen.timesteps is not None and seen.noise is not None
+    parameters = {name: value for name, value in seen.network.named_parameters() if name in seen.update}
+    passed: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if output.dim() > 2:
+                passed[name] = (layer, inputs[0].detach(), output)
+
+        return hook
+
+    handles = [
+        layer.register_forward_hook(keep(name))
+        for name, layer in seen.network.named_modules()
+        if f"{name}.weight" in parameters and type(layer) in PLACES and _plain(layer)
+    ]
+    try:
+        loss = training_loss(seen.network, seen.schedule, x_0, seen.timesteps, seen.noise)
+    finally:
+        for handle in handles:
+            handle.remove()
+    outputs = [output for _, _, output in passed.values()]
+    derivatives = grad(loss, [*outputs, *parameters.values()], allow_unused=True)
+    own = {
+        name: torch.zeros_like(value) if found is None else found
+        for (name, value), found in zip(parameters.items(), derivatives[len(outputs) :], strict=True)
+    }
+    with torch.no_grad():
+        factors = [
+            _factors(name, layer, parameters, PLACES[type(layer)](layer, inputs, derivative), damping)
+            for (name, (layer, inputs, _)), derivative in zip(passed.items(), derivatives, strict=False)
+            if derivative is not None
+        ]
+    return own, factors
+
+
+def _plain(layer: nn.Module) -> bool:
+    if not isinstance(layer, nn.Conv2d):
+        return True
+    return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def _factors(
+    name: str, layer: nn.Module, known: Mapping[str, Tensor], places: tuple[Tensor, Tensor], damping: float
+) -> Factors:
+    a, d = places
+    names = tuple(full for full in (f"{name}.weight", f"{name}.bias") if full in known)
+    is_row = isinstance(layer, nn.GroupNorm)
+    if len(names) == 2:
+        a = torch.cat([a, d if is_row else torch.ones_like(a[:, :1])], 1)
+    left = torch.ones(1, 1, device=a.device) if is_row else _inverse_root(d, damping)
+    return Factors(names, is_row, left, _inverse_root(a, damping))
+
+
+def _inverse_root(rows: Tensor, damping: float) -> Tensor:
+    """(n, n): E[v v^T]^-1/2 over rows (N, n)."""
+    values, vectors = torch.linalg.eigh((rows.mT @ rows / len(rows)).double())
+    roots = (values.clamp(min=0) + damping * values[-1]).rsqrt()
+    return ((vectors * roots) @ vectors.mT).to(rows)
+
+
+def _of_convolution(layer: Any, inputs: Tensor, derivative: Tensor) -> tuple[Tensor, Tensor]:
+    patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return patches.mT.flatten(0, 1), derivative.flatten(2).mT.flatten(0, 1)
+
+
+def _of_linear(layer: Any, inputs: Tensor, derivative: Tensor) -> tuple[Tensor, Tensor]:
+    return inputs.flatten(0, -2), derivative.flatten(0, -2)
+
+
+def _of_normalisation(layer: Any, inputs: Tensor, derivative: Tensor) -> tuple[Tensor, Tensor]:
+    """Its gradients are sums over places of n d and d, with the normalised input n."""
+    d = derivative.flatten(2)
+    n = F.group_norm(inputs, layer.num_groups, eps=layer.eps).view_as(d)
+    return (n * d).mT.flatten(0, 1), d.mT.flatten(0, 1)
+
+
+PLACES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    nn.Conv2d: _of_convolution,
+    nn.Linear: _of_linear,
+    nn.GroupNorm: _of_normalisation,
+}
+"""For each kind of layer: a (N, I) and d (N, O) at its places, of its inputs and the derivative in its output."""
