@@ -7,8 +7,11 @@ down while the image gets worse. Here each layer's difference of gradients is wh
 what flows back to them, as they are for the images found so far (`benchmark.matching.whitening`): then every place counts alike.
 
 The images start from the mean colour of public ones. A stage is L-BFGS on the distance that was made where it begins. Stages
-have `shortest` evaluations at first, and later half of what was spent before, as the distance changes less and less. A search
-whose stage comes down no more ends.
+are as long as all before them together, but for the first, of `shortest` evaluations: the distance changes less and less. A
+search whose stage comes down no more ends.
+
+Stages and damping were chosen on four crops of 64x64 pixels of three photographs that no table shows (`china` and `flower` of
+scikit-learn, `grace_hopper` of matplotlib). With a damping of 0.0001 one of them was at its floor after 350 evaluations.
 
 The distance is adapted to pruning and clips. Noise on the update and rounding are not: whitening makes more of them, as it does
 of everything small. After local steps in known order the covariances are those of one batch, and the search is exact.
@@ -46,7 +49,7 @@ class Whitened(Attack):
 
     Attributes:
         evaluations: budget for one victim, all stages together.
-        shortest: evaluations of the first stages.
+        shortest: evaluations of the first stage.
         damping: added to each covariance, as a share of its largest eigenvalue.
     """
 
@@ -55,7 +58,7 @@ class Whitened(Attack):
 
     evaluations: int = 1000
     shortest: int = 50
-    damping: float = 1e-4
+    damping: float = 1e-3
 
     def __post_init__(self) -> None:
         for name, least in (("evaluations", 2), ("shortest", 2)):
@@ -72,7 +75,7 @@ class Whitened(Attack):
         found = [Solution({"x_0": flat(seen)}, 1.0, 0) for seen in observations]
         going, left = list(range(len(found))), self.evaluations
         while going and left > 1:
-            stage = min(left, max(self.shortest, (self.evaluations - left) // 2))
+            stage = min(left, max(self.shortest, self.evaluations - left))
             tasks = [self._stage(observations[place], found[place], stage) for place in going]
             for place, solution in zip(going, match(tasks, granted, squared_distance, lbfgs), strict=True):
                 spent = dataclasses.replace(solution, evaluations=solution.evaluations + 1)
