@@ -4,7 +4,7 @@ Source: ours
 
 On images of many places the squared distance is led by what nearly every image with the right statistics explains, and comes
 down while the image gets worse. Here each layer's difference of gradients is whitened by the covariances of its patches and of
-what flows back to them, as they are for the images found so far (`benchmark.matching.whitening`): then every place counts alike.
+what flows back to them, as they are for the images found so far (`benchmark.matching.whitening`): every place counts alike.
 
 The images start from the mean colour of public ones. A stage is L-BFGS on the distance that was made where it begins. Stages
 are as long as all before them together, but for the first, of `shortest` evaluations: the distance changes less and less. A

@@ -1,15 +1,14 @@
 """A distance in which every place of the image counts alike. Ours.
 
-A layer's gradient is a sum over the N places of its input: G = sum_p d_p a_p^T, with the patch a_p that the layer sees there (and
-a 1 for the bias) and the derivative d_p of the loss in what it makes of it. Patches of all images are much alike, so that this
-sum has large parts that nearly every image with the right statistics explains, and small ones that tell which patch is where.
-The squared distance sees the large parts: on large images it comes down while the image gets worse, as in the synthesis of
-textures.
+A layer's gradient is a sum over the N places of its input: G = sum_p d_p a_p^T, with the patch a_p that the layer sees there
+(and a 1 for the bias) and the derivative d_p of the loss in what it makes of it. Patches of all images are much alike, so that
+this sum has large parts that nearly every image with the right statistics explains, and small ones that tell which patch is
+where. The squared distance sees the large parts: on large images it comes down while the image gets worse.
 
-Were places independent, the sum's covariance would be N E[d d^T] x E[a a^T], the factors of Martens and Grosse 2015 (arXiv
-1503.05671, its abstract, as the Fisher information is approximated there). Both are known for a guess of the images. So the
-difference of two gradients is whitened by them: E[d d^T]^-1/2 (G - G*) E[a a^T]^-1/2, which is the Mahalanobis distance. A layer's
-share is divided by its own mean square at the guess, as nobody knows how wrong the guess is there.
+Were places independent, and d of a, the sum's covariance would be N E[d d^T] x E[a a^T]: one Kronecker product for each layer,
+as the abstract of Martens and Grosse 2015 (arXiv 1503.05671) has it for the Fisher information. Both factors are known for a
+guess of the images. So the difference of two gradients is whitened by them, E[d d^T]^-1/2 (G - G*) E[a a^T]^-1/2, which is the
+Mahalanobis distance. A layer's share is divided by its own mean square at the guess: how wrong that is, nobody knows.
 
 The truth is where the distance is zero, whatever the guess; the nearer the guess, the better conditioned the search.
 """
@@ -31,7 +30,7 @@ from benchmark.matching.objectives import Distance
 from benchmark.types import Observation, Update
 
 LEAST = 1e-30
-"""Least mean square that a layer's share is divided by."""
+"""Mean square up to which a layer tells nothing: all of it was pruned, or the guess explains it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +51,9 @@ class Factors:
 
     def whitened(self, difference: Update) -> Tensor:
         """(P, O, I) of differences (P, *shape) of updates."""
-        parts = [difference[name].flatten(2) if difference[name].dim() > 2 else difference[name][..., None] for name in self.names]
+        parts = [
+            difference[name].flatten(2) if difference[name].dim() > 2 else difference[name][..., None] for name in self.names
+        ]
         matrix = torch.cat(parts, 1).mT if self.is_row else torch.cat(parts, 2)
         return self.left @ matrix @ self.right
 
@@ -76,7 +77,8 @@ def whitened_distance(seen: Observation, x_0: Tensor, damping: float) -> Distanc
 
     start = as_released(seen.public, mean_squares)(_alone(own), _alone(seen.update))[0]
     sizes = torch.tensor([float(len(layer.left) * len(layer.right)) for layer in factors], device=start.device)
-    weights = sizes / sizes.sum() / start.clamp(min=LEAST)
+    told = start > LEAST
+    weights = torch.where(told, sizes / start, 0) / sizes[told].sum().clamp(min=1)
     return as_released(seen.public, lambda update, other: mean_squares(update, other) @ weights)
 
 
@@ -144,7 +146,8 @@ def _inverse_root(rows: Tensor, damping: float) -> Tensor:
     """(n, n): E[v v^T]^-1/2 over rows (N, n)."""
     values, vectors = torch.linalg.eigh((rows.mT @ rows / len(rows)).double())
     roots = (values.clamp(min=0) + damping * values[-1]).rsqrt()
-    return ((vectors * roots) @ vectors.mT).to(rows)
+    root: Tensor = ((vectors * roots) @ vectors.mT).to(rows)
+    return root
 
 
 def _of_convolution(layer: Any, inputs: Tensor, derivative: Tensor) -> tuple[Tensor, Tensor]:

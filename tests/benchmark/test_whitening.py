@@ -1,0 +1,137 @@
+"""The whitened distance and the attack that searches by it."""
+
+import dataclasses
+
+import pytest
+import torch
+from benchmark.attacks.whitened import Whitened
+from benchmark.datasets.photos import Photos
+from benchmark.defenses.gradient_pruning import GradientPruning
+
+from benchmark.contract import Exposed, toy
+from benchmark.diffusion.loss import parameter_gradient, training_loss
+from benchmark.diffusion.models import build_network, build_schedule, resolve
+from benchmark.federation import Round, draw_victim, observe
+from benchmark.matching.engine import Task, match
+from benchmark.matching.lbfgs import lbfgs
+from benchmark.matching.objectives import squared_distance
+from benchmark.matching.problem import flat, granted
+from benchmark.matching.whitening import PLACES, _inverse_root, _read, whitened_distance
+from benchmark.metrics import psnr
+from benchmark.scenario import Scenario
+from benchmark.seeds import stream
+from benchmark.spec import one
+from benchmark.types import Observation, Update
+
+SCENE = toy(batch=2)
+SEEN = SCENE.observe(Exposed())
+GUESS = SCENE.victim.images * 0.5
+
+
+def update_of(seen: Observation, images: torch.Tensor) -> Update:
+    loss = training_loss(seen.network, seen.schedule, images, seen.timesteps, seen.noise)
+    return {name: value[None] for name, value in parameter_gradient(seen.network, loss).items()}
+
+
+def stacked(seen: Observation) -> Update:
+    return {name: value[None] for name, value in seen.update.items()}
+
+
+def test_a_layers_gradient_is_the_sum_over_its_places():
+    """What the factors are made of: G = sum_p d_p a_p^T, for every kind of layer, against autograd."""
+    network, met, handles = SEEN.network, {}, []
+    for name, layer in network.named_modules():
+        if type(layer) in PLACES and "time_emb" not in name:
+
+            def keep(layer, inputs, output, name=name):
+                output.retain_grad()
+                met[name] = (layer, inputs[0], output)
+
+            handles.append(layer.register_forward_hook(keep))
+    try:
+        loss = training_loss(network, SEEN.schedule, GUESS, SEEN.timesteps, SEEN.noise)
+        loss.backward()
+        assert {type(layer) for layer, _, _ in met.values()} == set(PLACES)
+        for name, (layer, inputs, output) in met.items():
+            a, d = PLACES[type(layer)](layer, inputs.detach(), output.grad)
+            found = a.sum(0) if isinstance(layer, torch.nn.GroupNorm) else (d.mT @ a).view_as(layer.weight)
+            torch.testing.assert_close(found, layer.weight.grad, rtol=1e-3, atol=1e-6, msg=name)
+    finally:
+        for handle in handles:
+            handle.remove()
+        network.zero_grad(set_to_none=True)
+
+
+def test_its_factors_whiten_what_they_were_made_of():
+    """E[v v^T] of whitened vectors is the identity where the damping is nothing beside it."""
+    rows = torch.randn(500, 6, generator=stream(0, "rows")) @ torch.randn(6, 6, generator=stream(0, "mix"))
+    white = rows @ _inverse_root(rows, 1e-12)
+    torch.testing.assert_close(white.mT @ white / 500, torch.eye(6), atol=1e-3, rtol=0)
+
+
+def test_it_is_one_at_the_guess_and_zero_at_the_truth():
+    distance = whitened_distance(SEEN, GUESS, 1e-3)
+    assert float(distance(update_of(SEEN, GUESS), stacked(SEEN))) == pytest.approx(1, rel=1e-3)
+    assert float(distance(update_of(SEEN, SCENE.victim.images), stacked(SEEN))) < 1e-6
+
+
+def test_every_layer_counts_by_its_size_at_the_guess():
+    """A layer that is right already takes its share, and nothing else changes."""
+    distance, own, seen = whitened_distance(SEEN, GUESS, 1e-3), update_of(SEEN, GUESS), stacked(SEEN)
+    name = "unet.conv_out"
+    righted = {key: seen[key] if key.startswith(f"{name}.") else value for key, value in own.items()}
+    sizes = {layer.names[0]: len(layer.left) * len(layer.right) for layer in _read(SEEN, GUESS, 1e-3)[1]}
+    share = sizes[f"{name}.weight"] / sum(sizes.values())
+    assert float(distance(own, seen) - distance(righted, seen)) == pytest.approx(share, rel=1e-2)
+
+
+def test_what_was_pruned_is_not_compared():
+    seen = SCENE.observe(GradientPruning(keep=0.3))
+    distance = whitened_distance(seen, GUESS, 1e-3)
+    assert float(distance(update_of(SEEN, SCENE.victim.images), stacked(seen))) < 1e-6
+    assert float(distance(update_of(SEEN, GUESS), stacked(seen))) == pytest.approx(1, rel=1e-3)
+
+
+def test_a_withheld_layer_is_left_out():
+    kept = {name: value for name, value in SEEN.update.items() if "conv_in" not in name}
+    distance = whitened_distance(dataclasses.replace(SEEN, update=kept), GUESS, 1e-3)
+    own = {name: value for name, value in update_of(SEEN, GUESS).items() if name in kept}
+    assert float(distance(own, {name: value[None] for name, value in kept.items()})) == pytest.approx(1, rel=1e-3)
+
+
+def test_tasks_with_distances_of_their_own_are_searched_as_if_alone():
+    """Beside a task that has none: each comes out as it does with that distance for all."""
+    own = whitened_distance(SEEN, GUESS, 1e-3)
+    tasks = [Task(SEEN, {"x_0": GUESS}, 8, own), Task(SEEN, {"x_0": GUESS}, 8)]
+    mixed = match(tasks, granted, squared_distance, lbfgs)
+    plain = [dataclasses.replace(task, distance=None) for task in tasks]
+    for found, distance in zip(mixed, (own, squared_distance), strict=True):
+        alone = match([plain[0]], granted, distance, lbfgs)[0]
+        assert found.loss == pytest.approx(alone.loss, rel=1e-2)
+
+
+def test_it_finds_a_photograph_of_many_places_long_before_the_squared_distance_does():
+    """Twice the model's own size a side, so that no layer has as few positions as channels."""
+    model = resolve(one("tiny:trained"))
+    network, schedule, scenario, draw = build_network(model, 0), build_schedule(model), Scenario(timesteps=200), stream(0, "t")
+    victim = draw_victim(Photos().victims(1, 32, draw), scenario, schedule, draw)
+    seen = observe(Round(network, schedule, victim, scenario), Exposed(), torch.zeros(3), network, draw, draw)
+    (rebuilt,) = Whitened(evaluations=80, shortest=40).run([seen], draw)
+    (plain,) = match([Task(seen, {"x_0": flat(seen)}, 80)], granted, squared_distance, lbfgs)
+    found, rival = (psnr(images[0].clamp(-1, 1), victim.images[0]) for images in (rebuilt.images, plain.variables["x_0"]))
+    assert found > 30 > rival + 5
+    assert rebuilt.evaluations <= 80
+
+
+def test_a_search_that_comes_down_no_more_ends():
+    """From the truth on there is nothing to gain."""
+    scene = dataclasses.replace(SCENE, victim=dataclasses.replace(SCENE.victim, images=torch.zeros_like(SCENE.victim.images)))
+    (rebuilt,) = Whitened(evaluations=1000).run([scene.observe(Exposed())], stream(0, "attack"))
+    assert rebuilt.evaluations < 200
+    assert psnr(rebuilt.images[0], scene.victim.images[0]) > 80
+
+
+@pytest.mark.parametrize("wrong", [{"evaluations": 1}, {"shortest": 1}, {"damping": 0}])
+def test_values_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Whitened(**wrong)
