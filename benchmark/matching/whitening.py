@@ -119,7 +119,7 @@ def _read(seen: Observation, x_0: Tensor, damping: float) -> tuple[dict[str, Ten
         factors = [
             _factors(name, layer, parameters, PLACES[type(layer)](layer, inputs, derivative), damping)
             for (name, (layer, inputs, _)), derivative in zip(passed.items(), derivatives, strict=False)
-            if derivative is not None
+            if derivative is not None and derivative.any() and inputs.any()  # else its update is zero at these images
         ]
     return own, factors
 
