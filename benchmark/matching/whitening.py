@@ -27,7 +27,13 @@ from torch.nn import functional as F
 from benchmark.diffusion.loss import training_loss
 from benchmark.matching.adapted import as_released
 from benchmark.matching.objectives import Distance
+from benchmark.matching.problem import Updates, granted, stack
 from benchmark.types import Observation, Update
+
+
+class NothingTold(Exception):
+    """There is nothing to compare; the message is one sentence that says why."""
+
 
 LEAST = 1e-30
 """Mean square up to which a layer tells nothing: all of it was pruned, or the guess explains it."""
@@ -40,8 +46,8 @@ class Factors:
     Attributes:
         names: of weight and bias, as far as they left the client; of a normalisation they make one row, O = 1.
         is_row: whether that is so.
-        left: (O, O) E[d d^T]^-1/2.
-        right: (I, I) E[a a^T]^-1/2.
+        left: (O, O) E[d d^T]^-1/2, but for a factor.
+        right: (I, I) E[a a^T]^-1/2, likewise.
     """
 
     names: tuple[str, ...]
@@ -61,33 +67,40 @@ class Factors:
 def whitened_distance(seen: Observation, x_0: Tensor, damping: float) -> Distance:
     """The distance for guesses near images x_0 (N, C, H, W); it is 1 at these images, and adapted to pruning and clips.
 
-    Not compared are layers without places (the time embedding's: what they tell, others tell too), and the parameters of other
-    layers than plain convolutions, linear layers and normalisations.
+    Not compared are layers without places (the time embedding's: what they tell, others tell too), layers whose weight did not
+    leave the client or whose update is zero at these images, and the parameters of other layers than plain convolutions, linear
+    layers and normalisations.
 
     Args:
         seen: with timesteps and noise.
         x_0: where the covariances are those of the update.
         damping: what is added to a covariance before its root is taken, as a share of its largest eigenvalue.
+
+    Raises:
+        NothingTold: no layer is left to compare, or none tells anything at these images.
     """
-    own, factors = _read(seen, x_0, damping)
+    factors = _read(seen, x_0, damping)
+    if not factors:
+        raise NothingTold("no layer with places left the client")
+
+    known = stack([seen])
 
     def mean_squares(update: Update, other: Update) -> Tensor:
         difference = {name: update[name] - value for name, value in other.items()}
         return torch.stack([layer.whitened(difference).square().mean((1, 2)) for layer in factors], 1)
 
-    start = as_released(seen.public, mean_squares)(_alone(own), _alone(seen.update))[0]
+    own = {name: value.detach() for name, value in Updates(seen)(granted({"x_0": x_0[None]}, known)).items()}
+    start = as_released(seen.public, mean_squares)(own, known.update)[0]
     sizes = torch.tensor([float(len(layer.left) * len(layer.right)) for layer in factors], device=start.device)
     told = start > LEAST
-    weights = torch.where(told, sizes / start, 0) / sizes[told].sum().clamp(min=1)
+    if not told.any():
+        raise NothingTold("no layer tells these images from the update")
+    weights = torch.where(told, sizes / start, 0) / sizes[told].sum()
     return as_released(seen.public, lambda update, other: mean_squares(update, other) @ weights)
 
 
-def _alone(update: Update) -> dict[str, Tensor]:
-    return {name: value[None] for name, value in update.items()}
-
-
-def _read(seen: Observation, x_0: Tensor, damping: float) -> tuple[dict[str, Tensor], list[Factors]]:
-    """The update that the images would give, and the factors of its layers."""
+def _read(seen: Observation, x_0: Tensor, damping: float) -> list[Factors]:
+    """The factors of the layers of the update that the images would give, all of them read as one batch."""
     assert seen.timesteps is not None and seen.noise is not None
     parameters = {name: value for name, value in seen.network.named_parameters() if name in seen.update}
     passed: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
@@ -109,19 +122,13 @@ def _read(seen: Observation, x_0: Tensor, damping: float) -> tuple[dict[str, Ten
     finally:
         for handle in handles:
             handle.remove()
-    outputs = [output for _, _, output in passed.values()]
-    derivatives = grad(loss, [*outputs, *parameters.values()], allow_unused=True)
-    own = {
-        name: torch.zeros_like(value) if found is None else found
-        for (name, value), found in zip(parameters.items(), derivatives[len(outputs) :], strict=True)
-    }
+    derivatives = grad(loss, [output for _, _, output in passed.values()], allow_unused=True) if passed else ()
     with torch.no_grad():
-        factors = [
+        return [
             _factors(name, layer, parameters, PLACES[type(layer)](layer, inputs, derivative), damping)
-            for (name, (layer, inputs, _)), derivative in zip(passed.items(), derivatives, strict=False)
-            if derivative is not None and derivative.any() and inputs.any()  # else its update is zero at these images
+            for (name, (layer, inputs, _)), derivative in zip(passed.items(), derivatives, strict=True)
+            if derivative is not None and derivative.any() and inputs.any()
         ]
-    return own, factors
 
 
 def _plain(layer: nn.Module) -> bool:
@@ -143,7 +150,8 @@ def _factors(
 
 
 def _inverse_root(rows: Tensor, damping: float) -> Tensor:
-    """(n, n): E[v v^T]^-1/2 over rows (N, n)."""
+    """(n, n): E[v v^T]^-1/2 over rows (N, n), but for a factor: a layer's share is divided by its own size."""
+    rows = rows / rows.abs().amax()  # squares of small derivatives are no float32
     values, vectors = torch.linalg.eigh((rows.mT @ rows / len(rows)).double())
     roots = (values.clamp(min=0) + damping * values[-1]).rsqrt()
     root: Tensor = ((vectors * roots) @ vectors.mT).to(rows)

@@ -15,7 +15,7 @@ from benchmark.federation import Round, draw_victim, observe
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import flat, granted
+from benchmark.matching.problem import Updates, flat, granted, stack
 from benchmark.matching.whitening import PLACES, _inverse_root, _read, whitened_distance
 from benchmark.metrics import psnr
 from benchmark.scenario import Scenario
@@ -63,10 +63,11 @@ def test_a_layers_gradient_is_the_sum_over_its_places():
 
 
 def test_its_factors_whiten_what_they_were_made_of():
-    """E[v v^T] of whitened vectors is the identity where the damping is nothing beside it."""
+    """E[v v^T] of whitened vectors is a multiple of the identity where the damping is nothing beside it."""
     rows = torch.randn(500, 6, generator=stream(0, "rows")) @ torch.randn(6, 6, generator=stream(0, "mix"))
     white = rows @ _inverse_root(rows, 1e-12)
-    torch.testing.assert_close(white.mT @ white / 500, torch.eye(6), atol=1e-3, rtol=0)
+    covariance = white.mT @ white
+    torch.testing.assert_close(covariance / covariance.diagonal().mean(), torch.eye(6), atol=1e-3, rtol=0)
 
 
 def test_it_is_one_at_the_guess_and_zero_at_the_truth():
@@ -80,7 +81,7 @@ def test_every_layer_counts_by_its_size_at_the_guess():
     distance, own, seen = whitened_distance(SEEN, GUESS, 1e-3), update_of(SEEN, GUESS), stacked(SEEN)
     name = "unet.conv_out"
     righted = {key: seen[key] if key.startswith(f"{name}.") else value for key, value in own.items()}
-    sizes = {layer.names[0]: len(layer.left) * len(layer.right) for layer in _read(SEEN, GUESS, 1e-3)[1]}
+    sizes = {layer.names[0]: len(layer.left) * len(layer.right) for layer in _read(SEEN, GUESS, 1e-3)}
     share = sizes[f"{name}.weight"] / sum(sizes.values())
     assert float(distance(own, seen) - distance(righted, seen)) == pytest.approx(share, rel=1e-2)
 
@@ -129,6 +130,28 @@ def test_a_search_that_comes_down_no_more_ends():
     (rebuilt,) = Whitened(evaluations=1000).run([scene.observe(Exposed())], stream(0, "attack"))
     assert rebuilt.evaluations < 200
     assert psnr(rebuilt.images[0], scene.victim.images[0]) > 80
+
+
+@pytest.mark.parametrize("practice", [{"local_steps": 2, "local_lr": 0.1, "clients": 2}, {"clients": 2}])
+def test_it_is_one_at_the_guess_of_what_the_search_compares(practice):
+    scene = toy(batch=1, **practice)
+    seen = scene.observe(Exposed())
+    guess = scene.victim.images * 0.9
+    distance, known = whitened_distance(seen, guess, 1e-3), stack([seen])
+    update = Updates(seen)(granted({"x_0": guess[None]}, known))
+    assert float(distance(update, known.update).detach()) == pytest.approx(1, rel=1e-3)
+
+
+def test_a_victim_that_tells_nothing_is_lost_alone():
+    bare = dataclasses.replace(SEEN, update={name: g for name, g in SEEN.update.items() if name.endswith(".bias")})
+    lost, found = Whitened(evaluations=20).run([bare, SEEN], stream(0, "attack"))
+    assert "no layer" in lost.diverged
+    assert found.diverged is None
+
+
+def test_small_derivatives_have_finite_factors():
+    rows = torch.randn(50, 4, generator=stream(0, "rows"))
+    torch.testing.assert_close(_inverse_root(rows * 1e-24, 1e-3), _inverse_root(rows, 1e-3), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("wrong", [{"evaluations": 1}, {"shortest": 1}, {"damping": 0}])
