@@ -1,17 +1,17 @@
-"""Matching by what tells places apart: L-BFGS on whitened gradients, whitened anew as the images get better. For large images.
+"""L-BFGS on whitened gradients, whitened anew as the images get better. For large images.
 
 Source: ours
 
-On images of many places the squared distance is led by what nearly every image with the right statistics explains, and comes
-down while the image gets worse. Here each layer's difference of gradients is whitened by the covariances of its patches and of
-what flows back to them, as they are for the images found so far (`benchmark.matching.whitening`): every place counts alike.
+Each layer's difference of gradients is whitened by the covariances of its patches and of what flows back to them, as they are
+for the images found so far (`benchmark.matching.whitening`, which says what it is meant for).
 
 The images start from the mean colour of public ones. A stage is L-BFGS on the distance that was made where it begins. Stages
 are as long as all before them together, but for the first, of `shortest` evaluations: the distance changes less and less. A
 search whose stage comes down no more ends.
 
 Stages and damping were chosen on four crops of 64x64 pixels of three photographs that no table shows (`china` and `flower` of
-scikit-learn, `grace_hopper` of matplotlib). With a damping of 0.0001 one of them was at its floor after 350 evaluations.
+scikit-learn, `grace_hopper` of matplotlib), out of about 25 settings, not all of them tried on all four. With a damping of
+0.0001 one of them was at its floor after 350 evaluations.
 
 The distance is adapted to pruning and clips. Noise on the update and rounding are not: whitening makes more of them, as it does
 of everything small. After local steps in known order the covariances are those of one batch, and the search is exact.
@@ -21,7 +21,7 @@ the noise. The loss that a row shows is relative to that at the beginning of the
 
 Shapes: images (B, C, H, W), unbounded. Cost: one double backward through the network per evaluation; a stage's covariances
 count as one evaluation: passes forward and back, and of each layer Gram matrices and a decomposition of size C K^2 + 1, which
-takes seconds on `small` and far longer on wide networks. Memory: the roots of all victims, 46 MB each on `small`, by their
+grows with the cube of that size. Memory: the roots of all victims, 46 MB each on `small`, by their
 shapes 1.5 GB on `ddpm-cifar10` and 2.6 GB on `wide-128`; it is not predicted.
 """
 

@@ -1,16 +1,16 @@
-"""A distance in which every place of the image counts alike. Ours.
+"""The squared distance of gradients that are whitened layer by layer. Ours.
 
 A layer's gradient is a sum over the N places of its input: G = sum_p d_p a_p^T, with the patch a_p that the layer sees there
-(and a 1 for the bias) and the derivative d_p of the loss in what it makes of it. Patches of all images are much alike, so that
-this sum has large parts that nearly every image with the right statistics explains, and small ones that tell which patch is
-where. The squared distance sees the large parts: on large images it comes down while the image gets worse.
+(and a 1 for the bias) and the derivative d_p of the loss in what it makes of it. On large images the squared distance can come
+down while the image gets worse: seen on one crop of 64x64 pixels. The thought behind whitening, not shown by itself: the sum's
+large parts are those that many images share, and its small parts tell which patch is where.
 
 Were places independent, and d of a, the sum's covariance would be N E[d d^T] x E[a a^T]: one Kronecker product for each layer,
 as the abstract of Martens and Grosse 2015 (arXiv 1503.05671) has it for the Fisher information. Both factors are known for a
 guess of the images. So the difference of two gradients is whitened by them, E[d d^T]^-1/2 (G - G*) E[a a^T]^-1/2, which is the
 Mahalanobis distance. A layer's share is divided by its own mean square at the guess: how wrong that is, nobody knows.
 
-The truth is where the distance is zero, whatever the guess; the nearer the guess, the better conditioned the search.
+At the truth the distance is zero, whatever the guess.
 """
 
 from __future__ import annotations
