@@ -77,7 +77,8 @@ def whitened_distance(seen: Observation, x_0: Tensor, damping: float) -> Distanc
         damping: what is added to a covariance before its root is taken, as a share of its largest eigenvalue.
 
     Raises:
-        NothingTold: no layer is left to compare, or none tells anything at these images.
+        NothingTold: no layer is left to compare, none tells anything at these images, or a
+            covariance has no decomposition.
     """
     factors = _read(seen, x_0, damping)
     if not factors:
@@ -152,7 +153,10 @@ def _factors(
 def _inverse_root(rows: Tensor, damping: float) -> Tensor:
     """(n, n): E[v v^T]^-1/2 over rows (N, n), but for a factor: a layer's share is divided by its own size."""
     rows = rows / rows.abs().amax()  # squares of small derivatives are no float32
-    values, vectors = torch.linalg.eigh((rows.mT @ rows / len(rows)).double())
+    try:
+        values, vectors = torch.linalg.eigh((rows.mT @ rows / len(rows)).double())
+    except torch.linalg.LinAlgError as error:
+        raise NothingTold("a covariance could not be decomposed") from error
     roots = (values.clamp(min=0) + damping * values[-1]).rsqrt()
     root: Tensor = ((vectors * roots) @ vectors.mT).to(rows)
     return root

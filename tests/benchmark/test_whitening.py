@@ -6,6 +6,7 @@ import pytest
 import torch
 from benchmark.attacks.whitened import Whitened
 from benchmark.datasets.photos import Photos
+from benchmark.defenses.clipping import Clipping
 from benchmark.defenses.gradient_pruning import GradientPruning
 
 from benchmark.contract import Exposed, toy
@@ -16,7 +17,7 @@ from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import Updates, flat, granted, stack
-from benchmark.matching.whitening import PLACES, _inverse_root, _read, whitened_distance
+from benchmark.matching.whitening import PLACES, NothingTold, _inverse_root, _read, whitened_distance
 from benchmark.metrics import psnr
 from benchmark.scenario import Scenario
 from benchmark.seeds import stream
@@ -93,6 +94,14 @@ def test_what_was_pruned_is_not_compared():
     assert float(distance(update_of(SEEN, GUESS), stacked(seen))) == pytest.approx(1, rel=1e-3)
 
 
+def test_what_was_clipped_is_clipped_in_the_guess_too():
+    """A norm far below the update's: without the clip on the guess, the truth would be as far as any other image."""
+    seen = SCENE.observe(Clipping(clip=1e-3))
+    distance = whitened_distance(seen, GUESS, 1e-3)
+    assert float(distance(update_of(SEEN, SCENE.victim.images), stacked(seen))) < 1e-6
+    assert float(distance(update_of(SEEN, GUESS), stacked(seen))) == pytest.approx(1, rel=1e-3)
+
+
 def test_a_withheld_layer_is_left_out():
     kept = {name: value for name, value in SEEN.update.items() if "conv_in" not in name}
     distance = whitened_distance(dataclasses.replace(SEEN, update=kept), GUESS, 1e-3)
@@ -147,6 +156,23 @@ def test_a_victim_that_tells_nothing_is_lost_alone():
     lost, found = Whitened(evaluations=20).run([bare, SEEN], stream(0, "attack"))
     assert "no layer" in lost.diverged
     assert found.diverged is None
+
+
+def test_a_stage_that_cannot_begin_keeps_what_came_before(monkeypatch):
+    made = []
+
+    def once(*asked):
+        if made:
+            raise NothingTold("no more")
+        made.append(whitened_distance(*asked))
+        return made[0]
+
+    (alone,) = Whitened(evaluations=10, shortest=10).run([SEEN], stream(0, "attack"))
+    monkeypatch.setattr("benchmark.attacks.whitened.whitened_distance", once)
+    (kept,) = Whitened(evaluations=40, shortest=10).run([SEEN], stream(0, "attack"))
+    assert kept.diverged is None
+    assert torch.equal(kept.images, alone.images)
+    assert kept.evaluations == alone.evaluations + 1
 
 
 def test_small_derivatives_have_finite_factors():
