@@ -9,9 +9,10 @@ The images start from the mean colour of public ones. A stage is L-BFGS on the d
 are as long as all before them together, but for the first, of `shortest` evaluations: the distance changes less and less. A
 search whose stage comes down no more ends.
 
-Stages and damping were chosen on four crops of 64x64 pixels of three photographs that no table shows (`china` and `flower` of
-scikit-learn, `grace_hopper` of matplotlib), out of about 25 settings, not all of them tried on all four. With a damping of
-0.0001 one of them was at its floor after 350 evaluations.
+Stages and damping were chosen on four crops of three photographs that no table shows (`china` and `flower` of scikit-learn,
+`grace_hopper` of matplotlib), at 64x64, out of about 25 settings, not all of them tried on all four. With a damping of 0.0001
+one of them was at its floor after 350 evaluations. At 128x128 it is the other way round: `china` came to 40 dB in 550
+evaluations with 0.0001, and stood at 10 after 225 with the default.
 
 The distance is adapted to pruning and clips. Noise on the update and rounding are not: whitening makes more of them, as it does
 of everything small. After local steps in known order the covariances are those of one batch, and the search is exact.
