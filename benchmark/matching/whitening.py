@@ -155,7 +155,7 @@ def _inverse_root(rows: Tensor, damping: float) -> Tensor:
     rows = rows / rows.abs().amax()  # squares of small derivatives are no float32
     try:
         values, vectors = torch.linalg.eigh((rows.mT @ rows / len(rows)).double())
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # documented, but not in torch's __all__
         raise NothingTold("a covariance could not be decomposed") from error
     roots = (values.clamp(min=0) + damping * values[-1]).rsqrt()
     root: Tensor = ((vectors * roots) @ vectors.mT).to(rows)
