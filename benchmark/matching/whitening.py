@@ -77,8 +77,8 @@ def whitened_distance(seen: Observation, x_0: Tensor, damping: float) -> Distanc
         damping: what is added to a covariance before its root is taken, as a share of its largest eigenvalue.
 
     Raises:
-        NothingTold: no layer is left to compare, none tells anything at these images, or a
-            covariance has no decomposition.
+        NothingTold: no layer is left to compare, none tells anything at these images, or a covariance has no
+            decomposition.
     """
     factors = _read(seen, x_0, damping)
     if not factors:
@@ -155,7 +155,7 @@ def _inverse_root(rows: Tensor, damping: float) -> Tensor:
     rows = rows / rows.abs().amax()  # squares of small derivatives are no float32
     try:
         values, vectors = torch.linalg.eigh((rows.mT @ rows / len(rows)).double())
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # documented, but not in torch's __all__
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # imported under another name
         raise NothingTold("a covariance could not be decomposed") from error
     roots = (values.clamp(min=0) + damping * values[-1]).rsqrt()
     root: Tensor = ((vectors * roots) @ vectors.mT).to(rows)

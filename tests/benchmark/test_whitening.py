@@ -1,6 +1,7 @@
 """The whitened distance and the attack that searches by it."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -178,6 +179,11 @@ def test_a_stage_that_cannot_begin_keeps_what_came_before(monkeypatch):
 def test_small_derivatives_have_finite_factors():
     rows = torch.randn(50, 4, generator=stream(0, "rows"))
     torch.testing.assert_close(_inverse_root(rows * 1e-24, 1e-3), _inverse_root(rows, 1e-3), rtol=1e-3, atol=1e-3)
+
+
+def test_a_covariance_without_decomposition_says_so():
+    with pytest.raises(NothingTold, match="decomposed"):
+        _inverse_root(torch.full((4, 4), math.nan), 1e-3)
 
 
 @pytest.mark.parametrize("wrong", [{"evaluations": 1}, {"shortest": 1}, {"damping": 0}])
