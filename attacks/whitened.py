@@ -7,7 +7,7 @@ for the images found so far (`benchmark.matching.whitening`, which says what it 
 
 The images start from the mean colour of public ones. A stage is L-BFGS on the distance that was made where it begins. Stages
 are as long as all before them together, but for the first, of `shortest` evaluations: the distance changes less and less. A
-search whose stage comes down no more ends.
+search whose stage comes down no more ends. What a stage leaves of its share, where L-BFGS ends before it, is not spent.
 
 Stages and damping were chosen on four crops of three photographs that no table shows (`china` and `flower` of scikit-learn,
 `grace_hopper` of matplotlib), at 64x64, out of about 25 settings, not all of them tried on all four. With a damping of 0.0001

@@ -96,7 +96,7 @@ def test_what_was_pruned_is_not_compared():
 
 
 def test_what_was_clipped_is_clipped_in_the_guess_too():
-    """A norm far below the update's: without the clip on the guess, the truth would be as far as any other image."""
+    """A norm far below the update's: without the clip on the guess, the truth would not be at zero."""
     seen = SCENE.observe(Clipping(clip=1e-3))
     distance = whitened_distance(seen, GUESS, 1e-3)
     assert float(distance(update_of(SEEN, SCENE.victim.images), stacked(seen))) < 1e-6
