@@ -10,12 +10,15 @@ as the abstract of Martens and Grosse 2015 (arXiv 1503.05671) has it for the Fis
 guess of the images. So the difference of two gradients is whitened by them, E[d d^T]^-1/2 (G - G*) E[a a^T]^-1/2, which is the
 Mahalanobis distance. A layer's share is divided by its own mean square at the guess: how wrong that is, nobody knows.
 
-At the truth the distance is zero, whatever the guess.
+Of several guesses, which are as far from the truth as what is found so far may be, covariances and mean squares are the means.
+One image of a single colour is no such guess: its covariances are those of the noise alone.
+
+At the truth the distance is zero, whatever the guesses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,34 +67,37 @@ class Factors:
         return self.left @ matrix @ self.right
 
 
-def whitened_distance(seen: Observation, x_0: Tensor, damping: float) -> Distance:
-    """The distance for guesses near images x_0 (N, C, H, W); it is 1 at these images, and adapted to pruning and clips.
+def whitened_distance(seen: Observation, guesses: Tensor, damping: float) -> Distance:
+    """The distance made for guesses x_0 (G, N, C, H, W); its mean over them is 1. It is adapted to pruning and clips.
 
     Not compared are layers without places (the time embedding's: what they tell, others tell too), layers whose weight did not
-    leave the client or whose update is zero at these images, and the parameters of other layers than plain convolutions, linear
+    leave the client or whose update is zero at all guesses, and the parameters of other layers than plain convolutions, linear
     layers and normalisations.
 
     Args:
         seen: with timesteps and noise.
-        x_0: where the covariances are those of the update.
+        guesses: where the covariances are those of the update.
         damping: what is added to a covariance before its root is taken, as a share of its largest eigenvalue.
 
     Raises:
         NothingTold: no layer is left to compare, none tells anything at these images, or a covariance has no
             decomposition.
     """
-    factors = _read(seen, x_0, damping)
+    factors = _read(seen, guesses, damping)
     if not factors:
         raise NothingTold("no layer with places left the client")
 
-    known = stack([seen])
+    known, updates = stack([seen]), Updates(seen)
 
     def mean_squares(update: Update, other: Update) -> Tensor:
         difference = {name: update[name] - value for name, value in other.items()}
         return torch.stack([layer.whitened(difference).square().mean((1, 2)) for layer in factors], 1)
 
-    own = {name: value.detach() for name, value in Updates(seen)(granted({"x_0": x_0[None]}, known)).items()}
-    start = as_released(seen.public, mean_squares)(own, known.update)[0]
+    def at(x_0: Tensor) -> Tensor:
+        own = {name: value.detach() for name, value in updates(granted({"x_0": x_0[None]}, known)).items()}
+        return as_released(seen.public, mean_squares)(own, known.update)[0]
+
+    start = torch.stack([at(x_0) for x_0 in guesses]).mean(0)
     sizes = torch.tensor([float(len(layer.left) * len(layer.right)) for layer in factors], device=start.device)
     told = start > LEAST
     if not told.any():
@@ -100,36 +106,69 @@ def whitened_distance(seen: Observation, x_0: Tensor, damping: float) -> Distanc
     return as_released(seen.public, lambda update, other: mean_squares(update, other) @ weights)
 
 
-def _read(seen: Observation, x_0: Tensor, damping: float) -> list[Factors]:
-    """The factors of the layers of the update that the images would give, all of them read as one batch."""
+def _read(seen: Observation, guesses: Tensor, damping: float) -> list[Factors]:
+    """The factors of the layers of the update that the guesses would give, each guess read as one batch."""
+    layers = {
+        name: layer
+        for name, layer in seen.network.named_modules()
+        if f"{name}.weight" in seen.update and type(layer) in PLACES and _plain(layer)
+    }
+    moments: dict[str, tuple[Tensor, Tensor]] = {}
+    for x_0 in guesses:
+        for name, own in _moments(seen, x_0, layers):
+            before = moments.get(name)
+            moments[name] = own if before is None else (before[0] + own[0], before[1] + own[1])
+    return [
+        Factors(
+            _names(name, seen),
+            isinstance(layers[name], nn.GroupNorm),
+            _inverse_root(left, damping),
+            _inverse_root(right, damping),
+        )
+        for name, (left, right) in moments.items()
+    ]
+
+
+def _moments(seen: Observation, x_0: Tensor, layers: Mapping[str, nn.Module]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """Of each layer that is at work, sums of d d^T (O, O) and a a^T (I, I) over its places; with one row O = 1."""
     assert seen.timesteps is not None and seen.noise is not None
-    parameters = {name: value for name, value in seen.network.named_parameters() if name in seen.update}
-    passed: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
+    passed: dict[str, tuple[Tensor, Tensor]] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if output.dim() > 2:
-                passed[name] = (layer, inputs[0].detach(), output)
+                passed[name] = (inputs[0].detach(), output)
 
         return hook
 
-    handles = [
-        layer.register_forward_hook(keep(name))
-        for name, layer in seen.network.named_modules()
-        if f"{name}.weight" in parameters and type(layer) in PLACES and _plain(layer)
-    ]
+    handles = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
     try:
         loss = training_loss(seen.network, seen.schedule, x_0, seen.timesteps, seen.noise)
     finally:
         for handle in handles:
             handle.remove()
-    derivatives = grad(loss, [output for _, _, output in passed.values()], allow_unused=True) if passed else ()
+    derivatives = grad(loss, [output for _, output in passed.values()], allow_unused=True) if passed else ()
     with torch.no_grad():
-        return [
-            _factors(name, layer, parameters, PLACES[type(layer)](layer, inputs, derivative), damping)
-            for (name, (layer, inputs, _)), derivative in zip(passed.items(), derivatives, strict=True)
-            if derivative is not None and derivative.any() and inputs.any()
-        ]
+        for (name, (inputs, _)), derivative in zip(passed.items(), derivatives, strict=True):
+            if derivative is None or not derivative.any() or not inputs.any():
+                continue
+            layer = layers[name]
+            a, d = PLACES[type(layer)](layer, inputs, derivative)
+            is_row = isinstance(layer, nn.GroupNorm)
+            if len(_names(name, seen)) == 2:
+                a = torch.cat([a, d if is_row else torch.ones_like(a[:, :1])], 1)
+            yield name, (_gram(torch.ones_like(d[:, :1]) if is_row else d), _gram(a))
+
+
+def _names(name: str, seen: Observation) -> tuple[str, ...]:
+    return tuple(full for full in (f"{name}.weight", f"{name}.bias") if full in seen.update)
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """(n, n) float64: the sum of v v^T over rows (N, n)."""
+    largest = rows.abs().amax()  # squares of small derivatives are no float32
+    scaled = rows / largest
+    return (scaled.mT @ scaled).double() * largest.double().square()
 
 
 def _plain(layer: nn.Module) -> bool:
@@ -138,27 +177,14 @@ def _plain(layer: nn.Module) -> bool:
     return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
-def _factors(
-    name: str, layer: nn.Module, known: Mapping[str, Tensor], places: tuple[Tensor, Tensor], damping: float
-) -> Factors:
-    a, d = places
-    names = tuple(full for full in (f"{name}.weight", f"{name}.bias") if full in known)
-    is_row = isinstance(layer, nn.GroupNorm)
-    if len(names) == 2:
-        a = torch.cat([a, d if is_row else torch.ones_like(a[:, :1])], 1)
-    left = torch.ones(1, 1, device=a.device) if is_row else _inverse_root(d, damping)
-    return Factors(names, is_row, left, _inverse_root(a, damping))
-
-
-def _inverse_root(rows: Tensor, damping: float) -> Tensor:
-    """(n, n): E[v v^T]^-1/2 over rows (N, n), but for a factor: a layer's share is divided by its own size."""
-    rows = rows / rows.abs().amax()  # squares of small derivatives are no float32
+def _inverse_root(moments: Tensor, damping: float) -> Tensor:
+    """(n, n) float32: the damped root of a sum of v v^T, inverted; but for a factor, as a layer is divided by its own size."""
     try:
-        values, vectors = torch.linalg.eigh((rows.mT @ rows / len(rows)).double())
+        values, vectors = torch.linalg.eigh(moments / moments.diagonal().amax())
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # imported under another name
         raise NothingTold("a covariance could not be decomposed") from error
     roots = (values.clamp(min=0) + damping * values[-1]).rsqrt()
-    root: Tensor = ((vectors * roots) @ vectors.mT).to(rows)
+    root: Tensor = ((vectors * roots) @ vectors.mT).float()
     return root
 
 
