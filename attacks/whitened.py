@@ -6,8 +6,8 @@ Each layer's difference of gradients is whitened by the covariances of its patch
 (`benchmark.matching.whitening`, which says what it is meant for), as they are for guesses at the images: what was found so far,
 with random fields added (`benchmark.matching.fields`). The fields get weaker from stage to stage (`SPREADS`).
 
-The images start from the first of the guesses around the mean colour of public images. A stage is L-BFGS on the distance that
-was made where it begins. A search ends with its budget, or with a stage that finds nothing better than where it began.
+A stage is L-BFGS on the distance that was made where it begins. The first is run from `restarts` of its guesses, which are
+around the mean colour of public images. Of a stage's searches the half with the lower loss goes on, until one is left.
 
 The distance is adapted to pruning and clips. Noise on the update and rounding are not: whitening makes more of them, as it does
 of everything small. After local steps in known order the covariances are those of one batch, and the search is exact.
@@ -24,9 +24,10 @@ the cube of that size. Memory: the roots of all victims, 46 MB each on `small`, 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from typing import ClassVar
 
 import torch
@@ -51,10 +52,11 @@ class Whitened(Attack):
     """Hyper-parameters.
 
     Attributes:
-        evaluations: budget for one victim, all stages together.
-        stage: evaluations of one stage, its guesses among them.
+        evaluations: budget for one victim, all stages and restarts together.
+        stage: the most evaluations of one search in one stage, its guesses among them.
         damping: added to each covariance, as a share of its largest eigenvalue.
         guesses: images for which a stage's distance is made.
+        restarts: searches in the first stage.
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.NOISE})
@@ -64,13 +66,14 @@ class Whitened(Attack):
     stage: int = 50
     damping: float = 1e-4
     guesses: int = 8
+    restarts: int = 4
 
     def __post_init__(self) -> None:
-        if self.guesses < 1:
-            raise ValueError(f"guesses must be at least 1, not {self.guesses}")
-        for name in ("evaluations", "stage"):
-            if getattr(self, name) <= self.guesses:
-                raise ValueError(f"{name} must be above guesses ({self.guesses}), not {getattr(self, name)}")
+        if not 1 <= self.restarts <= self.guesses:
+            raise ValueError(f"restarts must be from 1 to guesses ({self.guesses}), not {self.restarts}")
+        for name, least in (("stage", self.guesses), ("evaluations", self.restarts * self.guesses)):
+            if getattr(self, name) <= least:
+                raise ValueError(f"{name} must be above {least}, not {getattr(self, name)}")
         if not self.damping > 0:
             raise ValueError(f"damping must be above 0, not {self.damping:g}")
 
@@ -79,37 +82,65 @@ class Whitened(Attack):
         return with_timesteps(observations, lambda told: self._search(told, generator))
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        found = [Solution({"x_0": flat(seen)}, 1.0, 0) for seen in observations]
-        going = list(range(len(found)))
-        for spread in chain(SPREADS, repeat(SPREADS[-1])):
-            tasks: dict[int, Task] = {}
-            for place in going:
-                budget = min(self.stage, self.evaluations - found[place].evaluations) - self.guesses
-                if budget < 1:
-                    continue
-                seen, x_0 = observations[place], found[place].variables["x_0"]
-                guesses = x_0 + spread * fields((self.guesses, *x_0.shape), generator).to(x_0)
-                start = x_0 if found[place].evaluations else guesses[0]
-                try:
-                    tasks[place] = Task(seen, {"x_0": start}, budget, whitened_distance(seen, guesses, self.damping))
-                except NothingTold as reason:
-                    found[place] = _ended(found[place], self.guesses, str(reason))
-            if not tasks:
-                return [solution.reconstruction() for solution in found]
-            going = []
-            solutions = match(list(tasks.values()), granted, squared_distance, lbfgs)
-            for (place, task), solution in zip(tasks.items(), solutions, strict=True):
-                spent = solution.evaluations + self.guesses
-                if solution.diverged:
-                    found[place] = _ended(found[place], spent, solution.diverged)
-                    continue
-                found[place] = dataclasses.replace(solution, evaluations=spent).after(found[place])
-                if not torch.equal(solution.variables["x_0"], task.start["x_0"]):
-                    going.append(place)
-        raise AssertionError("stages without end")
+        victims = [_Victim(seen, [Solution({"x_0": flat(seen)}, math.inf, 0)]) for seen in observations]
+        for stage, spread in enumerate(chain(SPREADS, repeat(SPREADS[-1]))):
+            starts, kept = (0 if stage else self.restarts), max(1, self.restarts >> (stage + 1))
+            tasks = [self._tasks(victim, spread, starts, generator) for victim in victims]
+            if not any(tasks):
+                break
+            solutions = iter(match([task for own in tasks for task in own], granted, squared_distance, lbfgs))
+            for victim, own in zip(victims, tasks, strict=True):
+                if own:
+                    victim.rank(list(islice(solutions, len(own))), kept)
+        return [victim.reconstruction() for victim in victims]
+
+    def _tasks(self, victim: _Victim, spread: float, starts: int, generator: torch.Generator) -> list[Task]:
+        """A victim's searches of one stage, from each image that is left or `starts` guesses around it; none at the end."""
+        share = (self.evaluations - victim.spent) // max(starts, len(victim.rivals))
+        budget = min(self.stage, share) - self.guesses
+        if victim.ended or budget < 1:
+            return []
+        tasks: list[Task] = []
+        for rival in victim.rivals:
+            x_0 = rival.variables["x_0"]
+            guesses = x_0 + spread * fields((self.guesses, *x_0.shape), generator).to(x_0)
+            victim.spent += self.guesses
+            try:
+                own = whitened_distance(victim.seen, guesses, self.damping)
+            except NothingTold as reason:
+                victim.ended = str(reason)
+                return []
+            tasks += [Task(victim.seen, {"x_0": start}, budget, own) for start in (guesses[:starts] if starts else [x_0])]
+        return tasks
 
 
-def _ended(before: Solution, spent: int, reason: str) -> Solution:
-    """What the stages before came to; the reason is why its images mean nothing where there were none."""
-    evaluations = before.evaluations + spent
-    return dataclasses.replace(before, evaluations=evaluations, diverged=None if before.evaluations else reason)
+@dataclass(eq=False)
+class _Victim:
+    """Where one victim's searches stand.
+
+    Attributes:
+        seen: the observation.
+        rivals: what is left of its searches, the lowest loss first.
+        spent: evaluations of all of them.
+        ended: why there is no further stage.
+    """
+
+    seen: Observation
+    rivals: list[Solution]
+    spent: int = 0
+    ended: str | None = None
+
+    def rank(self, solutions: Sequence[Solution], kept: int) -> None:
+        """Put what a stage came to in the place of what it began with; where all of it diverged, that stays, as the end."""
+        self.spent += sum(solution.evaluations for solution in solutions)
+        sound = sorted((solution for solution in solutions if not solution.diverged), key=lambda solution: solution.loss)
+        if sound:
+            self.rivals = sound[:kept]
+        else:
+            self.ended = solutions[0].diverged
+
+    def reconstruction(self) -> Reconstruction:
+        """The images with the lowest loss; where no stage was finished, they mean nothing."""
+        best = self.rivals[0]
+        lost = self.ended if best.loss == math.inf else None
+        return dataclasses.replace(best, evaluations=self.spent, diverged=lost).reconstruction()

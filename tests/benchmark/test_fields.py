@@ -1,0 +1,37 @@
+"""Random fields with the spectrum of photographs."""
+
+import torch
+
+from benchmark.matching.fields import CONTRAST, FALL, SHARED, fields
+from benchmark.seeds import stream
+
+
+def drawn(size: int = 32) -> torch.Tensor:
+    return fields((400, 3, size, size), stream(0, "fields"))
+
+
+def test_a_value_has_the_stated_deviation_and_no_mean():
+    values = drawn()
+    assert abs(float(values.std()) / CONTRAST - 1) < 0.05
+    assert abs(float(values.mean())) < 0.05
+
+
+def test_channels_share_what_they_are_said_to_share():
+    """Their correlation is the share of the variance that they have in common."""
+    correlation = torch.corrcoef(drawn().transpose(0, 1).flatten(1))[0, 1]
+    assert abs(float(correlation) - SHARED) < 0.03
+
+
+def test_amplitudes_fall_as_stated():
+    """Where an octave lies far from both ends of the spectrum, power goes with 4^-FALL from it to the next."""
+    windowed = drawn(128)[:, 0] * torch.outer(torch.hann_window(128), torch.hann_window(128))
+    power, f = (
+        torch.fft.rfft2(windowed).abs().square().mean(0),
+        torch.hypot(torch.fft.fftfreq(128)[:, None], torch.fft.rfftfreq(128)),
+    )
+    low, high = (power[(f > at * 0.9) & (f < at * 1.1)].mean() for at in (0.08, 0.16))
+    assert abs(float(high / low) / 4**-FALL - 1) < 0.15
+
+
+def test_other_shapes_are_cut_to_size():
+    assert fields((2, 5, 1, 6, 10), stream(0, "shape")).shape == (2, 5, 1, 6, 10)
