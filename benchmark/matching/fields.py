@@ -1,4 +1,4 @@
-"""Random images with the spectrum of photographs, for an attacker who has none.
+"""Random images whose spectrum falls as that of photographs does, for an attacker who has none.
 
 Photographs share how the amplitudes of their frequencies fall, about as 1/f (Field 1987, J. Opt. Soc. Am. A 4, 2379). Those
 of the fields fall faster, as f^-1.5, so that more of them is in large shapes, and their channels are mostly alike.

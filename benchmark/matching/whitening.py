@@ -10,8 +10,8 @@ as the abstract of Martens and Grosse 2015 (arXiv 1503.05671) has it for the Fis
 guess of the images. So the difference of two gradients is whitened by them, E[d d^T]^-1/2 (G - G*) E[a a^T]^-1/2, which is the
 Mahalanobis distance. A layer's share is divided by its own mean square at the guess: how wrong that is, nobody knows.
 
-Of several guesses, which are as far from the truth as what is found so far may be, covariances and mean squares are the means.
-One image of a single colour is no such guess: its covariances are those of the noise alone.
+Of several guesses, which are as far from the truth as what is found so far may be, the mean squares are the means, and the
+covariances those of all their places. A single image of one colour is a poor guess: its covariances are those of the noise.
 
 At the truth the distance is zero, whatever the guesses.
 """
@@ -39,7 +39,7 @@ class NothingTold(Exception):
 
 
 LEAST = 1e-30
-"""Mean square up to which a layer tells nothing: all of it was pruned, or the guess explains it."""
+"""Mean square up to which a layer tells nothing: all of it was pruned, or every guess explains it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ def whitened_distance(seen: Observation, guesses: Tensor, damping: float) -> Dis
         damping: what is added to a covariance before its root is taken, as a share of its largest eigenvalue.
 
     Raises:
-        NothingTold: no layer is left to compare, none tells anything at these images, or a covariance has no
+        NothingTold: no layer is left to compare, none tells anything at these guesses, or a covariance has no
             decomposition.
     """
     factors = _read(seen, guesses, damping)
@@ -150,10 +150,12 @@ def _moments(seen: Observation, x_0: Tensor, layers: Mapping[str, nn.Module]) ->
     derivatives = grad(loss, [output for _, output in passed.values()], allow_unused=True) if passed else ()
     with torch.no_grad():
         for (name, (inputs, _)), derivative in zip(passed.items(), derivatives, strict=True):
-            if derivative is None or not derivative.any() or not inputs.any():
+            if derivative is None or not derivative.any():
                 continue
             layer = layers[name]
             a, d = PLACES[type(layer)](layer, inputs, derivative)
+            if not a.any():
+                continue
             is_row = isinstance(layer, nn.GroupNorm)
             if len(_names(name, seen)) == 2:
                 a = torch.cat([a, d if is_row else torch.ones_like(a[:, :1])], 1)

@@ -1,4 +1,4 @@
-"""Random fields with the spectrum of photographs."""
+"""Random fields whose spectrum falls."""
 
 import torch
 

@@ -186,9 +186,48 @@ def test_where_all_searches_of_the_first_stage_diverge_the_images_mean_nothing()
     assert victim.reconstruction().diverged == "no loss was finite"
 
 
-def test_restarts_stay_within_the_budget():
-    (found,) = Whitened(evaluations=90, stage=20, restarts=4).run([SEEN], stream(0, "attack"))
-    assert 70 < found.evaluations <= 90
+@pytest.mark.parametrize("evaluations", [2, 3, 11, 33, 63, 90])
+def test_restarts_stay_within_the_budget_and_always_search(evaluations):
+    (found,) = Whitened(evaluations=evaluations, stage=20).run([SEEN], stream(0, "attack"))
+    assert evaluations - 8 <= found.evaluations <= evaluations
+    assert math.isfinite(found.loss)
+    assert found.diverged is None
+
+
+def test_searches_are_halved_and_every_victim_gets_its_own(monkeypatch):
+    """A victim beside one that is lost, and beside one that comes out as it would alone with the same draws."""
+    asked, bare = [], dataclasses.replace(SEEN, update={name: g for name, g in SEEN.update.items() if name.endswith(".bias")})
+
+    def counted(tasks, *rest):
+        asked.append(len(tasks))
+        return match(tasks, *rest)
+
+    monkeypatch.setattr("benchmark.attacks.whitened.match", counted)
+    other = dataclasses.replace(SCENE, victim=dataclasses.replace(SCENE.victim, images=-SCENE.victim.images))
+    found = Whitened(evaluations=250, stage=40).run([SEEN, bare, other.observe(Exposed())], stream(0, "attack"))
+    assert asked[:3] == [8, 4, 2]
+    near = [
+        float((own.images - sign * SCENE.victim.images).square().mean() / SCENE.victim.images.square().mean())
+        for own, sign in ((found[0], 1), (found[2], -1))
+    ]
+    assert max(near) < 0.5
+    assert "no layer" in found[1].diverged
+
+
+def test_one_search_without_a_distance_leaves_the_others():
+    made = []
+
+    def second_fails(*asked):
+        made.append(len(made))
+        if len(made) == 3:
+            raise NothingTold("no more")
+        return whitened_distance(*asked)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmark.attacks.whitened.whitened_distance", second_fails)
+        (found,) = Whitened(evaluations=200, stage=20).run([SEEN], stream(0, "attack"))
+    assert found.diverged is None
+    assert found.evaluations > 180
 
 
 def test_it_is_one_on_the_mean_over_several_guesses():
@@ -209,7 +248,7 @@ def test_a_covariance_without_decomposition_says_so():
         _inverse_root(torch.full((4, 4), math.nan), 1e-3)
 
 
-@pytest.mark.parametrize("wrong", [{"evaluations": 32}, {"stage": 8}, {"restarts": 0}, {"restarts": 9}, {"damping": 0}])
+@pytest.mark.parametrize("wrong", [{"evaluations": 1}, {"stage": 8}, {"restarts": 0}, {"restarts": 9}, {"damping": 0}])
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Whitened(**wrong)
