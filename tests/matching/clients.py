@@ -1,0 +1,37 @@
+"""Victims of a small network, and what an attack is asked to make of them."""
+
+import torch
+
+from benchmark.contract import Exposed, toy
+from benchmark.federation import Round, draw_victim, observe
+from benchmark.matching.engine import Task
+from benchmark.plugins import Picture
+from benchmark.scenario import Scenario
+from benchmark.seeds import stream
+
+
+def clients(count, batch=1, network=None, schedule=None, size=8):
+    """Different victims of one network, and what the server sees of each."""
+    scene = toy()
+    network, schedule = network or scene.network, schedule or scene.schedule
+    draw, scenario = stream(0, "victims"), Scenario(batch_size=batch, image_size=size)
+    victims, seen = [], []
+    for _ in range(count):
+        pictures = [Picture(2 * torch.rand(3, size, size, generator=draw) - 1, "noise") for _ in range(batch)]
+        victims.append(draw_victim(pictures, scenario, schedule, draw))
+        trained = Round(network, schedule, victims[-1], scenario)
+        seen.append(observe(trained, Exposed(), torch.zeros(3), network, draw, draw))
+    return victims, seen
+
+
+def observations(count, *more, **named):
+    return clients(count, *more, **named)[1]
+
+
+def tasks(seen, budget=1):
+    draw = stream(1, "starts")
+    return [Task(s, {"x_0": torch.randn(s.batch_shape, generator=draw)}, budget) for s in seen]
+
+
+def points(some):
+    return torch.stack([torch.cat([value.flatten() for value in task.start.values()]) for task in some])

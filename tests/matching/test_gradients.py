@@ -1,0 +1,226 @@
+"""The engine's gradients against the slow, obvious way: one victim at a time, plain autograd, in float64."""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import grad
+
+from benchmark.diffusion.loss import parameter_gradient, training_loss
+from benchmark.diffusion.models import build_network, build_schedule, resolve
+from benchmark.matching.engine import Matching, MatchingError, Task, match
+from benchmark.matching.layers import per_victim
+from benchmark.matching.lbfgs import lbfgs
+from benchmark.matching.objectives import (
+    by_norm,
+    cosine_distance,
+    layerwise_cosine_distance,
+    masked,
+    squared_distance,
+    total_variation,
+    weighted,
+    whitened,
+)
+from benchmark.matching.problem import CleanGuess, granted
+from benchmark.spec import Spec
+from tests.matching.clients import observations, points, tasks
+
+TOLERANCE = 1e-4
+"""Largest relative error of a cost's gradient in float32, over a whole image."""
+
+
+def by_hand(task, distance, regularise=None):
+    """Cost and gradient of one task in float64."""
+    seen = task.seen
+    network = copy.deepcopy(seen.network).double()
+    x_0 = task.start["x_0"].double().requires_grad_()
+    loss = training_loss(network, seen.schedule, x_0, seen.timesteps, seen.noise.double())
+    update = parameter_gradient(network, loss, create_graph=True)
+    one = {name: update[name][None] for name in seen.update}
+    cost = distance(one, {name: value.double()[None] for name, value in seen.update.items()})
+    cost = cost + (regularise({"x_0": x_0[None]}) if regularise else 0)
+    return cost.detach(), grad(cost.sum(), x_0)[0].flatten()
+
+
+def agree(some, distance, regularise=None, rows=None):
+    costs, gradients = Matching(some, granted, distance, regularise)(points(some), range(len(some)))
+    for place in rows or range(len(some)):
+        cost, gradient = by_hand(some[place], distance, regularise)
+        assert costs[place].double() == pytest.approx(float(cost), rel=1e-4)
+        assert (gradients[place] - gradient).norm() <= TOLERANCE * gradient.norm()
+
+
+DISTANCES = {
+    "squared": squared_distance,
+    "cosine": cosine_distance,
+    "layerwise cosine": layerwise_cosine_distance,
+    "masked": masked(squared_distance),
+    "weighted": weighted(squared_distance, by_norm),
+    "whitened": whitened(0.1),
+}
+
+
+@pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES.keys())
+@pytest.mark.parametrize("batch", [1, 2])
+def test_every_distance_has_the_gradient_that_float64_finds_one_by_one(distance, batch):
+    agree(tasks(observations(3, batch)), distance)
+
+
+def test_a_regulariser_counts_for_each_victim():
+    agree(tasks(observations(3)), squared_distance, lambda v: 0.1 * total_variation(v["x_0"]))
+
+
+@pytest.mark.parametrize(("name", "size"), [("tiny", 16), ("small", 32), ("ddpm-cifar10", 16), ("wide-128", 16)])
+def test_every_preset_has_the_gradient_that_float64_finds(name, size):
+    """The large ones on smaller images than theirs: the layers are the same."""
+    model = resolve(Spec(name))
+    seen = observations(2, 1, build_network(model, 0), build_schedule(model), size)
+    some = tasks(seen)
+    assert Matching(some, granted, squared_distance).updates.backend == "batched"
+    agree(some, squared_distance, rows=[1])
+
+
+def test_v_prediction_and_relaxed_timesteps_go_the_same_way():
+    model = resolve(Spec("tiny", (("prediction", "v_prediction"),)))
+    network, schedule = build_network(model, 0), build_schedule(model)
+    seen = observations(2, 1, network, schedule, 16)
+    agree(tasks(seen), squared_distance)
+    corner = [nn.functional.one_hot(s.timesteps, schedule.steps).float() for s in seen]
+
+    def relaxed(variables, known):
+        return CleanGuess(variables["x_0"], variables["t"], known.noise)
+
+    some = tasks(seen)
+    soft = [Task(task.seen, {**task.start, "t": t}, 1) for task, t in zip(some, corner, strict=True)]
+    costs, gradients = Matching(soft, relaxed, squared_distance)(points(soft), range(2))
+    for place, task in enumerate(some):
+        cost, gradient = by_hand(task, squared_distance)
+        assert costs[place].double() == pytest.approx(float(cost), rel=1e-4)
+        assert (gradients[place][: gradient.numel()] - gradient).norm() <= TOLERANCE * gradient.norm()
+
+
+class Odd(nn.Module):
+    """A layer without a rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((3, 1, 1), 0.7))
+
+    def forward(self, x):
+        return torch.tanh(x) * self.scale
+
+
+class Net(nn.Module):
+    """A network of a few layers, drawn aside from torch's global state."""
+
+    device = "cpu"
+    layers: ClassVar[dict[str, Callable[[], nn.Module]]] = {}
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            for name, make in self.layers.items():
+                self.add_module(name, make())
+
+
+def convolution():
+    return nn.Conv2d(3, 3, 3, padding=1)
+
+
+class OddNetwork(Net):
+    layers: ClassVar = {"first": convolution, "odd": Odd}
+
+    def forward(self, x_t, t):
+        return self.odd(self.first(x_t))
+
+
+def test_a_network_with_a_layer_without_a_rule_goes_one_by_one():
+    seen = observations(3, network=OddNetwork())
+    with pytest.raises(LookupError, match="odd.scale"):
+        per_victim(seen[0].network, list(seen[0].update), 2)
+    some = tasks(seen)
+    assert Matching(some, granted, squared_distance).updates.backend == "loop"
+    agree(some, squared_distance)
+
+
+class Tied(Net):
+    """Two layers with one weight."""
+
+    layers: ClassVar = {"a": convolution, "b": convolution}
+
+    def __init__(self):
+        super().__init__()
+        self.b.weight = self.a.weight
+
+    def forward(self, x_t, t):
+        return self.b(torch.tanh(self.a(x_t)))
+
+
+class Borrowed(Tied):
+    """A weight that is used in its layer and again outside it."""
+
+    def forward(self, x_t, t):
+        return self.a(x_t) + nn.functional.conv2d(torch.tanh(x_t), self.a.weight, padding=1) + self.b(x_t)
+
+
+class Mixing(Tied):
+    """A layer without parameters in which the examples of a batch meet."""
+
+    def forward(self, x_t, t):
+        y = self.a(x_t)
+        return self.b(y - y.mean(0, keepdim=True) / 2)
+
+
+class BatchSecond(Net):
+    """A layer that gets positions first and the batch second."""
+
+    layers: ClassVar = {"mix": partial(nn.Linear, 8, 8)}
+
+    def forward(self, x_t, t):
+        return torch.tanh(self.mix(x_t.permute(1, 2, 0, 3))).permute(2, 0, 1, 3)
+
+
+@pytest.mark.parametrize("kind", [Tied, Borrowed, Mixing, BatchSecond])
+def test_a_network_whose_updates_come_out_otherwise_in_a_batch_goes_one_by_one(kind):
+    some = tasks(observations(3, network=kind()))
+    assert Matching(some, granted, squared_distance).updates.backend == "loop"
+    agree(some, squared_distance)
+
+
+class Looking(Net):
+    """A network that decides by its numbers, and so cannot be played without them."""
+
+    layers: ClassVar = {"a": convolution}
+
+    def forward(self, x_t, t):
+        return self.a(x_t) * (2.0 if x_t.sum() > 1e9 else 1.0)
+
+
+def test_a_network_that_looks_at_its_numbers_is_matched_too():
+    agree(tasks(observations(3, network=Looking())), squared_distance)
+
+
+def test_parameters_that_were_withheld_are_neither_needed_nor_compared():
+    seen = observations(2)
+    kept = [name for name in seen[0].update if not name.startswith("unet.time_embedding")]
+    agree(tasks([dataclasses.replace(s, update={n: s.update[n] for n in kept}) for s in seen]), squared_distance)
+
+
+class Fused(Net):
+    """Attention as torch fuses it, which has no second derivative."""
+
+    layers: ClassVar = {"mix": partial(nn.Linear, 8, 8)}
+
+    def forward(self, x_t, t):
+        q = self.mix(x_t)
+        return nn.functional.scaled_dot_product_attention(q, q, q)
+
+
+def test_a_layer_without_a_second_derivative_is_one_clear_error():
+    with pytest.raises(MatchingError, match="a layer without a second derivative"):
+        match(tasks(observations(1, network=Fused())), granted, squared_distance, lbfgs)
