@@ -6,14 +6,16 @@ Each layer's difference of gradients is whitened by the covariances of its patch
 (`benchmark.matching.whitening`, which says what it is meant for), as they are for guesses at the images: what was found so far,
 with random fields added (`benchmark.matching.fields`), weaker ones in later stages (`SPREADS`).
 
-A stage is L-BFGS on the distance that was made where it begins. The first is run from `restarts` of its guesses, which are
-around the mean colour of public images. Of a stage's searches the half with the lower loss goes on, until one is left. A loss
-is relative to the mean over the guesses that its distance was made for: those of the first stage are on one scale, later ones
-say how far each search came down. Where the budget has no room for all guesses and searches there are fewer.
+A stage is L-BFGS on the distance that was made where it begins, and as long as all of a search before it. The first is run
+from the mean colour of public images and, with `restarts`, from some of its guesses, which are around it. Of a stage's searches
+the half with the lower loss goes on, until one is left. A loss is relative to the mean over the guesses that its distance was
+made for: those of the first stage are on one scale, later ones on scales of their own. Where the budget has no room for all
+guesses and searches there are fewer.
 
 Stages, fields and damping were chosen on four crops of three photographs that no table shows (`china` and `flower` of
-scikit-learn, `grace_hopper` of matplotlib), at 64x64, out of about 50 settings, not all of them tried on all four. Restarts
-were seen there as the best of eight first stages, which is the wrong one on one crop; four that are halved were not tried.
+scikit-learn, `grace_hopper` of matplotlib), at 64x64, out of about 50 settings, not all of them tried on all four; the length
+of stages on two of them at 128x128, where stages of 50 evaluations each are too short. Restarts were seen at 64x64 as the best
+of eight first stages from fields, which is the wrong one on one crop.
 
 The distance is adapted to pruning and clips. Noise on the update and rounding are not: whitening makes more of them, as it does
 of everything small. After local steps in known order the covariances are those of one batch, and the search is exact.
@@ -60,7 +62,7 @@ class Whitened(Attack):
 
     Attributes:
         evaluations: budget for one victim, all stages and restarts together.
-        stage: the most evaluations of one search in one stage, the guesses of its distance among them.
+        stage: evaluations of one search in the first stage, the guesses of its distance among them.
         damping: added to each covariance, as a share of its largest eigenvalue.
         guesses: images for which a stage's distance is made.
         restarts: searches in the first stage.
@@ -97,25 +99,26 @@ class Whitened(Attack):
 
     def _stage(self, victims: Sequence[_Victim], stage: int, spread: float, generator: torch.Generator) -> bool:
         """Whether there was anything left to search. What a stage's distances hold is gone when it returns."""
-        tasks = [self._tasks(victim, spread, 0 if stage else self.restarts, generator) for victim in victims]
+        length, starts = self.stage << max(0, stage - 1), 0 if stage else self.restarts
+        tasks = [self._tasks(victim, length, spread, starts, generator) for victim in victims]
         solutions = iter(match([task for own in tasks for task in own], granted, squared_distance, lbfgs))
         for victim, own in zip(victims, tasks, strict=True):
             if own:
                 victim.rank(list(islice(solutions, len(own))), max(1, self.restarts >> (stage + 1)))
         return any(tasks)
 
-    def _tasks(self, victim: _Victim, spread: float, starts: int, generator: torch.Generator) -> list[Task]:
-        """A victim's searches of one stage, from each image that is left or `starts` guesses around it; none at the end."""
+    def _tasks(self, victim: _Victim, length: int, spread: float, starts: int, generator: torch.Generator) -> list[Task]:
+        """A victim's searches of one stage, none at the end: from each image that is left, in the first `starts` for the one."""
         left, size = self.evaluations - victim.spent, self.guesses
         if starts:
             size = min(size, left - 1)
             starts = min(starts, size, left - size)
-            budget = min(self.stage - size, (left - size) // starts)
+            budget = min(length - size, (left - size) // starts)
         elif victim.ended or left <= size:
             return []
         else:
             victim.rivals = victim.rivals[: left // (size + 1)]
-            budget = min(self.stage, left // len(victim.rivals)) - size
+            budget = min(length, left // len(victim.rivals)) - size
         tasks: list[Task] = []
         lost = None
         for rival in victim.rivals:
@@ -127,7 +130,7 @@ class Whitened(Attack):
             except NothingTold as reason:
                 lost = str(reason)
                 continue
-            tasks += [Task(victim.seen, {"x_0": start}, budget, own) for start in (guesses[:starts] if starts else [x_0])]
+            tasks += [Task(victim.seen, {"x_0": start}, budget, own) for start in (x_0, *guesses[: max(0, starts - 1)])]
         victim.ended = None if tasks else lost
         return tasks
 

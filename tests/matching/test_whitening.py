@@ -126,8 +126,8 @@ def test_tasks_with_distances_of_their_own_are_searched_as_if_alone():
 def test_it_finds_a_photograph_of_many_places_long_before_the_squared_distance_does():
     """Twice the model's own size a side, so that no layer has as few positions as channels.
 
-    One of three photographs that were tried, and one search: with this budget the other two came to 16 and 18 dB, and four
-    restarts of this one to 15.
+    One of four photographs that were tried, and one search: with this budget the others came to 46, 36 and 10 dB, and four
+    restarts of this one to 18.
     """
     model = resolve(one("tiny:trained"))
     network, schedule, scenario, draw = build_network(model, 0), build_schedule(model), Scenario(timesteps=200), stream(0, "t")
@@ -216,6 +216,24 @@ def test_searches_are_halved_and_every_victim_gets_its_own(monkeypatch):
     ]
     assert max(near) < 0.5
     assert "no layer" in found[1].diverged
+
+
+def test_a_stage_is_as_long_as_all_before_it_and_the_first_begins_at_one_colour(monkeypatch):
+    asked = []
+
+    def watched(tasks, *rest):
+        asked.append(tasks)
+        return match(tasks, *rest)
+
+    monkeypatch.setattr("benchmark.attacks.whitened.match", watched)
+    attack = Whitened(evaluations=400, stage=20, restarts=2)
+    attack.run([SEEN], stream(0, "attack"))
+    lengths = [tasks[0].evaluations + attack.guesses for tasks in asked[:5]]
+    assert lengths[0] == 20
+    assert [sum(lengths[:stage]) for stage in range(1, 5)] == lengths[1:]
+    first, second = (task.start["x_0"] for task in asked[0])
+    assert torch.equal(first, flat(SEEN))
+    assert not torch.equal(second, first)
 
 
 def test_one_search_without_a_distance_leaves_the_others():
