@@ -108,7 +108,7 @@ class Whitened(Attack):
         return any(tasks)
 
     def _tasks(self, victim: _Victim, length: int, spread: float, starts: int, generator: torch.Generator) -> list[Task]:
-        """A victim's searches of one stage, none at the end: from each image that is left, in the first `starts` for the one."""
+        """A victim's searches of one stage, none at the end: one from each image that is left; of the first stage, `starts`."""
         left, size = self.evaluations - victim.spent, self.guesses
         if starts:
             size = min(size, left - 1)

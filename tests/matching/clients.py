@@ -1,4 +1,4 @@
-"""Victims of a small network, and what an attack is asked to make of them."""
+"""Victims of one network, the toy one unless told, and what an attack is asked to make of them."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What a search comes back with, alone and among others."""
+"""What a search comes back with, alone and among others, and what it leaves alone."""
 
 import copy
 import dataclasses
