@@ -14,8 +14,8 @@ guesses and searches there are fewer.
 
 Stages, fields and damping were chosen on four crops of three photographs that no table shows (`china` and `flower` of
 scikit-learn, `grace_hopper` of matplotlib), at 64x64, out of about 50 settings, not all of them tried on all four; the length
-of stages on two of them at 128x128, where stages of 50 evaluations each are too short. Restarts were seen at 64x64 as the best
-of eight first stages from fields, which is the wrong one on one crop.
+of stages on two of them at 128x128, where stages of 50 evaluations each were run for no more than 150. Restarts were seen at
+64x64 as the best of eight first stages from fields, which is the wrong one on one crop.
 
 The distance is adapted to pruning and clips. Noise on the update and rounding are not: whitening makes more of them, as it does
 of everything small. After local steps in known order the covariances are those of one batch, and the search is exact.
