@@ -6,18 +6,21 @@ Each layer's difference of gradients is whitened by the covariances of its patch
 (`benchmark.matching.whitening`, which says what it is meant for), as they are for guesses at the images: what was found so far,
 with random fields added (`benchmark.matching.fields`), weaker ones in later stages (`SPREADS`).
 
-A stage is L-BFGS on the distance that was made where it begins, and as long as all of the search before it. The first begins at
-the mean colour of public images. A loss is relative to the mean over the guesses that its stage's distance was made for.
+A stage is L-BFGS on the distance that was made where it begins, and at most as long as all stages before it; what it leaves of
+its evaluations goes to later ones. The first begins at the mean colour of public images. The loss that a row shows is that of
+the last stage that was finished, relative to the mean over the guesses that its distance was made for.
 
 Stages, fields and damping were chosen on four crops of three photographs that no table shows (`china` and `flower` of
 scikit-learn, `grace_hopper` of matplotlib), at 64x64, out of about 50 settings, not all of them tried on all four; the length
-of stages on two of them at 128x128, where stages of 50 evaluations each were run for no more than 150.
+of stages on two of these photographs at 128x128, where equal stages of 50 evaluations were tried too, but for 150 evaluations
+at most. There is one search: several, of which the better half went on, were seen beside growing stages on four photographs of
+32x32 pixels with 100 evaluations alone, where they fell short.
 
 The distance is adapted to pruning and clips. Noise on the update and rounding are not: whitening makes more of them, as it does
 of everything small. After local steps in known order the covariances are those of one batch, and the search is exact.
 
 A private timestep is read in closed form (`benchmark.closed_form.timesteps`); where that is refused, nothing is rebuilt. Needs
-the noise. The loss that a row shows is relative to the mean of the last stage's guesses.
+the noise. The victims of a call share one stream of fields, so that a victim's depend on which others still search.
 
 Shapes: images (B, C, H, W), unbounded. Cost: one double backward through the network per evaluation; a stage's guesses count as
 one evaluation each: two passes forward and back. Not counted: of each layer, for each distance, two decompositions, of size
@@ -59,7 +62,8 @@ class Whitened(Attack):
         evaluations: budget for one victim, guesses included.
         stage: evaluations of the first stage, guesses included.
         damping: added to each covariance, as a share of its largest eigenvalue.
-        guesses: images for which a stage's distance is made; where the budget has no room for them, fewer.
+        guesses: images for which a stage's distance is made; fewer where they would take most of the budget. A later stage
+            without room for all is not begun.
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.NOISE})
@@ -71,7 +75,7 @@ class Whitened(Attack):
     guesses: int = 8
 
     def __post_init__(self) -> None:
-        for name, least in (("guesses", 1), ("stage", self.guesses + 1), ("evaluations", 2)):
+        for name, least in (("guesses", 1), ("stage", self.guesses + 2), ("evaluations", 3)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not self.damping > 0:
@@ -83,8 +87,8 @@ class Whitened(Attack):
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         victims = [_Victim(seen, Solution({"x_0": flat(seen)}, math.inf, 0)) for seen in observations]
-        for stage, spread in enumerate(chain(SPREADS, repeat(SPREADS[-1]))):
-            if not self._stage(victims, self.stage << max(0, stage - 1), spread, generator):
+        for number, spread in enumerate(chain(SPREADS, repeat(SPREADS[-1]))):
+            if not self._stage(victims, self.stage << max(0, number - 1), spread, generator):
                 break
         return [victim.reconstruction() for victim in victims]
 
@@ -92,15 +96,18 @@ class Whitened(Attack):
         """Whether there was anything left to search. What a stage's distances hold is gone when it returns."""
         tasks = [self._task(victim, length, spread, generator) for victim in victims]
         going = [(victim, task) for victim, task in zip(victims, tasks, strict=True) if task]
-        solutions = match([task for _, task in going], granted, squared_distance, lbfgs)
+        solutions = match([task for _, task in going], granted, squared_distance, lbfgs)  # each task has its own distance
         for (victim, _), solution in zip(going, solutions, strict=True):
             victim.take(solution)
         return bool(going)
 
     def _task(self, victim: _Victim, length: int, spread: float, generator: torch.Generator) -> Task | None:
-        """A victim's search of one stage; None where it has ended, or the budget has no room for guesses and a search."""
-        size, left = min(self.guesses, self.evaluations - 1), self.evaluations - victim.spent
-        if victim.ended or left <= size:
+        """A victim's search of one stage, its guesses paid for; None where it has ended, here or before, or its budget has.
+
+        A search needs two evaluations: the first is that of its start.
+        """
+        size, left = min(self.guesses, self.evaluations // 2), self.evaluations - victim.spent
+        if victim.ended or left < size + 2:
             return None
         x_0 = victim.found.variables["x_0"]
         guesses = x_0 + spread * fields((size, *x_0.shape), generator).to(x_0)
@@ -119,9 +126,9 @@ class _Victim:
 
     Attributes:
         seen: the observation.
-        found: what the last stage came to, at first the flat image.
+        found: what the last finished stage came to, at first the flat image.
         spent: evaluations so far.
-        ended: why there is no further stage.
+        ended: why there is no further stage, though the budget has room.
     """
 
     seen: Observation
@@ -138,6 +145,8 @@ class _Victim:
             self.found = solution
 
     def reconstruction(self) -> Reconstruction:
-        """The images of the last stage; where none was finished, they mean nothing."""
-        lost = self.ended if self.found.loss == math.inf else None
-        return dataclasses.replace(self.found, evaluations=self.spent, diverged=lost).reconstruction()
+        """The images of the last finished stage; where there is none, they mean nothing."""
+        rebuilt = dataclasses.replace(self.found, evaluations=self.spent).reconstruction()
+        if self.found.loss == math.inf:
+            return dataclasses.replace(rebuilt, diverged=self.ended)
+        return dataclasses.replace(rebuilt, note=f"ended early: {self.ended}" if self.ended else "")

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from benchmark.attacks.whitened import Whitened
+from benchmark.attacks.whitened import SPREADS, Whitened
 from benchmark.datasets.photos import Photos
 from benchmark.defenses.clipping import Clipping
 from benchmark.defenses.gradient_pruning import GradientPruning
@@ -15,6 +15,7 @@ from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.models import build_network, build_schedule, resolve
 from benchmark.federation import Round, draw_victim, observe
 from benchmark.matching.engine import Task, match
+from benchmark.matching.fields import CONTRAST
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import Updates, flat, granted, stack
@@ -149,13 +150,6 @@ def test_it_is_one_at_the_guess_of_what_the_search_compares(practice):
     assert float(distance(update, known.update).detach()) == pytest.approx(1, rel=1e-3)
 
 
-def test_a_victim_that_tells_nothing_is_lost_alone():
-    bare = dataclasses.replace(SEEN, update={name: g for name, g in SEEN.update.items() if name.endswith(".bias")})
-    lost, found = Whitened(evaluations=40).run([bare, SEEN], stream(0, "attack"))
-    assert "no layer" in lost.diverged
-    assert found.diverged is None
-
-
 def test_a_stage_that_cannot_begin_keeps_what_came_before(monkeypatch):
     made = []
 
@@ -169,16 +163,25 @@ def test_a_stage_that_cannot_begin_keeps_what_came_before(monkeypatch):
     monkeypatch.setattr("benchmark.attacks.whitened.whitened_distance", once)
     (kept,) = Whitened(evaluations=40, stage=20).run([SEEN], stream(0, "attack"))
     assert kept.diverged is None
+    assert kept.note == "ended early: no more"
     assert torch.equal(kept.images, alone.images)
     assert kept.evaluations == alone.evaluations + 8  # the guesses of the second
 
 
-@pytest.mark.parametrize("evaluations", [2, 3, 11, 33, 63, 90])
-def test_stages_stay_within_the_budget_and_always_search(evaluations):
+@pytest.mark.parametrize(("evaluations", "spent"), [(3, 3), (9, 9), (20, 20), (28, 20), (29, 20), (30, 30), (33, 33), (90, 90)])
+def test_stages_stay_within_the_budget_and_always_search(evaluations, spent):
+    """The first is of 20, then there must be room for 8 guesses and two evaluations."""
     (found,) = Whitened(evaluations=evaluations, stage=20).run([SEEN], stream(0, "attack"))
-    assert evaluations - 8 <= found.evaluations <= evaluations
+    assert found.evaluations == spent
     assert math.isfinite(found.loss)
+    assert not torch.equal(found.images, flat(SEEN))
     assert found.diverged is None
+    assert not found.note
+
+
+def test_the_default_budget_is_one_that_its_stages_fill():
+    lengths = [Whitened.stage << max(0, number - 1) for number in range(5)]
+    assert sum(lengths) == Whitened.evaluations
 
 
 @pytest.mark.parametrize("finished", [0, 1])
@@ -191,7 +194,7 @@ def test_a_stage_that_diverges_is_the_end_and_keeps_what_came_before(monkeypatch
             stages.append(tasks)
         if len(stages) <= finished:
             return match(tasks, *rest)
-        return [Solution(task.start, math.inf, 3, "no loss was finite") for task in tasks]
+        return [Solution({"x_0": task.start["x_0"] + 1}, math.inf, 3, "no loss was finite") for task in tasks]
 
     (before,) = Whitened(evaluations=20, stage=20).run([SEEN], stream(0, "attack"))
     monkeypatch.setattr("benchmark.attacks.whitened.match", diverges)
@@ -199,7 +202,9 @@ def test_a_stage_that_diverges_is_the_end_and_keeps_what_came_before(monkeypatch
     assert len(stages) == finished + 1
     assert found.evaluations == finished * before.evaluations + 8 + 3
     assert found.diverged == (None if finished else "no loss was finite")
+    assert found.note == ("ended early: no loss was finite" if finished else "")
     assert torch.equal(found.images, before.images if finished else flat(SEEN))
+    assert found.loss == (before.loss if finished else math.inf)
 
 
 def test_every_victim_gets_its_own():
@@ -212,23 +217,40 @@ def test_every_victim_gets_its_own():
         for own, sign in ((found[0], 1), (found[2], -1))
     ]
     assert max(near) < 0.5
+    assert found[0].diverged is None
     assert "no layer" in found[1].diverged
+    assert found[2].diverged is None
 
 
-def test_a_stage_is_as_long_as_all_before_it_and_the_first_begins_at_one_colour(monkeypatch):
-    asked = []
+def test_a_stage_begins_where_the_one_before_it_ended_and_is_as_long_as_all_of_them(monkeypatch):
+    """The first at one colour; each with a distance made for eight fields around its start, weaker ones as it goes on."""
+    asked, met, guessed = [], [], []
 
     def watched(tasks, *rest):
-        asked.append(tasks)
-        return match(tasks, *rest)
+        found = match(tasks, *rest)
+        if tasks:
+            asked.append(tasks[0])
+            met.append(found[0])
+        return found
+
+    def noted(seen, guesses, damping):
+        guessed.append(guesses)
+        return whitened_distance(seen, guesses, damping)
 
     monkeypatch.setattr("benchmark.attacks.whitened.match", watched)
+    monkeypatch.setattr("benchmark.attacks.whitened.whitened_distance", noted)
     attack = Whitened(evaluations=400, stage=20)
     attack.run([SEEN], stream(0, "attack"))
-    lengths = [tasks[0].evaluations + attack.guesses for tasks in asked[:5]]
-    assert lengths[0] == 20
-    assert [sum(lengths[:stage]) for stage in range(1, 5)] == lengths[1:]
-    assert torch.equal(asked[0][0].start["x_0"], flat(SEEN))
+    lengths = [task.evaluations + attack.guesses for task in asked[:5]]
+    assert lengths == [20, 20, 40, 80, 160]
+    starts = [task.start["x_0"] for task in asked]
+    assert torch.equal(starts[0], flat(SEEN))
+    for start, found in zip(starts[1:], met, strict=False):
+        assert torch.equal(start, found.variables["x_0"])
+    for start, guesses, spread in zip(starts, guessed, SPREADS, strict=False):
+        assert guesses.shape == (8, *start.shape)
+        contrasts = (guesses - start).square().mean((1, 2, 3, 4)).sqrt() / CONTRAST
+        assert float(contrasts.log().mean().exp()) == pytest.approx(spread, rel=0.4)
 
 
 def test_it_is_one_on_the_mean_over_several_guesses():
@@ -249,7 +271,12 @@ def test_a_covariance_without_decomposition_says_so():
         _inverse_root(torch.full((4, 4), math.nan), 1e-3)
 
 
-@pytest.mark.parametrize("wrong", [{"evaluations": 1}, {"stage": 8}, {"guesses": 0}, {"damping": 0}])
+@pytest.mark.parametrize("wrong", [{"evaluations": 2}, {"stage": 9}, {"guesses": 0}, {"damping": 0}])
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Whitened(**wrong)
+
+
+def test_the_least_values_are_taken():
+    (found,) = Whitened(evaluations=3, stage=3, guesses=1).run([SEEN], stream(0, "attack"))
+    assert found.evaluations == 3
