@@ -32,7 +32,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ from benchmark.matching.problem import gaussian
 from benchmark.matching.residual import plain_start, search
 from benchmark.matching.search import Searches, Solution
 from benchmark.plugins import Attack
+from benchmark.ranges import LARGEST, InnerShare, Positive, Range
 from benchmark.types import Observation, Reconstruction
 
 COME_DOWN = 0.02
@@ -66,21 +67,11 @@ class Activations(Attack):
 
     adapts_to: ClassVar[frozenset[str]] = USED | TAKEN | {"least_timestep"}
 
-    evaluations: int = 1000
-    inversion_share: float = 0.5
-    angle_share: float = 0.2
-    span_weight: float = 10.0
-    residual_scale: float = 30.0
-
-    def __post_init__(self) -> None:
-        if self.evaluations < 3:
-            raise ValueError(f"evaluations must be at least 3, not {self.evaluations}")
-        for name in ("inversion_share", "angle_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name):g}")
-        for name in ("span_weight", "residual_scale"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name):g}")
+    evaluations: Annotated[int, Range(3, LARGEST)] = 1000
+    inversion_share: InnerShare = 0.5
+    angle_share: InnerShare = 0.2
+    span_weight: Positive = 10.0
+    residual_scale: Positive = 30.0
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""

@@ -27,6 +27,7 @@ from benchmark.matching.engine import TAKEN, Task, match
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import gaussian, granted, unknowns
 from benchmark.plugins import Attack
+from benchmark.ranges import Count, Positive
 from benchmark.types import Observation, Reconstruction
 
 
@@ -41,14 +42,8 @@ class AdamL2(Attack):
 
     adapts_to: ClassVar[frozenset[str]] = TAKEN | {"least_timestep"}
 
-    evaluations: int = 300
-    lr: float = 0.05
-
-    def __post_init__(self) -> None:
-        if self.evaluations < 1:
-            raise ValueError(f"evaluations must be at least 1, not {self.evaluations}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be above 0, not {self.lr:g}")
+    evaluations: Count = 300
+    lr: Positive = 0.05
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""

@@ -30,6 +30,7 @@ from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import gaussian, granted, unknowns
 from benchmark.matching.search import best_of_each, check_restarts
 from benchmark.plugins import Attack
+from benchmark.ranges import Count
 from benchmark.types import Observation, Reconstruction
 
 
@@ -44,10 +45,11 @@ class DLG(Attack):
 
     adapts_to: ClassVar[frozenset[str]] = TAKEN | {"least_timestep"}
 
-    evaluations: int = 300
-    restarts: int = 1
+    evaluations: Count = 300
+    restarts: Count = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_restarts(self.evaluations, self.restarts)
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:

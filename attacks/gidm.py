@@ -43,6 +43,7 @@ from benchmark.matching.objectives import Distance, cosine_distance, squared_dis
 from benchmark.matching.problem import Guess, Stack, flat, gaussian, granted
 from benchmark.matching.search import Optimiser, Solution, Variables
 from benchmark.plugins import Attack
+from benchmark.ranges import AnyShare, Count
 from benchmark.types import Capability, Observation, Prior, Reconstruction
 
 
@@ -86,17 +87,9 @@ class GIDM(Attack):
     adapts_to: ClassVar[frozenset[str]] = TAKEN
 
     preset: Literal["reference", "tuned"] = "reference"
-    evaluations: int = 7502
-    latent_share: float | None = None
-    sampler_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.evaluations < 1:
-            raise ValueError(f"evaluations must be at least 1, not {self.evaluations}")
-        if self.latent_share is not None and not 0 <= self.latent_share <= 1:
-            raise ValueError(f"latent_share must be from 0 to 1, not {self.latent_share:g}")
-        if self.sampler_steps is not None and self.sampler_steps < 1:
-            raise ValueError(f"sampler_steps must be at least 1, not {self.sampler_steps}")
+    evaluations: Count = 7502
+    latent_share: AnyShare | None = None
+    sampler_steps: Count | None = None
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""

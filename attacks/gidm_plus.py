@@ -28,7 +28,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ from benchmark.matching.objectives import layerwise_cosine_distance, squared_dis
 from benchmark.matching.problem import CleanGuess, Guess, Stack, flat, granted, unknowns
 from benchmark.matching.search import Solution, Variables
 from benchmark.plugins import Attack
+from benchmark.ranges import LARGEST, InnerShare, Positive, Range
 from benchmark.types import Observation, Reconstruction
 
 OUT = -1e4
@@ -59,18 +60,10 @@ class GIDMPlus(Attack):
 
     adapts_to: ClassVar[frozenset[str]] = TAKEN | {"least_timestep"}
 
-    evaluations: int = 1000
-    joint_share: float = 0.4
-    lr: float = 0.05
-    timestep_lr: float = 0.3
-
-    def __post_init__(self) -> None:
-        if self.evaluations < 2:
-            raise ValueError(f"evaluations must be at least 2, not {self.evaluations}")
-        if not 0 < self.joint_share < 1:
-            raise ValueError(f"joint_share must be between 0 and 1, not {self.joint_share:g}")
-        if self.lr <= 0 or self.timestep_lr <= 0:
-            raise ValueError(f"lr and timestep_lr must be above 0, not {self.lr:g} and {self.timestep_lr:g}")
+    evaluations: Annotated[int, Range(2, LARGEST)] = 1000
+    joint_share: InnerShare = 0.4
+    lr: Positive = 0.05
+    timestep_lr: Positive = 0.3
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""

@@ -33,6 +33,7 @@ from benchmark.matching.objectives import cosine_distance, total_variation
 from benchmark.matching.problem import gaussian, granted
 from benchmark.matching.search import best_of_each, check_restarts
 from benchmark.plugins import Attack
+from benchmark.ranges import Count, NonNegative, Positive
 from benchmark.types import Capability, Observation, Reconstruction
 
 
@@ -50,15 +51,14 @@ class InvertingGradients(Attack):
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.NOISE})
     adapts_to: ClassVar[frozenset[str]] = TAKEN | {"least_timestep"}
 
-    evaluations: int = 4000
-    lr: float = 0.1
-    tv: float = 1e-4
-    restarts: int = 1
+    evaluations: Count = 4000
+    lr: Positive = 0.1
+    tv: NonNegative = 1e-4
+    restarts: Count = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_restarts(self.evaluations, self.restarts)
-        if self.lr <= 0 or self.tv < 0:
-            raise ValueError(f"lr must be above 0 and tv at least 0, not {self.lr:g} and {self.tv:g}")
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""

@@ -40,7 +40,7 @@ import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +53,7 @@ from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.problem import CleanGuess, Guess, Stack, flat, gaussian, granted, unknowns
 from benchmark.matching.search import Solution, Variables
 from benchmark.plugins import Attack
+from benchmark.ranges import LARGEST, NonNegative, Range
 from benchmark.types import Capability, Observation, Reconstruction
 
 LEVELS = (0.3, 0.15)
@@ -70,21 +71,15 @@ class PosteriorMode(Attack):
     """Hyper-parameters.
 
     Attributes:
-        evaluations: budget for one victim.
+        evaluations: budget for one victim, at least one for each anchor.
         smoothness: weight of squared differences of neighbouring pixels against the log-likelihood.
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.PRIOR})
     adapts_to: ClassVar[frozenset[str]] = USED | TAKEN | {"noise_std", "gaussian_ratio", "draws_per_image", "least_timestep"}
 
-    evaluations: int = 300
-    smoothness: float = 10.0
-
-    def __post_init__(self) -> None:
-        if self.evaluations < 3:
-            raise ValueError(f"evaluations must be at least 3, one for each anchor, not {self.evaluations}")
-        if self.smoothness < 0:
-            raise ValueError(f"smoothness must be at least 0, not {self.smoothness:g}")
+    evaluations: Annotated[int, Range(3, LARGEST)] = 300
+    smoothness: NonNegative = 10.0
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""

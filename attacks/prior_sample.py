@@ -18,6 +18,7 @@ import torch
 from benchmark.diffusion.sampler import ddim
 from benchmark.matching.problem import gaussian
 from benchmark.plugins import Attack
+from benchmark.ranges import Count
 from benchmark.types import Capability, Observation, Reconstruction
 
 
@@ -32,11 +33,7 @@ class PriorSample(Attack):
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.PRIOR})
     control: ClassVar[bool] = True
 
-    steps: int = 50
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, not {self.steps}")
+    steps: Count = 50
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""

@@ -31,6 +31,7 @@ from benchmark.matching.engine import TAKEN
 from benchmark.matching.residual import plain_start, search
 from benchmark.matching.search import best_of_each, check_restarts
 from benchmark.plugins import Attack
+from benchmark.ranges import Count
 from benchmark.types import Observation, Reconstruction
 
 
@@ -45,10 +46,11 @@ class Residual(Attack):
 
     adapts_to: ClassVar[frozenset[str]] = USED | TAKEN | {"least_timestep"}
 
-    evaluations: int = 1000
-    restarts: int = 1
+    evaluations: Count = 1000
+    restarts: Count = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_restarts(self.evaluations, self.restarts)
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:

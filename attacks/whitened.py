@@ -35,7 +35,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
@@ -48,6 +48,7 @@ from benchmark.matching.problem import flat, granted
 from benchmark.matching.search import Solution
 from benchmark.matching.whitening import NothingTold, whitened_distance
 from benchmark.plugins import Attack
+from benchmark.ranges import LARGEST, Count, Positive, Range
 from benchmark.types import Capability, Observation, Reconstruction
 
 SPREADS = (1.0, 0.5, 0.5, 0.25)
@@ -69,17 +70,15 @@ class Whitened(Attack):
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.NOISE})
     adapts_to: ClassVar[frozenset[str]] = TAKEN | {"kept_share", "clip_norm", "update_clip_norm", "least_timestep"}
 
-    evaluations: int = 800
-    stage: int = 50
-    damping: float = 1e-4
-    guesses: int = 8
+    evaluations: Annotated[int, Range(3, LARGEST)] = 800
+    stage: Count = 50
+    damping: Positive = 1e-4
+    guesses: Count = 8
 
     def __post_init__(self) -> None:
-        for name, least in (("guesses", 1), ("stage", self.guesses + 2), ("evaluations", 3)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if not self.damping > 0:
-            raise ValueError(f"damping must be above 0, not {self.damping:g}")
+        super().__post_init__()
+        if self.stage < self.guesses + 2:
+            raise ValueError(f"stage must be at least {self.guesses + 2}, two more than guesses, not {self.stage}")
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""

@@ -1,4 +1,4 @@
-"""Frozen dataclasses from what a user wrote: every key known, every value of its field's type."""
+"""Frozen dataclasses from what a user wrote: every key known, every value of its field's type, every number in its range."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from benchmark.errors import UserError, unknown
+from benchmark.errors import UserError, shown, unknown
+from benchmark.ranges import check_fields
 
 T = TypeVar("T")
 
@@ -16,7 +17,8 @@ def build(cls: type[T], values: Mapping[str, object], what: str) -> T:
     """Make the dataclass `cls` from text or YAML values; `what` names it in error messages.
 
     Raises:
-        UserError: an unknown or missing field, a value of another type, or one that `cls` refuses with a ValueError.
+        UserError: an unknown or missing field, a value of another type, a number outside its declared range, or a value that
+            `cls` refuses with a ValueError.
     """
     hints = get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
@@ -28,7 +30,9 @@ def build(cls: type[T], values: Mapping[str, object], what: str) -> T:
             raise UserError(f"{what} needs '{name}'")
     arguments = {name: coerce(value, hints[name], f"{what}: {name}") for name, value in values.items()}
     try:
-        return cls(**arguments)
+        built = cls(**arguments)
+        check_fields(built)  # once more for a plugin whose own `__post_init__` does not
+        return built
     except ValueError as error:
         raise UserError(f"{what}: {error}") from error
 
@@ -43,16 +47,16 @@ def coerce(value: object, hint: Any, what: str) -> Any:
     if origin in (Union, types.UnionType):
         return _coerce_union(value, get_args(hint), what)
     if origin is Literal:
-        if value not in get_args(hint):
+        if not isinstance(value, str) or value not in get_args(hint):
             raise unknown(what, str(value), map(str, get_args(hint)))
         return value
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise UserError(f"{what} should be a list, not {value!r}")
+            raise UserError(f"{what} should be a list, not {shown(value)}")
         return tuple(coerce(item, get_args(hint)[0], what) for item in value)
     if origin is Mapping or dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise UserError(f"{what} should be a mapping, not {value!r}")
+            raise UserError(f"{what} should be a mapping, not {shown(value)}")
         return dict(value) if origin is Mapping else build(hint, value, what)
     return _coerce_scalar(value, hint, what)
 
@@ -66,11 +70,11 @@ def _coerce_union(value: object, choices: Sequence[Any], what: str) -> Any:
                 return coerce(value, choice, what)
             except UserError:
                 continue
-    raise UserError(f"{what} should be {' or '.join(map(_name, choices))}, not {value!r}")
+    raise UserError(f"{what} should be {' or '.join(map(_name, choices))}, not {shown(value)}")
 
 
 def _coerce_scalar(value: object, hint: type, what: str) -> Any:
-    refusal = UserError(f"{what} should be {_name(hint)}, not {value!r}")
+    refusal = UserError(f"{what} should be {_name(hint)}, not {shown(value)}")
     if hint is bool:
         truth = {"true": True, "false": False}.get(str(value).lower())
         if truth is None:
@@ -82,7 +86,7 @@ def _coerce_scalar(value: object, hint: type, what: str) -> Any:
         raise refusal
     try:
         return hint(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise refusal from None
 
 

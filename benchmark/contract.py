@@ -39,6 +39,7 @@ OPEN_TO_ATTACKS = frozenset(
         "benchmark.errors",
         "benchmark.matching",
         "benchmark.plugins",
+        "benchmark.ranges",
         "benchmark.scenario",
         "benchmark.types",
         "benchmark.vectors",

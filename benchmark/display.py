@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from benchmark.grid import Cell
 from benchmark.matching.search import Step
+from benchmark.plan import Cell
 from benchmark.store import Record
 
 

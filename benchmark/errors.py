@@ -1,25 +1,59 @@
-"""What the user got wrong, told in one sentence."""
+"""What the user got wrong, said in one sentence."""
 
 import difflib
+import sys
 from collections.abc import Iterable
+
+LONGEST_VALUE = 80
+"""Letters of a user's value that a message repeats."""
+
+LONGEST_REASON = 300
+"""Letters of another library's message that a message repeats."""
 
 
 class UserError(Exception):
     """A mistake of the user's. The command line prints it as one sentence and exits with 2, without a traceback."""
 
 
+def remark(text: str) -> None:
+    """Print what the user should know and need not act on, as one line on stderr."""
+    print(f"note: {text}", file=sys.stderr)
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of an error's message, or its type where the message is empty."""
+    return _cut((str(error).strip() or type(error).__name__).splitlines()[0], LONGEST_REASON)
+
+
+def whole_message(error: BaseException) -> str:
+    """Return an error's message on one line, or its type where the message is empty."""
+    return _cut(" ".join(str(error).split()) or type(error).__name__, LONGEST_REASON)
+
+
+def shown(value: object) -> str:
+    """Return a user's value as a message repeats it: its `repr`, cut to `LONGEST_VALUE` letters.
+
+    >>> shown("x" * 1000)[-4:]
+    'x...'
+    """
+    try:
+        return _cut(repr(value), LONGEST_VALUE)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or lists inside lists without end
+        return f"a {type(value).__name__} that is too large to show"
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that does not exist, with the nearest name that does.
+    """Return the error for a name that does not exist, with the nearest name that does.
 
     >>> str(unknown("attack", "dgl", ["dlg", "constant_image"]))
     "unknown attack 'dgl'; did you mean 'dlg'?"
     """
     choices = sorted(known)
+    name = _cut(name, LONGEST_VALUE)
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'?" if near else f"known are: {', '.join(choices) or 'none'}"
-    return UserError(f"unknown {what} '{name}'; {hint}")
+    return UserError(f"unknown {what} {shown(name)}; {hint}")
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}..."

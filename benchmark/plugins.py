@@ -1,6 +1,7 @@
 """What an attack, a defense and a dataset are. A plugin is one file with one frozen dataclass that derives from one of them.
 
-The dataclass' fields are the hyper-parameters, with the paper's defaults; the file's stem is the plugin's name.
+The dataclass' fields are the hyper-parameters, with the paper's defaults; the file's stem is the plugin's name. A number
+declares its range in its type (`benchmark.ranges`); a plugin with a `__post_init__` of its own calls that of its base first.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from benchmark.ranges import check_fields
 from benchmark.scenario import Scenario
 from benchmark.types import Capability, Observation, Privacy, PublicParameters, Reconstruction, Update
 
@@ -21,7 +23,14 @@ if TYPE_CHECKING:
     from benchmark.federation import ClientStep
 
 
-class Attack(ABC):
+class _Checked:
+    """Refuses a hyper-parameter that is not finite or lies outside the range that its field declares."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+class Attack(_Checked, ABC):
     """Rebuilds private images from observations.
 
     Attributes:
@@ -49,7 +58,7 @@ class Attack(ABC):
         """
 
 
-class Defense:
+class Defense(_Checked):
     """Changes what an honest client does, at the point where it really acts. The defaults change nothing.
 
     The methods stand in the order in which a round passes them.
@@ -101,14 +110,32 @@ class Defense:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One image with the photograph that it comes from: (C, H, W) float32 in [-1, 1]."""
+    """An image (C, H, W) float32 in [-1, 1], and the photograph that it shows a part of."""
 
     image: Tensor
     source: str
 
 
-class Dataset(ABC):
-    """Real images in two disjoint parts: public ones, that an attacker may know, and the victims' own."""
+@dataclass(frozen=True)
+class Contents:
+    """What the images of both parts of a data set hold: one hash per source image, 16 hex characters of blake2b.
+
+    Two images with the same hash are the same image, whatever their names and folders.
+    """
+
+    public: frozenset[str]
+    private: frozenset[str]
+
+
+class Dataset(_Checked, ABC):
+    """Real images in two disjoint parts: public ones, that an attacker may know, and the victims' own.
+
+    Attributes:
+        location: names of the fields that say where the images lie; the fingerprint takes their place in random streams and
+            identities.
+    """
+
+    location: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def victims(self, count: int, size: int, generator: torch.Generator) -> list[Picture]:
@@ -135,5 +162,27 @@ class Dataset(ABC):
         return torch.stack([picture.image for picture in self.public(size)])
 
     def fingerprint(self) -> str:
-        """What else than the plugin's own source and fields decides the images, e.g. a hash of files."""
+        """Return what else than the plugin's own source and fields decides the images, e.g. a hash of files.
+
+        It does not depend on where the images lie.
+
+        Raises:
+            UserError: the files are missing or cannot be read.
+        """
         return ""
+
+    def contents(self) -> Contents | None:
+        """Return the hashes of all images where the user's files decide which part an image belongs to, else None.
+
+        Raises:
+            UserError: the files are missing or cannot be read.
+        """
+        return None
+
+    def remarks(self) -> tuple[str, ...]:
+        """Return what the user should know about the files, e.g. how many were passed over.
+
+        Raises:
+            UserError: the files are missing or cannot be read.
+        """
+        return ()

@@ -14,6 +14,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from benchmark.diffusion.denoiser import Denoiser
 from benchmark.errors import UserError, first_line
 from benchmark.federation import ClientStep
 from benchmark.plugins import Defense
+from benchmark.ranges import Count, NonNegative, Positive, Range
 from benchmark.scenario import Scenario
 from benchmark.types import Privacy, PublicParameters, Update
 
@@ -36,22 +38,6 @@ SMALLEST_DELTA = 1e-12
 """Below this the PRV accountant's own numerical error is of delta's size."""
 
 
-def check_mechanism(noise_multiplier: float, clip: float, delta: float, rounds: int) -> None:
-    """Refuse parameters that no Gaussian mechanism has.
-
-    Raises:
-        ValueError: one is out of its range.
-    """
-    if not 0 <= noise_multiplier < math.inf:
-        raise ValueError(f"noise_multiplier must be at least 0 and finite, not {noise_multiplier:g}")
-    if not 0 < clip < math.inf:
-        raise ValueError(f"clip must be above 0 and finite, not {clip:g}")
-    if not SMALLEST_DELTA <= delta < 1:
-        raise ValueError(f"delta must be from {SMALLEST_DELTA:g} to below 1, not {delta:g}")
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, not {rounds}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class GaussianMechanism(Defense):
     """Something is clipped, and Gaussian noise comes on top. A plugin names `Defense` as a base too.
@@ -59,17 +45,14 @@ class GaussianMechanism(Defense):
     Attributes:
         noise_multiplier: standard deviation of the noise on what was clipped, or on the sum of it, in units of `clip`.
         clip: l2 norm that each example's gradient, or a client's update, is clipped to.
-        delta: probability that the guarantee fails, in (0, 1).
+        delta: probability that the guarantee fails.
         rounds: rounds that `epsilon_total` composes.
     """
 
-    noise_multiplier: float = 1.0
-    clip: float = 1.0
-    delta: float = 1e-5
-    rounds: int = 100
-
-    def __post_init__(self) -> None:
-        check_mechanism(self.noise_multiplier, self.clip, self.delta, self.rounds)
+    noise_multiplier: NonNegative = 1.0
+    clip: Positive = 1.0
+    delta: Annotated[float, Range(SMALLEST_DELTA, 1, below=True)] = 1e-5
+    rounds: Count = 100
 
 
 class NoisyGradients(GaussianMechanism):

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from benchmark.ranges import Count, Natural, Positive, Range, Share, check_fields
+
+MOST_IMAGES = 100_000
+"""Private images behind one update: more would not fit into memory, and is a mistake."""
+
+MOST_LOCAL_IMAGES = 10_000_000
+"""Images of one client from which a Poisson batch is drawn."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +36,25 @@ class Scenario:
         sample_rate: probability of each local image to be in the batch; below 1 only with Poisson sampling.
     """
 
-    image_size: int | None = None
-    batch_size: int = 1
-    local_steps: int = 1
-    local_lr: float = 0.01
-    clients: int = 1
+    image_size: Annotated[int, Range(8, 1024)] | None = None
+    batch_size: Count = 1
+    local_steps: Count = 1
+    local_lr: Positive = 0.01
+    clients: Count = 1
     order: Literal["known", "unknown"] = "known"
-    timesteps: Literal["uniform"] | int | tuple[int, ...] = "uniform"
+    timesteps: Literal["uniform"] | Natural | tuple[Natural, ...] = "uniform"
     sampling: Literal["fixed", "poisson"] = "fixed"
-    sample_rate: float = 1.0
+    sample_rate: Share = 1.0
 
     def __post_init__(self) -> None:
-        self._check_numbers()
+        check_fields(self)
+        if self.images > MOST_IMAGES:
+            raise ValueError(f"at most {MOST_IMAGES} images may lie behind an update, not {self.images}")
         if self.sample_rate < 1 and self.sampling != "poisson":
             raise ValueError("a sample_rate below 1 needs 'sampling: poisson': fixed batches amplify no privacy")
         local = self.batch_size / self.sample_rate
+        if local > MOST_LOCAL_IMAGES:
+            raise ValueError(f"a client holds batch_size / sample_rate images: at most {MOST_LOCAL_IMAGES}, not {local:g}")
         if abs(local - round(local)) > 1e-9 * local:
             raise ValueError(f"batch_size / sample_rate is the number of the client's images and must be whole, not {local:g}")
         if self.sampling == "poisson":
@@ -54,17 +65,6 @@ class Scenario:
             raise ValueError(
                 f"timesteps must be one, or one for each of an update's {self.images} images, not {len(self.timesteps)}"
             )
-
-    def _check_numbers(self) -> None:
-        if self.image_size is not None and not 8 <= self.image_size <= 1024:
-            raise ValueError(f"image_size must be from 8 to 1024, not {self.image_size}")
-        for name in ("batch_size", "local_steps", "clients"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 < self.local_lr < math.inf:
-            raise ValueError(f"local_lr must be above 0 and finite, not {self.local_lr:g}")
-        if not 0 < self.sample_rate <= 1:
-            raise ValueError(f"sample_rate must be above 0 and at most 1, not {self.sample_rate:g}")
 
     def _check_poisson(self) -> None:
         if self.batches > 1:

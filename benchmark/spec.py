@@ -1,15 +1,29 @@
 """The small language of an axis' value: `NAME`, `NAME:ARGUMENT`, `NAME[field=value,value,other=value]`, stacked with `+`.
 
-Several values for one field are several values of the axis.
+Several values for one field are several values of the axis. A path that exists is taken whole, with the commas, brackets and
+plus signs in its name: after a colon (`folder:PATH`), or by itself where it holds a slash.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from benchmark.errors import UserError
+from benchmark.errors import UserError, shown
+from benchmark.paths import LONGEST_PATH, user_path
+
+MOST_VALUES = 10_000
+"""Values of one axis."""
+
+MOST_SPECIAL = 32
+"""Special characters in a path up to which it is looked up on the disk."""
+
+SPECIAL = re.compile(r"[\[\],+]")
+"""Characters that mean something, unless a path that exists holds them."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,7 @@ class Spec:
 
 
 def split(text: str) -> list[str]:
-    """Split a list at the commas that are outside brackets.
+    """Split a list at the commas that are outside brackets and outside a path that exists.
 
     >>> split("none,gradient_pruning[keep=0.1,0.5],dp_sgd")
     ['none', 'gradient_pruning[keep=0.1,0.5]', 'dp_sgd']
@@ -38,28 +52,16 @@ def expand_stacks(texts: Iterable[str]) -> list[tuple[Spec, ...]]:
 
     >>> ["+".join(map(str, stack)) for stack in expand_stacks(["clipping[clip=1,2]+dp_sgd"])]
     ['clipping[clip=1]+dp_sgd', 'clipping[clip=2]+dp_sgd']
+
+    Raises:
+        UserError: a value cannot be read, or there are more than `MOST_VALUES`.
     """
     stacks: list[tuple[Spec, ...]] = []
     for text in texts:
-        stacks += itertools.product(*(expand([member]) for member in _split(text, "+")))
+        members = [expand([member]) for member in _split(text, "+")]
+        _check_number(len(stacks) + math.prod(map(len, members)), text)
+        stacks += itertools.product(*members)
     return list(dict.fromkeys(stacks))
-
-
-def _split(text: str, separator: str) -> list[str]:
-    """Split at the separators that are outside brackets."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += {"[": 1, "]": -1}.get(character, 0)
-        if character == separator and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    if depth != 0:
-        raise UserError(f"brackets do not match in '{text}'")
-    stripped = [part.strip() for part in parts]
-    if not all(stripped):
-        raise UserError(f"an empty name in '{text}'")
-    return stripped
 
 
 def expand(texts: Iterable[str]) -> list[Spec]:
@@ -67,11 +69,15 @@ def expand(texts: Iterable[str]) -> list[Spec]:
 
     >>> [str(spec) for spec in expand(["gradient_pruning[keep=0.1,0.5]"])]
     ['gradient_pruning[keep=0.1]', 'gradient_pruning[keep=0.5]']
+
+    Raises:
+        UserError: a value cannot be read, or there are more than `MOST_VALUES`.
     """
     specs: list[Spec] = []
     for text in texts:
         name, choices = _parse(text)
         pairs = [[(field, value) for value in values] for field, values in choices.items()]
+        _check_number(len(specs) + math.prod(map(len, pairs)), text)
         specs += [Spec(name, combination) for combination in itertools.product(*pairs)]
     return list(dict.fromkeys(specs))
 
@@ -84,14 +90,68 @@ def one(text: str) -> Spec:
     """
     specs = expand([text])
     if len(specs) > 1:
-        raise UserError(f"'{text}' is {len(specs)} values where one is wanted")
+        raise UserError(f"{shown(text)} is {len(specs)} values where one is wanted")
     return specs[0]
 
 
+def _check_number(count: int, text: str) -> None:
+    if count > MOST_VALUES:
+        raise UserError(f"{shown(text)} gives an axis more than {MOST_VALUES} values")
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Split at the separators that are outside brackets and outside a path that exists."""
+    parts, depth, position = [""], 0, 0
+    while position < len(text):
+        character = text[position]
+        if depth == 0 and not parts[-1].strip() and (taken := _existing(text[position:])):
+            parts[-1] += taken
+            position += len(taken)
+            continue
+        depth += {"[": 1, "]": -1}.get(character, 0)
+        if character == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+        position += 1
+    if depth != 0:
+        raise UserError(f"brackets do not match in {shown(text)}")
+    stripped = [part.strip() for part in parts]
+    if not all(stripped):
+        raise UserError(f"an empty name in {shown(text)}")
+    return stripped
+
+
+def _existing(text: str) -> str:
+    """Return the longest beginning of `text` that is a path with a special character and exists, with what is before it."""
+    before = re.match(r"\s*(\w+:)?", text)
+    assert before is not None
+    named, rest = before.group(), text[before.end() :]
+    if not before.group(1) and "/" not in rest:
+        return ""
+    found = next((path for path in _beginnings(rest) if SPECIAL.search(path) and _exists(path)), "")
+    return named + found if found else ""
+
+
+def _beginnings(text: str) -> Iterator[str]:
+    """Yield what a path may be, the longest first: the text before each special character, and the whole text."""
+    ends = [special.start() for special in itertools.islice(SPECIAL.finditer(text), MOST_SPECIAL + 1)]
+    ends += [len(text)] if len(ends) <= MOST_SPECIAL else []
+    yield from (text[:end] for end in reversed(ends) if end <= LONGEST_PATH)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.exists(user_path(path.strip()))  # noqa: PTH110  # pathlib raises where a name is too long or a folder closed
+    except (UserError, ValueError):
+        return False
+
+
 def _parse(text: str) -> tuple[str, dict[str, list[str]]]:
-    name, bracket, inside = text.partition("[")
+    taken = _existing(text)
+    name, bracket, inside = text[len(taken) :].partition("[")
     if bracket and not inside.endswith("]"):
-        raise UserError(f"brackets do not match in '{text}'")
+        raise UserError(f"brackets do not match in {shown(text)}")
     choices: dict[str, list[str]] = {}
     current = ""
     for token in split(inside[:-1]) if bracket else []:
@@ -99,12 +159,12 @@ def _parse(text: str) -> tuple[str, dict[str, list[str]]]:
         if equals:
             current = field.strip()
             if current in choices:
-                raise UserError(f"'{current}' is given twice in '{text}'")
+                raise UserError(f"{shown(current)} is given twice in {shown(text)}")
             choices[current] = []
         elif not current:
-            raise UserError(f"'{text}' should read like 'name[field=value]'")
+            raise UserError(f"{shown(text)} should read like 'name[field=value]'")
         chosen = (value if equals else token).strip()
         if not chosen:
-            raise UserError(f"'{current}' has no value in '{text}'")
+            raise UserError(f"{shown(current)} has no value in {shown(text)}")
         choices[current].append(chosen)
-    return name.strip(), choices
+    return (taken + name).strip(), choices

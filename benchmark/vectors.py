@@ -51,16 +51,6 @@ def add_relative_noise(update: Update, ratio: float, draw: Draw, generator: torc
     return add_noise(update, ratio * norm(update) / math.sqrt(size(update)), draw, generator)
 
 
-def check_ratio(ratio: float) -> None:
-    """Refuse what is no share of an update.
-
-    Raises:
-        ValueError: it is below 0 or not finite.
-    """
-    if not 0 <= ratio < math.inf:
-        raise ValueError(f"ratio must be at least 0 and finite, not {ratio:g}")
-
-
 def gaussian(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """N(0, 1), drawn on the CPU."""
     return torch.randn(shape, generator=generator)

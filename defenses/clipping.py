@@ -8,12 +8,12 @@ to be stacked with noise. Cost: one pass over the update.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
 from benchmark.plugins import Defense
+from benchmark.ranges import Positive
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters, Update
 from benchmark.vectors import scaled_to
@@ -27,11 +27,7 @@ class Clipping(Defense):
         clip: the longest l2 norm of a client's update.
     """
 
-    clip: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.clip < math.inf:
-            raise ValueError(f"clip must be above 0 and finite, not {self.clip:g}")
+    clip: Positive = 0.1
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
         """See `Defense.release`."""

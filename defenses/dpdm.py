@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
 from benchmark.federation import ClientStep
 from benchmark.plugins import Defense
 from benchmark.privacy import NoisyGradients, private_gradient
+from benchmark.ranges import Range
 from benchmark.scenario import Scenario
 from benchmark.types import Capability, PublicParameters, Update
 
@@ -36,12 +37,7 @@ class DPDM(NoisyGradients, Defense):
 
     hides: ClassVar[frozenset[Capability]] = frozenset({Capability.TIMESTEP, Capability.NOISE})
 
-    draws: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.draws < 1:
-            raise ValueError(f"draws must be at least 1, not {self.draws}")
+    draws: Annotated[int, Range(1, 10_000)] = 8
 
     def gradient(self, step: ClientStep, generator: torch.Generator) -> Update:
         """See `Defense.gradient`."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmark.plugins import Defense
+from benchmark.ranges import Share
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters, Update
 from benchmark.vectors import keep
@@ -25,14 +26,10 @@ class GradientPruning(Defense):
     """Parameters.
 
     Attributes:
-        keep: share of coordinates that is kept, in (0, 1].
+        keep: share of the coordinates that is kept.
     """
 
-    keep: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1:
-            raise ValueError(f"keep must be above 0 and at most 1, not {self.keep:g}")
+    keep: Share = 0.1
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
         """See `Defense.release`: exactly max(1, round(keep * n)) of the n coordinates stay as they are."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from benchmark.plugins import Defense
+from benchmark.ranges import NonNegative
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters, Update
-from benchmark.vectors import add_relative_noise, check_ratio, laplace
+from benchmark.vectors import add_relative_noise, laplace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +27,7 @@ class LaplaceNoise(Defense):
         ratio: root mean square of the noise, in units of that of a client's update.
     """
 
-    ratio: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_ratio(self.ratio)
+    ratio: NonNegative = 1.0
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
         """See `Defense.release`."""

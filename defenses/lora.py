@@ -20,6 +20,7 @@ import torch
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.errors import UserError
 from benchmark.plugins import Defense
+from benchmark.ranges import Count
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters
 
@@ -35,11 +36,7 @@ class LoRA(Defense):
         rank: of the adapters.
     """
 
-    rank: int = 4
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, not {self.rank}")
+    rank: Count = 4
 
     def prepare(self, network: Denoiser, generator: torch.Generator) -> Denoiser:
         """See `Defense.prepare`."""

@@ -9,12 +9,12 @@ seen for what they are.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
 from benchmark.plugins import Defense
+from benchmark.ranges import NonNegative
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters
 
@@ -27,11 +27,7 @@ class NearNoise(Defense):
         std: standard deviation of the error; the noise itself has 1.
     """
 
-    std: float = 1e-4
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.std) and self.std >= 0):
-            raise ValueError(f"std must be at least 0, not {self.std:g}")
+    std: NonNegative = 1e-4
 
     def disclose(self, noise: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """See `Defense.disclose`."""

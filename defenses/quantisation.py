@@ -10,11 +10,13 @@ update. The levels are in the update, so an attacker knows the cell that each co
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from benchmark.plugins import Defense
+from benchmark.ranges import Range
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters, Update
 from benchmark.vectors import level_width
@@ -31,11 +33,7 @@ class Quantisation(Defense):
         bits: of a coordinate; 8 for int8, 1 for signs.
     """
 
-    bits: int = 8
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.bits <= MOST_BITS:
-            raise ValueError(f"bits must be from 1 to {MOST_BITS}, not {self.bits}")
+    bits: Annotated[int, Range(1, MOST_BITS)] = 8
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
         """See `Defense.release`."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from benchmark.errors import UserError
 from benchmark.plugins import Defense
+from benchmark.ranges import Natural
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters
 
@@ -27,11 +28,7 @@ class TimestepRange(Defense):
         least: the least timestep that a client trains on, at least 0 and below the model's T.
     """
 
-    least: int = 500
-
-    def __post_init__(self) -> None:
-        if self.least < 0:
-            raise ValueError(f"least must be at least 0, not {self.least}")
+    least: Natural = 500
 
     def least_timestep(self, scenario: Scenario, steps: int) -> int:
         """See `Defense.least_timestep`."""

@@ -32,6 +32,7 @@ class Withhold(Defense):
     layers: str = "time_emb"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.layers:
             raise ValueError("layers must name the layers to withhold, e.g. time_emb")
 

@@ -8,10 +8,11 @@ Evaluation mode: test_federation. Failed trials in means: test_leaderboard.
 import torch
 
 from benchmark.contract import Exposed
-from benchmark.grid import Grid, plan
+from benchmark.grid import Grid
 from benchmark.judge import judge, oracle
 from benchmark.matching.objectives import cosine_distance, squared_distance
 from benchmark.matching.problem import CleanGuess, Updates
+from benchmark.plan import plan
 from benchmark.registry import Registry
 from benchmark.runner import scene as play
 

@@ -71,14 +71,12 @@ def best_of(solutions: Sequence[Solution]) -> Solution:
 
 
 def check_restarts(evaluations: int, restarts: int) -> None:
-    """Refuse a budget that has no evaluation, or not one for each restart.
+    """Refuse a budget that has not one evaluation for each restart.
 
     Raises:
         ValueError: with one sentence for the user.
     """
-    if evaluations < 1:
-        raise ValueError(f"evaluations must be at least 1, not {evaluations}")
-    if not 1 <= restarts <= evaluations:
+    if restarts > evaluations:
         raise ValueError(f"restarts must be from 1 to evaluations ({evaluations}), not {restarts}")
 
 

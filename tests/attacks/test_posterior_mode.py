@@ -10,8 +10,9 @@ from benchmark.defenses.private_noise import PrivateNoise
 
 from benchmark.contract import Exposed, toy
 from benchmark.diffusion.loss import parameter_gradient, training_loss
-from benchmark.grid import Grid, plan
+from benchmark.grid import Grid
 from benchmark.metrics import psnr
+from benchmark.plan import plan
 from benchmark.registry import Registry
 from benchmark.seeds import stream
 from benchmark.types import Capability, PublicParameters

@@ -4,8 +4,9 @@ import pytest
 from rich.console import Console
 
 from benchmark.display import Bar, choose
-from benchmark.grid import Grid, plan
+from benchmark.grid import Grid
 from benchmark.matching.search import Step
+from benchmark.plan import plan
 from benchmark.registry import Registry
 from benchmark.runner import run_cell
 

@@ -1,15 +1,21 @@
 import dataclasses
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from benchmark import grid as grids
 from benchmark.errors import UserError
-from benchmark.grid import Grid, plan, read, shipped
-from benchmark.registry import Registry
+from benchmark.grid import Grid, read, shipped
+from benchmark.plan import plan
+from benchmark.registry import Registry, load
+from benchmark.runner import scene
 from benchmark.scenario import Scenario, label
+from benchmark.spec import expand, one, split
 from benchmark.types import Capability
 
 BASE = Grid("title", ("photos",), ("tiny",), ("none",), ("dlg",), evaluations=3)
@@ -29,10 +35,11 @@ def identities(grid, registry, device="cpu"):
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
-def test_every_shipped_grid_can_be_planned(name, registry, tmp_path, monkeypatch):
-    for published in ("cifar10", "cifar100", "celeba_hq", "lsun_bedroom"):
-        (tmp_path / published).mkdir()
-    monkeypatch.setenv("GIDBENCH_DATA", str(tmp_path))
+def test_every_shipped_grid_can_be_planned(name, registry, monkeypatch):
+    for published in ("cifar10", "cifar100", "celeba_hq", "lsun_bedroom"):  # their files are not here
+        dataset = load(registry.get("dataset", published))
+        for method, answer in (("fingerprint", "files"), ("contents", None), ("remarks", ())):
+            monkeypatch.setattr(dataset, method, lambda self, answer=answer: answer)
     cells = plan(read(name), registry, "cpu")
     quick = max(cell.budget for cell in cells) < 1000 and any(cell.defense_label != "none" for cell in cells)
     assert not quick or "no evidence of protection" in read(name).title
@@ -179,14 +186,50 @@ def identities_without_patch(registry, monkeypatch):
 
 
 def test_changed_pictures_are_another_cell(registry, tmp_path):
-    from PIL import Image
-
     for i in range(6):
         Image.new("RGB", (16, 16), (i, i, i)).save(tmp_path / f"{i}.png")
     grid = changed(datasets=(f"folder:{tmp_path}",), victims=1)
     before = identities(grid, registry)["dlg", "none", 0]
     Image.new("RGB", (16, 16), (99, 0, 0)).save(tmp_path / "0.png")
     assert identities(grid, registry)["dlg", "none", 0] != before
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two folders with the same images, under other names in the second."""
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        image = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        for folder, name in (("one", f"img{i}.png"), ("com,ma [2]", f"{9 - i}.png")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            image.save(tmp_path / folder / name)
+    return tmp_path
+
+
+def test_the_images_name_the_streams_and_not_the_place_where_they_lie(registry, pictures, monkeypatch):  # F4
+    monkeypatch.chdir(pictures)
+    places = (f"folder:{pictures / 'one'}", "folder:one", "folder:./one/", f"folder:{pictures / 'com,ma [2]'}")
+    cells = [plan(changed(datasets=(place,), victims=3), registry, "cpu")[-1] for place in places]
+    assert len({cell.keys for cell in cells}) == len({cell.identity for cell in cells}) == 1
+    first, last = ([victim.images for victim in scene(cell)[0]] for cell in (cells[0], cells[-1]))
+    assert all(torch.equal(a, b) for a, b in zip(first, last, strict=True))
+
+
+def test_a_path_that_exists_is_taken_whole(registry, pictures, monkeypatch):  # F16
+    monkeypatch.chdir(pictures)
+    (pictures / "mod,el").mkdir()
+    assert split("photos,folder:com,ma [2],faces") == ["photos", "folder:com,ma [2]", "faces"]
+    assert split(f"tiny,{pictures}/mod,el,small") == ["tiny", f"{pictures}/mod,el", "small"]
+    assert one("folder:com,ma [2]").name == "folder:com,ma [2]"
+    (spec,) = expand([f"{pictures}/mod,el[steps=10]"])
+    assert (spec.name, spec.params) == (f"{pictures}/mod,el", (("steps", "10"),))
+    assert split("folder:com,ma") == ["folder:com", "ma"], "it does not exist"
+
+
+def test_what_was_passed_over_is_remarked(registry, pictures):  # F6
+    (pictures / "one" / "notes.txt").write_text("no image")
+    cell = plan(changed(datasets=(f"folder:{pictures / 'one'}",), victims=1), registry, "cpu")[-1]
+    assert len(cell.remarks) == 1 and "1 of 11 files" in cell.remarks[0]
 
 
 GOOD = {
@@ -229,15 +272,28 @@ def test_a_damaged_file_is_a_good_grid_or_one_sentence(key, value):
         ({"parts": [{"title": "x"}]}, "a part has no 'title'"),
         ({"parts": [{"victims": "few"}]}, "part 1: victims should be a whole number"),
         ({"parts": [{"attacks": ["dgl"]}]}, "did you mean 'dlg'"),
+        ({"parts": [{"victims": 0}]}, "part 1: victims must be at least 1, not 0"),  # T1, this one and the next four
+        ({"parts": [{}, {"trials": 0}]}, "part 2: trials must be at least 1, not 0"),
+        ({"parts": [{"evaluations": 0}]}, "part 1: evaluations must be at least 1, not 0"),
+        ({"parts": [{"attacks": []}]}, "part 1: attacks is empty"),
+        ({"parts": [{"scenarios": [{"batch_size": 0}]}]}, "batch_size must be at least 1"),
+        ({"trials": 10**9}, "5000000000 cells; at most 100000 can be run at once"),  # T2, this one and the next five
+        ({"attacks": ["dlg[evaluations=" + ",".join(map(str, range(1, 10_002))) + "]"]}, "more than 10000 values"),
+        ({"victims": 10**9}, "1000000000 images behind them; a cell has at most 100000"),
+        ({"scenarios": [{"batch_size": 10**6}]}, "at most 100000 images may lie behind an update"),
+        ({"victims": 99_999, "scenarios": [{"image_size": 1024}]}, "images of 1024x1024 pixels of a cell need .* GiB"),
+        ({"scenarios": [{"sampling": "poisson", "sample_rate": 1e-300}]}, "at most 10000000, not 1e"),
+        ({"seed": 10**17, "success_db": 1e9}, "success_db must be from -1000 to 1000"),
         ({"scenarios": [{"sample_rate": 0.5}]}, "poisson"),
         ({"scenarios": [{"sample_rate": 1.5}]}, "at most 1"),
         ({"scenarios": [{"batch_size": 0}]}, "at least 1"),
         ({"attacks": ["dgl"]}, "unknown attack 'dgl'; did you mean 'dlg'"),
         ({"attacks": ["dlg[restart=2]"]}, "did you mean 'restarts'"),
-        ({"attacks": ["dlg[restarts=0]"]}, "restarts must be from 1"),
+        ({"attacks": ["dlg[restarts=0]"]}, "restarts must be at least 1"),
+        ({"attacks": ["dlg[restarts=4,evaluations=3]"]}, "restarts must be from 1 to evaluations"),
         ({"defenses": ["gradient_pruning[keep=0]"]}, "keep must be above 0"),
         ({"defenses": ["gradient_pruning[keep=nan]"]}, "keep must be above 0"),
-        ({"defenses": ["dp_sgd[delta=1]"]}, "delta must be from 1e-12 to below 1"),
+        ({"defenses": ["dp_sgd[delta=1]"]}, "delta must be at least 1e-12 and below 1"),
         ({"datasets": ["folder"]}, "needs 'path'"),
         ({"datasets": ["photos:here"]}, "takes nothing after a colon"),
         ({"datasets": ["folder:/nowhere/at/all"]}, "does not exist"),
@@ -247,7 +303,7 @@ def test_a_damaged_file_is_a_good_grid_or_one_sentence(key, value):
         ({"set": {"attack.dlg.restart": 1}}, "did you mean 'restarts'"),
         ({"attacks": []}, "attacks is empty"),
         ({"set": {"attack.inverting_gradients.lrr": 1}}, "did you mean 'lr'"),
-        ({"success_db": float("nan")}, "success_db must be finite"),
+        ({"success_db": float("nan")}, "success_db must be from -1000 to 1000, not nan"),
         ({"datasets": ["folder:"]}, "the path is empty"),
         ({"scenarios": [{"batch_size": 3, "sampling": "poisson", "sample_rate": 0.4}]}, "must be whole, not 7.5"),
     ],
@@ -260,7 +316,7 @@ def test_a_mistake_is_found_before_anything_runs(change, words, tmp_path, regist
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "words"), [("defalt", "did you mean 'default'"), ("no.yaml", "cannot read grid no.yaml")])
+@pytest.mark.parametrize(("name", "words"), [("defalt", "did you mean 'default'"), ("no.yaml", "grid: cannot read no.yaml")])
 def test_a_grid_that_is_not_there(name, words):
     with pytest.raises(UserError, match=words):
         read(name)

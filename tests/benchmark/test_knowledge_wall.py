@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from benchmark.contract import RULES
-from benchmark.grid import Grid, plan
+from benchmark.grid import Grid
 from benchmark.matching.problem import gaussian, unknowns
+from benchmark.plan import plan
 from benchmark.registry import Plugin, Registry
 from benchmark.runner import run_cell, scene
 from benchmark.seeds import seed, stream

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from benchmark.errors import UserError
-from benchmark.grid import Grid, plan
+from benchmark.grid import Grid
+from benchmark.plan import plan
 from benchmark.registry import Registry
 from benchmark.runner import rehearse, run_cell, scene
 from benchmark.scenario import Scenario

@@ -8,7 +8,8 @@ from benchmark.defenses.quantisation import Quantisation
 
 from benchmark.contract import toy
 from benchmark.errors import UserError
-from benchmark.grid import Grid, plan
+from benchmark.grid import Grid
+from benchmark.plan import plan
 from benchmark.registry import Registry
 from benchmark.scenario import Scenario
 from benchmark.seeds import stream

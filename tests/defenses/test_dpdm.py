@@ -9,7 +9,8 @@ from benchmark.defenses.timestep_range import TimestepRange
 from benchmark.contract import toy
 from benchmark.diffusion.loss import parameter_gradient
 from benchmark.federation import ClientStep
-from benchmark.grid import Grid, plan
+from benchmark.grid import Grid
+from benchmark.plan import plan
 from benchmark.registry import Registry
 from benchmark.runner import run_cell
 from benchmark.scenario import Scenario

@@ -126,7 +126,7 @@ def test_noise_is_fresh_and_repeats_with_its_stream():
         (Clipping, {"clip": 0}, "clip must be above 0"),
         (GaussianNoise, {"ratio": -1}, "ratio must be at least 0"),
         (LaplaceNoise, {"ratio": math.nan}, "ratio must be at least 0"),
-        (ClientDP, {"delta": 0}, "delta must be from"),
+        (ClientDP, {"delta": 0}, "delta must be at least 1e-12 and below 1"),
         (ClientDP, {"noise_multiplier": -1}, "noise_multiplier must be at least 0"),
     ],
 )

@@ -13,11 +13,12 @@ from benchmark.defenses.withhold import Withhold
 from benchmark.contract import Exposed, toy
 from benchmark.errors import UserError
 from benchmark.federation import behind_one, draw_victim
-from benchmark.grid import Grid, plan
+from benchmark.grid import Grid
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import granted
+from benchmark.plan import plan
 from benchmark.plugins import Picture
 from benchmark.registry import Registry
 from benchmark.runner import rehearse, run_cell, scene

@@ -1,0 +1,157 @@
+"""JSON and YAML that somebody else wrote, read within limits.
+
+What a parser alone would let pass is refused here: a key given twice, nesting or aliases without end, integers beyond 64 bits,
+and text that no file can hold. Numbers that are not finite are left to `benchmark.ranges`, which knows their field.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmark.errors import UserError, shown, whole_message
+
+MOST_BYTES = 64 * 2**20
+"""Of a text file: a record with the loss of every evaluation is far smaller."""
+
+MOST_DEPTH = 50
+"""Levels of lists and mappings inside each other."""
+
+MOST_NODES = 1_000_000
+"""Values in a JSON file."""
+
+MOST_YAML_NODES = 20_000
+"""Values in a YAML file, those that an alias repeats counted each time."""
+
+LARGEST_INTEGER = 2**63 - 1
+
+
+def read_text(path: Path, what: str) -> str:
+    """Return the text of a UTF-8 file.
+
+    Raises:
+        UserError: it cannot be read, is no regular file, is larger than `MOST_BYTES` or is no UTF-8.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{what}: {path} is not a file")
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{what}: {path} is larger than {MOST_BYTES // 2**20} MiB")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else whole_message(error)
+        raise UserError(f"{what}: cannot read {path}: {reason}") from error
+
+
+def parse_json(text: str, what: str) -> Any:
+    """Return the value of a JSON text; `what` names it in the message.
+
+    Raises:
+        UserError: it is no JSON, gives a key twice, or exceeds a limit of this module.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_without_repeats)
+    except RecursionError as error:
+        raise UserError(f"{what} nests more than {MOST_DEPTH} levels") from error
+    except ValueError as error:
+        raise UserError(f"{what} is not JSON: {whole_message(error)}") from error
+    _check_limits(value, what, MOST_NODES)
+    return value
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """Return the value of a YAML text in plain types; `what` names it in the message.
+
+    Raises:
+        UserError: it is no YAML, gives a key twice, asks for a type of its own, or exceeds a limit of this module.
+    """
+    import yaml
+
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            return None
+        _check_nodes(node, what)
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{what} is not YAML: {whole_message(error)}") from error
+    except RecursionError as error:
+        raise UserError(f"{what} nests more than {MOST_DEPTH} levels") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:  # from a date or a number that is none
+        raise UserError(f"{what} holds a value that cannot be read: {whole_message(error)}") from error
+    _check_limits(value, what, MOST_YAML_NODES)
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key)} is given twice")
+        found[key] = value
+    return found
+
+
+def _check_nodes(root: Any, what: str) -> None:
+    """Refuse repeated keys, and count what aliases would unfold to before anything is built from them."""
+    import yaml
+
+    sizes: dict[int, int] = {}
+
+    def size(node: Any, depth: int) -> int:
+        if depth > MOST_DEPTH:
+            raise UserError(f"{what} nests more than {MOST_DEPTH} levels, or holds itself")
+        if id(node) not in sizes:
+            if isinstance(node, yaml.MappingNode):
+                _refuse_repeats(node, what)
+                parts = [part for pair in node.value for part in pair]
+            else:
+                parts = node.value if isinstance(node, yaml.SequenceNode) else []
+            sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in parts)
+        if sizes[id(node)] > MOST_YAML_NODES:
+            raise UserError(f"{what} holds more than {MOST_YAML_NODES} values")
+        return sizes[id(node)]
+
+    size(root, 0)
+
+
+def _refuse_repeats(mapping: Any, what: str) -> None:
+    keys: set[str] = set()
+    for key, _ in mapping.value:
+        if isinstance(key.value, str):
+            if key.value in keys:
+                raise UserError(f"{what} gives the key {shown(key.value)} twice (line {key.start_mark.line + 1})")
+            keys.add(key.value)
+
+
+def _check_limits(value: Any, what: str, most: int) -> None:
+    for count, (item, depth) in enumerate(_items(value)):
+        if depth > MOST_DEPTH:
+            raise UserError(f"{what} nests more than {MOST_DEPTH} levels")
+        if count > most:
+            raise UserError(f"{what} holds more than {most} values")
+        if isinstance(item, int) and abs(item) > LARGEST_INTEGER:
+            raise UserError(f"{what} holds an integer beyond 64 bits: {shown(item)}")
+        if isinstance(item, str):
+            _check_text(item, what)
+
+
+def _items(value: Any) -> Iterator[tuple[Any, int]]:
+    """Yield every value and key with its depth."""
+    waiting = [(value, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        yield item, depth
+        if isinstance(item, dict):
+            waiting += [(part, depth + 1) for pair in item.items() for part in pair]
+        elif isinstance(item, list | tuple | set):
+            waiting += [(part, depth + 1) for part in item]
+
+
+def _check_text(text: str, what: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} holds text that no file can hold: {shown(text)}") from error

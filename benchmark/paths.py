@@ -1,0 +1,40 @@
+"""Paths that a user names: expanded in one way everywhere, and refused in one sentence where they cannot be a path."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from benchmark.errors import UserError, shown
+
+LONGEST_NAME = 255
+"""Bytes of one part of a path, on every usual file system."""
+
+LONGEST_PATH = 4095
+"""Bytes of a whole path on Linux."""
+
+
+def user_path(text: str | os.PathLike[str]) -> Path:
+    """Return the path with `~` and `~user` expanded.
+
+    Raises:
+        UserError: it is empty, names a user that does not exist, holds a null character, or is too long for a file system.
+    """
+    text = os.fspath(text)
+    if not text:
+        raise UserError("a path is empty")
+    if "\0" in text:
+        raise UserError(f"a path holds a null character: {shown(text)}")
+    try:
+        path = Path(text).expanduser()
+        raw = os.fsencode(path)
+    except (RuntimeError, UnicodeEncodeError) as error:
+        raise UserError(f"the path {shown(text)} names a home folder or letters that this machine does not have") from error
+    if len(raw) > LONGEST_PATH or any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise UserError(f"the path {shown(text)} is too long for a file system")
+    return path
+
+
+def printable(text: str | os.PathLike[str]) -> str:
+    """Return a path or label as text of one line that every file can hold, also where its bytes are no valid text."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in os.fsencode(text).decode(errors="replace"))

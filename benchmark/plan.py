@@ -1,0 +1,336 @@
+"""The cells of a grid: every axis resolved and every contradiction found before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from benchmark import config
+from benchmark.errors import UserError, unknown
+from benchmark.grid import ORACLE, Grid
+from benchmark.paths import printable
+from benchmark.scenario import Scenario, label
+from benchmark.spec import Spec, expand, expand_stacks
+
+if TYPE_CHECKING:
+    from benchmark.diffusion.models import Model
+    from benchmark.plugins import Attack, Contents, Dataset, Defense
+    from benchmark.registry import Registry
+    from benchmark.types import Capability
+
+IDENTITY_VERSION = 1
+"""Part of every cell's identity; to be raised when the meaning of the identity changes."""
+
+MOST_CELLS = 100_000
+"""Cells of a grid: more is a mistake, and would fill a disk."""
+
+MOST_IMAGES = 100_000
+"""Private images of a cell."""
+
+MEMORY_PER_IMAGE = 4
+"""Copies of a cell's images that are in memory at once: pictures, victims, observations, reconstructions."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What each axis of a cell is, as canonical JSON: the names of its random streams. Of the scenario, what is drawn by it."""
+
+    dataset: str
+    scenario: str
+    model: str
+    prior: str
+    defense: str
+    attack: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the grid, with every axis resolved. An `attack` of None is the oracle.
+
+    `scenario.image_size` is always a number here. Random streams are named by `keys`, which say what an axis is; a label says
+    how it was asked for, and two labels may ask for the same. `dataset_remarks` say what the user should know of the data set.
+    """
+
+    dataset_label: str
+    defense_label: str
+    attack_label: str
+    scenario: Scenario
+    model: Model
+    dataset: Dataset
+    defense: Defense
+    attack: Attack | None
+    trial: int
+    victims: int
+    seed: int
+    success_db: float
+    device: str
+    identity: str
+    keys: Keys
+    dataset_remarks: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> frozenset[Capability]:
+        """What the attack needs and is not granted; such a cell is skipped."""
+        from benchmark.types import Capability
+
+        withheld = self.defense.hides | (frozenset() if self.model.prior else {Capability.PRIOR})
+        return self.attack.needs & withheld if self.attack else frozenset()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the user should know of data set, model and prior."""
+        prior = self.model.prior.remarks if self.model.prior else ()
+        return (*self.dataset_remarks, *self.model.remarks, *prior)
+
+    @property
+    def name(self) -> str:
+        """For people: the axes that usually differ."""
+        scene = f"{self.dataset_label} · {label(self.scenario.record)} · {self.model.label}"
+        return f"{self.attack_label} vs {self.defense_label} · {scene} · trial {self.trial}"
+
+    @property
+    def budget(self) -> int:
+        """Evaluations that the attack may spend on one victim."""
+        return self.attack.budget if self.attack else 0
+
+    @property
+    def control(self) -> bool:
+        """Whether it is a floor or the ceiling, not an attack."""
+        return self.attack is None or self.attack.control
+
+
+def plan(grid: Grid, registry: Registry, device: str) -> list[Cell]:
+    """Every cell of the grid, in the order they run: part by part, those of one scene together, controls first.
+
+    Two ways to ask for the same cell give one, under the first one's label.
+
+    Raises:
+        UserError: any axis names something unknown, values that do not go together, more than `MOST_CELLS` cells, or two
+            parts ask for one row of the tables with different budgets or victims.
+    """
+    planners = [_Planner(part, registry, device) for part in grid.each_part()]
+    every = [planner.axes() for planner in planners]
+    if (count := sum(math.prod(map(len, axes)) for axes in every)) > MOST_CELLS:
+        raise UserError(f"the grid has {count} cells; at most {MOST_CELLS} can be run at once")
+    cells = [planner.cell(*axes) for planner, own in zip(planners, every, strict=True) for axes in itertools.product(*own)]
+    chosen: dict[str, Cell] = {}
+    rows: dict[object, Cell] = {}
+    for cell in cells:
+        chosen.setdefault(cell.identity, cell)
+        row = rows.setdefault((cell.name, cell.keys.scenario), cell)
+        if (row.budget, row.victims) != (cell.budget, cell.victims):
+            raise UserError(f"two parts of the grid ask for {cell.name} with different budgets or numbers of victims")
+    return list(chosen.values())
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A resolved plugin: its label in tables, the object, what it is, and what of its source and data can change an answer.
+
+    Of a data set also what the user should know of it, and the contents of its two parts where it can list them.
+    """
+
+    label: str
+    value: Any
+    key: Mapping[str, object]
+    sources: Mapping[str, object]
+    remarks: tuple[str, ...] = ()
+    contents: Contents | None = None
+
+
+class _Planner:
+    def __init__(self, grid: Grid, registry: Registry, device: str) -> None:
+        import torch
+
+        from benchmark.registry import engine_hash
+
+        self.grid, self.registry, self.device = grid, registry, device
+        self.engine = engine_hash()
+        # Sums round differently when they are split over another number of threads.
+        self.hardware = [device.partition(":")[0], torch.get_num_threads() if device == "cpu" else None]
+        self.settings = self._settings()
+        self._weights = cache(_weights_key)  # reads whole files: once for a model, not for every cell
+
+    def axes(self) -> list[Sequence[Any]]:
+        from benchmark.diffusion.models import resolve
+
+        controls = [plugin.name for plugin in self.registry.all("attack") if plugin.control]
+        attacks = dict.fromkeys([*controls, *self.grid.attacks])
+        attacks.pop(ORACLE, None)
+        models = [resolve(spec) for spec in expand(self.grid.models)]
+        datasets = [self._dataset(spec) for spec in expand(self.grid.datasets)]
+        defenses = [self._defense(specs) for specs in expand_stacks(self.grid.defenses)]
+        oracle = _Choice(ORACLE, None, {"name": ORACLE}, {})
+        chosen = [oracle, *(self._choice("attack", spec) for spec in expand(attacks))]
+        return [datasets, self.grid.scenarios, models, range(self.grid.trials), defenses, chosen]
+
+    def cell(self, dataset: _Choice, scenario: Scenario, model: Model, trial: int, defense: _Choice, attack: _Choice) -> Cell:
+        scenario = self._fit(scenario, model)
+        self._check_size(scenario)
+        for trained in (model, *([model.prior] if model.prior else [])):
+            _refuse_if_seen(trained, dataset)
+        keys = Keys(
+            dataset=_canonical(dataset.key),
+            scenario=_canonical(scenario.drawn),
+            model=_canonical(self._weights(model)),
+            prior=_canonical(self._weights(model.prior) if model.prior else None),
+            defense=_canonical(defense.key),
+            attack=_canonical(attack.key),
+        )
+        everything = {
+            "version": IDENTITY_VERSION,
+            "engine": self.engine,
+            "hardware": self.hardware,
+            "keys": dataclasses.asdict(keys),
+            "scenario": dataclasses.asdict(scenario),
+            "sources": [choice.sources for choice in (dataset, defense, attack)],
+            "trial": trial,
+            "victims": self.grid.victims,
+            "seed": self.grid.seed,
+            "success_db": self.grid.success_db,
+        }
+        return Cell(
+            dataset_label=dataset.label,
+            defense_label=defense.label,
+            attack_label=attack.label,
+            scenario=scenario,
+            model=model,
+            dataset=dataset.value,
+            defense=defense.value,
+            attack=attack.value,
+            trial=trial,
+            victims=self.grid.victims,
+            seed=self.grid.seed,
+            success_db=self.grid.success_db,
+            device=self.device,
+            identity=hashlib.blake2b(_canonical(everything).encode(), digest_size=16).hexdigest(),
+            keys=keys,
+            dataset_remarks=dataset.remarks,
+        )
+
+    def _check_size(self, scenario: Scenario) -> None:
+        """Refuse a cell whose images alone exceed what can be counted, or this machine's memory."""
+        count, size = self.grid.victims * scenario.images, scenario.image_size or 0
+        if count > MOST_IMAGES:
+            raise UserError(f"{self.grid.victims} victims have {count} images behind them; a cell has at most {MOST_IMAGES}")
+        needed = MEMORY_PER_IMAGE * count * 3 * size**2 * 4
+        if needed > (total := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+            raise UserError(
+                f"the {count} images of {size}x{size} pixels of a cell need {needed / 2**30:.0f} GiB, "
+                f"and this machine has {total / 2**30:.0f} GiB"
+            )
+
+    def _fit(self, scenario: Scenario, model: Model) -> Scenario:
+        """The scenario with an image size and timesteps that the model has, and without what has no effect."""
+        size = scenario.image_size or model.image_size
+        if size % model.stride:
+            raise UserError(f"model '{model.label}' takes images whose side is a multiple of {model.stride}, not {size}x{size}")
+        steps = model.steps
+        if any(not 0 <= t < steps for t in scenario.fixed_timesteps):
+            raise UserError(
+                f"the scenario's timesteps ({scenario.timestep_label}) must be from 0 to {steps - 1} for model '{model.label}'"
+            )
+        fixed = scenario.fixed_timesteps
+        timesteps = fixed[0] if len(set(fixed)) == 1 else scenario.timesteps
+        lr = scenario.local_lr if scenario.local_steps > 1 else Scenario.local_lr
+        return dataclasses.replace(scenario, image_size=size, timesteps=timesteps, local_lr=lr)
+
+    def _choice(self, kind: str, spec: Spec) -> _Choice:
+        from benchmark.registry import load
+
+        name = spec.name.partition(":")[0]
+        settings: dict[str, object] = dict(self.settings.get((kind, name), {}))
+        if kind == "attack" and self.grid.evaluations is not None:
+            fields = config.field_names(load(self.registry.get(kind, name)))
+            settings = {"evaluations": self.grid.evaluations, **settings} if "evaluations" in fields else settings
+        plugin, value = self.registry.create(kind, spec, settings)
+        sources = {"source": plugin.source_hash, "data": ""}
+        return _Choice(printable(str(spec)), value, {"name": name, "fields": dataclasses.asdict(value)}, sources)
+
+    def _dataset(self, spec: Spec) -> _Choice:
+        """A data set. What it is, and so what its random streams are named by, is its images, not the place where they lie."""
+        choice = self._choice("dataset", spec)
+        dataset: Dataset = choice.value
+        images = dataset.fingerprint()
+        fields = {name: value for name, value in dataclasses.asdict(choice.value).items() if name not in dataset.location}
+        key = {"name": choice.key["name"], "fields": fields, **({"images": images} if images else {})}
+        sources = {**choice.sources, "data": images}
+        return _Choice(choice.label, dataset, key, sources, dataset.remarks(), dataset.contents())
+
+    def _defense(self, specs: Sequence[Spec]) -> _Choice:
+        """One defense, or several stacked."""
+        from benchmark.stack import stack
+
+        chosen = [self._choice("defense", spec) for spec in specs]
+        if len(chosen) == 1:
+            return chosen[0]
+        names = [str(choice.key["name"]) for choice in chosen]
+        label = "+".join(choice.label for choice in chosen)
+        if len(set(names)) < len(names):
+            raise UserError(f"defense '{label}' names one defense twice")
+        value = stack(dict(zip(names, (choice.value for choice in chosen), strict=True)))
+        return _Choice(label, value, {"stack": [c.key for c in chosen]}, {"stack": [c.sources for c in chosen]})
+
+    def _settings(self) -> dict[tuple[str, str], dict[str, object]]:
+        """Hyper-parameters of `set`, by kind and name of the plugin."""
+        from benchmark.registry import load
+
+        settings: dict[tuple[str, str], dict[str, object]] = {}
+        for key, value in self.grid.set.items():
+            kind, _, rest = str(key).partition(".")
+            name, _, field_name = rest.rpartition(".")
+            if kind not in ("attack", "defense", "dataset") or not name or not field_name:
+                raise UserError(f"'{key}' should read like attack.NAME.FIELD")
+            known = config.field_names(load(self.registry.get(kind, name)))
+            if field_name not in known:
+                raise unknown(f"field of {kind} '{name}'", field_name, known)
+            settings.setdefault((kind, name), {})[field_name] = value
+        return settings
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def _refuse_if_seen(model: Model, dataset: _Choice) -> None:
+    """Refuse a model that was trained on images which are victims here.
+
+    A card that lists the contents of its images is compared with the victims'. Of other cards only this is known: a model
+    trained on the public images of a data set saw no victim as long as its files, and so its split, stay.
+    """
+    name = dataset.label.partition(":")[0].partition("[")[0]
+    for seen in model.trained_on():
+        if seen.contents and dataset.contents:
+            if shared := seen.contents & dataset.contents.private:
+                victims = len(dataset.contents.private)
+                raise UserError(
+                    f"model '{model.label}' was trained on {len(shared)} of the {victims} images that are victims in "
+                    f"'{dataset.label}' (public images of '{seen.dataset}'); train it again on other images"
+                )
+        elif seen.dataset.partition(":")[0].partition("[")[0] == name and seen.files != dataset.sources["data"]:
+            raise UserError(
+                f"model '{model.label}' was trained on public images of '{seen.dataset}' as its files were then, and those of "
+                f"'{dataset.label}' are others: a victim here may have been public there; train it again on these files"
+            )
+
+
+def _weights_key(model: Model) -> Mapping[str, object]:
+    if model.checkpoint is None:
+        assert model.convention is not None
+        return {"preset": model.preset, "convention": dataclasses.asdict(model.convention)}
+    digest = hashlib.blake2b(digest_size=16)
+    for path in model.files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return {
+        "files": digest.hexdigest(),
+        "convention": dataclasses.asdict(model.convention) if model.convention else None,
+    }
