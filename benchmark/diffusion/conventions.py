@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 
+from benchmark.diffusion.process import MOST_STEPS
 from benchmark.diffusion.schedule import PredictionType
+from benchmark.ranges import Range, check_fields
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -30,11 +32,10 @@ class Convention:
 
     prediction: PredictionType = "epsilon"
     schedule: Literal["linear", "cosine", "sigmoid"] = "linear"
-    steps: int = 1000
+    steps: Annotated[int, Range(2, MOST_STEPS)] = 1000
 
     def __post_init__(self) -> None:
-        if self.steps < 2:
-            raise ValueError(f"steps must be at least 2, not {self.steps}")
+        check_fields(self)
 
     def scheduler(self) -> DDPMScheduler:
         """The convention as diffusers' scheduler, which can be saved beside a network."""

@@ -7,9 +7,8 @@ local diffusers directory (a path; `train` writes such), or the hub id of a mode
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,19 +17,36 @@ import torch
 
 from benchmark.config import build
 from benchmark.diffusion.catalogue import cached, shipped
+from benchmark.diffusion.checkpoint import Checkpoint, inspect, load, read_object, stride
 from benchmark.diffusion.conventions import Convention
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.presets import PRESETS
+from benchmark.diffusion.process import read_scheduler
 from benchmark.diffusion.schedule import Schedule, from_scheduler
-from benchmark.errors import UserError, first_line, unknown
+from benchmark.errors import UserError, shown, unknown
+from benchmark.paths import printable, user_path
 from benchmark.seeds import seed
 from benchmark.spec import Spec, one
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 CARD = "card.json"
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """What a card says of the images that a model was trained on.
+
+    Attributes:
+        dataset: the name of the data set.
+        files: the fingerprint that it had.
+        contents: a hash of each image, empty where the card lists none.
+    """
+
+    dataset: str
+    files: str
+    contents: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -44,10 +60,10 @@ class Model:
         steps: number of timesteps T.
         convention: schedule and prediction type of a preset, None where the directory's own scheduler says it.
         preset: the name of its preset, or None.
-        directory: the diffusers directory of its U-Net, or None.
-        scheduler: the file with its scheduler's configuration, or None.
+        checkpoint: the diffusers directory of its U-Net, or None.
         card: what `train` wrote of how it was made, or None.
         prior: the trained model that an attack is granted as knowledge of images, None where it is granted none.
+        remarks: what the user should know of it.
     """
 
     label: str
@@ -56,29 +72,39 @@ class Model:
     steps: int
     convention: Convention | None
     preset: str | None = None
-    directory: Path | None = None
-    scheduler: Path | None = None
+    checkpoint: Checkpoint | None = None
     card: Mapping[str, object] | None = field(default=None, hash=False)
     prior: Model | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def state(self) -> str:
         """`random` for a random init, `trained N steps` where a card says so, else `checkpoint`."""
-        if self.directory is None:
+        if self.checkpoint is None:
             return "random"
         return "checkpoint" if self.trained_steps is None else f"trained {self.trained_steps} steps"
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that decide what it computes: configuration, weights and noise process; none for a preset."""
+        if self.checkpoint is None:
+            return ()
+        scheduler = () if self.checkpoint.scheduler is None else (self.checkpoint.scheduler,)
+        return (self.checkpoint.config, *self.checkpoint.weights, *scheduler)
+
+    @property
     def trained_steps(self) -> int | None:
-        """Training steps, those of the model that it began from among them; None where no card tells."""
+        """Training steps, with those of the model that it began from; None where no card says."""
         steps = (self.card or {}).get("steps")
         return steps if isinstance(steps, int) else None
 
-    def trained_on(self) -> Iterator[tuple[str, str]]:
-        """Name and fingerprint of each data set that its card, and those of the models that it began from, tell of."""
+    def trained_on(self) -> Iterator[TrainingImages]:
+        """Yield what its card, and the cards of the models that it began from, say of the training images."""
         card: object = self.card
         while isinstance(card, Mapping):
-            yield str(card.get("dataset", "")), str(card.get("files", ""))
+            contents = card.get("contents")
+            listed = frozenset(map(str, contents)) if isinstance(contents, list) else frozenset()
+            yield TrainingImages(str(card.get("dataset", "")), str(card.get("files", "")), listed)
             card = card.get("base")
 
     @property
@@ -100,15 +126,15 @@ def resolve(spec: Spec) -> Model:
     """
     chosen = [value for field, value in spec.params if field == "prior"]
     model = _resolve_alone(Spec(spec.name, tuple(pair for pair in spec.params if pair[0] != "prior")))
-    prior = _resolve_prior(model, chosen[0] if chosen else "none" if model.directory is None else "self")
-    return dataclasses.replace(model, label=str(spec), prior=prior)
+    prior = _resolve_prior(model, chosen[0] if chosen else "none" if model.checkpoint is None else "self")
+    return dataclasses.replace(model, label=printable(str(spec)), prior=prior)
 
 
 def _resolve_prior(model: Model, name: str) -> Model | None:
     if name == "none":
         return None
     prior = model if name == "self" else _resolve_alone(one(name))
-    if prior.directory is None:
+    if prior.checkpoint is None:
         raise UserError(
             f"the prior of model '{model.label}' is untrained; a prior is none or a trained model, as small:trained"
         )
@@ -124,17 +150,17 @@ def _resolve_alone(spec: Spec) -> Model:
     if spec.name in PRESETS:
         convention = build(Convention, dict(spec.params), f"model '{spec.name}'")
         preset = PRESETS[spec.name]
-        stride = _stride(preset.block_out_channels)
-        return Model(str(spec), preset.sample_size, stride, convention.steps, convention, preset=spec.name)
+        lowest = stride(preset.block_out_channels)
+        return Model(str(spec), preset.sample_size, lowest, convention.steps, convention, preset=spec.name)
     if spec.name in shipped():
         return _resolve_directory(spec, shipped()[spec.name])
-    path = Path(spec.name).expanduser()
+    path = user_path(spec.name)
     if path.is_dir():
         return _resolve_directory(spec, path)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", spec.name):
         return _resolve_directory(spec, _cached(spec.name))
     if "/" in spec.name or spec.name.startswith("."):
-        raise UserError(f"model '{spec.name}' is no directory")
+        raise UserError(f"model {shown(spec.name)} is no directory")
     raise unknown("model", spec.name, [*PRESETS, *shipped()])
 
 
@@ -149,39 +175,37 @@ def _cached(hub_id: str) -> Path:
 
 
 def _resolve_directory(spec: Spec, path: Path) -> Model:
-    directory = path / "unet" if (path / "unet").is_dir() else path
-    config = _read_json(directory / "config.json", f"model '{spec.name}'")
-    if config.get("_class_name") != "UNet2DModel":
-        raise UserError(f"model '{spec.name}' is a {config.get('_class_name')}, not a diffusers UNet2DModel")
-    if not (directory / WEIGHTS).is_file():
-        raise UserError(f"model '{spec.name}' has no {WEIGHTS} (pickled weights are never loaded; save as safetensors)")
-    size = config.get("sample_size")
-    if not isinstance(size, int):
-        raise UserError(f"model '{spec.name}' does not say its image size (sample_size in {directory / 'config.json'})")
-    channels = config.get("block_out_channels")
-    stride = _stride(channels if isinstance(channels, list) else [])
-    candidates = (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json")
-    scheduler = next((file for file in candidates if file.is_file()), None)
+    what = f"model '{printable(spec.name)}'"
+    checkpoint = inspect(path, what)
+    scheduler = checkpoint.scheduler
     if scheduler and spec.params:
-        raise UserError(f"model '{spec.name}' has its own scheduler ({scheduler.name}); leave out the brackets")
+        raise UserError(f"{what} has its own scheduler ({scheduler.name}); leave out the brackets")
     if not scheduler and not spec.params:
         raise UserError(
-            f"model '{spec.name}' has no scheduler_config.json: save its scheduler beside it, "
-            f"or state how its client trains, as in '{spec.name}[prediction=epsilon,schedule=linear,steps=1000]'"
+            f"{what} has no scheduler_config.json: save its scheduler beside it, "
+            f"or state how its client trains, as in '{printable(spec.name)}[prediction=epsilon,schedule=linear,steps=1000]'"
         )
-    card = _read_json(path / CARD, f"model '{spec.name}'") if (path / CARD).is_file() else None
-    if scheduler is None:
-        convention = build(Convention, dict(spec.params), f"model '{spec.name}'")
-        return Model(str(spec), size, stride, convention.steps, convention, directory=directory, card=card)
-    steps = _read_json(scheduler, f"model '{spec.name}'").get("num_train_timesteps")
-    if not isinstance(steps, int):
-        raise UserError(f"model '{spec.name}' does not say its number of timesteps (num_train_timesteps in {scheduler})")
-    return Model(str(spec), size, stride, steps, None, directory=directory, scheduler=scheduler, card=card)
+    convention = build(Convention, dict(spec.params), what)
+    model = Model(
+        label=printable(str(spec)),
+        image_size=checkpoint.image_size,
+        stride=checkpoint.stride,
+        steps=checkpoint.steps or convention.steps,
+        convention=None if scheduler else convention,
+        checkpoint=checkpoint,
+        card=read_object(path / CARD, what) if (path / CARD).is_file() else None,
+    )
+    return dataclasses.replace(model, remarks=_remarks(model))
 
 
-def _stride(block_out_channels: Sequence[object]) -> int:
-    """A U-Net halves the image between its resolutions."""
-    return 1 << max(0, len(block_out_channels) - 1)
+def _remarks(model: Model) -> tuple[str, ...]:
+    schedule = build_schedule(model)
+    if schedule.alpha_bar[-1] > 0 or schedule.prediction_type != "epsilon":
+        return ()
+    return (
+        f"model '{model.label}': alpha_bar ends at 0, where the noisy image is noise alone and a network that predicts the "
+        "noise learns nothing of the image; such schedules are meant for v_prediction",
+    )
 
 
 def build_scheduler(model: Model) -> DDPMScheduler:
@@ -190,16 +214,11 @@ def build_scheduler(model: Model) -> DDPMScheduler:
     Raises:
         UserError: the scheduler's file cannot be used.
     """
-    from diffusers import DDPMScheduler
-
-    if model.scheduler is None:
-        assert model.convention is not None
+    if model.convention is not None:
         return model.convention.scheduler()
-    config = _read_json(model.scheduler, f"model '{model.label}'")
-    try:
-        return DDPMScheduler.from_config(config)
-    except Exception as error:
-        raise UserError(f"model '{model.label}' has a scheduler that cannot be used: {first_line(error)}") from error
+    assert model.checkpoint is not None and model.checkpoint.scheduler is not None
+    what = f"model '{model.label}'"
+    return read_scheduler(read_object(model.checkpoint.scheduler, what), what)
 
 
 def build_schedule(model: Model) -> Schedule:
@@ -222,14 +241,8 @@ def build_network(model: Model, base_seed: int) -> Denoiser:
     """
     from diffusers import UNet2DModel
 
-    if model.directory is not None:
-        try:
-            unet = UNet2DModel.from_pretrained(
-                model.directory, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-            )
-        except Exception as error:
-            raise UserError(f"model '{model.label}' cannot be loaded: {first_line(error)}") from error
-        return Denoiser(unet)
+    if model.checkpoint is not None:
+        return Denoiser(load(model.checkpoint, f"model '{model.label}'"))
     assert model.preset is not None
     architecture = dataclasses.asdict(PRESETS[model.preset])
     del architecture["summary"]
@@ -237,13 +250,3 @@ def build_network(model: Model, base_seed: int) -> Denoiser:
         torch.default_generator.manual_seed(seed(base_seed, "model", model.preset))
         unet = UNet2DModel(**architecture)
     return Denoiser(unet)
-
-
-def _read_json(path: Path, what: str) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{what}: cannot read {path} ({first_line(error)})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{what}: {path} holds no JSON object")
-    return content

@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+import torch
 from torch import Tensor
+
+from benchmark.errors import shown
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -21,7 +24,7 @@ class Schedule:
     """A noise schedule and what the network predicts under it.
 
     Attributes:
-        alpha_bar: (T,) float32, decreasing in (0, 1): the share of signal left at each timestep.
+        alpha_bar: (T,) float32, decreasing in (0, 1]: the share of signal left at each timestep; the last may be 0.
         prediction_type: `epsilon` (the noise) or `v_prediction` (Salimans and Ho 2022, arXiv 2202.00512).
     """
 
@@ -77,9 +80,17 @@ def from_scheduler(scheduler: DDPMScheduler) -> Schedule:
     """Read a diffusers scheduler.
 
     Raises:
-        ValueError: its prediction type is neither `epsilon` nor `v_prediction`.
+        ValueError: its prediction type is neither `epsilon` nor `v_prediction`, or its alpha_bar is no share of signal that
+            falls from above 0; 0 itself may stand at its end alone.
     """
     prediction_type = scheduler.config.prediction_type
     if prediction_type not in get_args(PredictionType):
-        raise ValueError(f"prediction type '{prediction_type}' is not one of {', '.join(get_args(PredictionType))}")
-    return Schedule(scheduler.alphas_cumprod.float().clone(), prediction_type)
+        raise ValueError(f"prediction type {shown(prediction_type)} is not one of {', '.join(get_args(PredictionType))}")
+    alpha_bar = scheduler.alphas_cumprod.float().clone()
+    if not torch.isfinite(alpha_bar).all():
+        raise ValueError("the noise schedule's alpha_bar is not finite")
+    if alpha_bar.max() > 1 or alpha_bar.min() < 0 or (alpha_bar.diff() > 0).any():
+        raise ValueError("the noise schedule's alpha_bar does not fall from 1 towards 0")
+    if (alpha_bar[:-1] == 0).any():
+        raise ValueError("the noise schedule's alpha_bar is 0 before its end")
+    return Schedule(alpha_bar, prediction_type)

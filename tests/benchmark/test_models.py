@@ -170,7 +170,7 @@ def test_a_shipped_checkpoint_was_trained_on_the_public_photographs_alone(name):
 
     model = resolve(one(name))
     assert model.card["data"] == fingerprint(Photos().training(model.image_size))
-    assert list(model.trained_on()) == [("photos", Photos().fingerprint())]
+    assert [(seen.dataset, seen.files) for seen in model.trained_on()] == [("photos", Photos().fingerprint())]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_shipped_checkpoint_was_trained_on_the_public_photographs_alone(name):
 def test_the_prior_is_named_in_the_brackets(name, label):
     model = resolve(one(name))
     assert model.prior_label == label
-    assert model.prior is None or model.prior.directory.parent == shipped()["tiny:trained"]
+    assert model.prior is None or model.prior.files[0].parent.parent == shipped()["tiny:trained"]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def hub(tmp_path, monkeypatch):
 
 def test_a_hub_id_is_read_from_the_local_cache(hub):
     model = resolve(one("someone/faces"))
-    assert (model.directory, model.image_size, model.steps) == (hub, 8, 20)
+    assert (model.files[0].parent, model.image_size, model.steps) == (hub, 8, 20)
     assert sum(p.numel() for p in build_network(model, 0).parameters()) > 0
 
 
