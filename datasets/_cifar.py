@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from benchmark.datasets._parts import OnDisk, Part, home, parquet_part
+from benchmark.datasets._parquet import parquet_part
+from benchmark.datasets._parts import OnDisk, Part, home, last_change
 from numpy.typing import NDArray
 from PIL import Image
 
 from benchmark.errors import UserError
+from benchmark.image_files import content_hash, files_below, reason
+from benchmark.paths import printable
 
 PIXELS = 3 * 32 * 32
+SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Layout:
         label_bytes: labels in front of each image.
         folder: of the binary files, below the data set's own.
         train: the binary files of the training part.
-        test: those of the test part.
+        test: the binary files of the test part.
         repository: of the Parquet files on the Hugging Face hub.
     """
 
@@ -45,39 +49,36 @@ class Layout:
     repository: str
 
     def part(self, path: str, split: str) -> Part:
-        """The part `train` or `test`.
+        """Return the part `train` or `test`.
 
         Raises:
             UserError: it is missing or damaged.
         """
-        root = self._home(path)
-        binaries = self._binaries(root, split)
-        if all(file.is_file() for file in binaries):
-            images = _read(tuple((file, file.stat().st_mtime_ns) for file in binaries), self.label_bytes, self.name)
-            return Part(self.name, [f"{split}-{i}" for i in range(len(images))], lambda i: Image.fromarray(images[i]))
-        tables = self._tables(root, split)
-        if not tables:
-            raise UserError(f"data set '{self.name}': {root} holds no {split} part; {self._how}")
-        return parquet_part(self.name, tables, split)
+        files = self._files(path, split)
+        if files[0].suffix == ".parquet":
+            return parquet_part(self.name, files, split)
+        images = _read(tuple((file, last_change(file)) for file in files), self.label_bytes, self.name)
+        return Part(self.name, [f"{split}-{i}" for i in range(len(images))], lambda i: Image.fromarray(images[i]))
 
     def fingerprint(self, path: str) -> str:
-        """A hash of the files' contents."""
-        root = self._home(path)
+        """Return a hash of the contents of the files that are read, whatever else lies beside them."""
         digest = hashlib.blake2b(digest_size=16)
-        for file in sorted([*root.rglob("*.bin"), *root.rglob("*.parquet")]):
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "blake2b").digest())
+        for split in SPLITS:
+            for file in self._files(path, split):
+                digest.update(content_hash(file))
         return digest.hexdigest()
 
-    def _home(self, path: str) -> Path:
-        return home(self.name, path, self._how)
-
-    def _binaries(self, root: Path, split: str) -> list[Path]:
-        folder = root / self.folder if (root / self.folder).is_dir() else root
-        return [folder / file for file in (self.train if split == "train" else self.test)]
-
-    def _tables(self, root: Path, split: str) -> Sequence[Path]:
-        return sorted(root.rglob(f"{split}*.parquet"))
+    def _files(self, path: str, split: str) -> Sequence[Path]:
+        """Return the files of a part: the binary ones if all are there, else Parquet."""
+        root = home(self.name, path, self._how)
+        for folder in (root / self.folder, root):
+            binaries = [folder / name for name in (self.train if split == "train" else self.test)]
+            if all(file.is_file() for file in binaries):
+                return binaries
+        tables = [file for file in files_below(root) if file.suffix == ".parquet" and file.name.startswith(split)]
+        if not tables:
+            raise UserError(f"data set '{self.name}': {printable(root)} holds no {split} part; {self._how}")
+        return tables
 
     @property
     def _how(self) -> str:
@@ -107,11 +108,17 @@ class CIFAR(OnDisk):
 
 @cache
 def _read(files: tuple[tuple[Path, int], ...], label_bytes: int, name: str) -> NDArray[np.uint8]:
-    """(N, 32, 32, 3) from files, each with the time of its last change."""
-    rows = []
-    for file, _ in files:
+    """Return (N, 32, 32, 3) from files, each with the time of its last change."""
+    parts = [_images(file, label_bytes, name) for file, _ in files]
+    return np.ascontiguousarray(np.concatenate(parts).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+
+
+def _images(file: Path, label_bytes: int, name: str) -> NDArray[np.uint8]:
+    """Return (N, 3 * 32 * 32) from one file."""
+    try:
         raw = np.fromfile(file, dtype=np.uint8)
-        if not len(raw) or len(raw) % (label_bytes + PIXELS):
-            raise UserError(f"data set '{name}': {file.name} is damaged: {len(raw)} bytes are no whole number of images")
-        rows.append(raw.reshape(-1, label_bytes + PIXELS)[:, label_bytes:])
-    return np.ascontiguousarray(np.concatenate(rows).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    except OSError as error:
+        raise UserError(f"data set '{name}': cannot read {printable(file)}: {reason(error)}") from error
+    if not len(raw) or len(raw) % (label_bytes + PIXELS):
+        raise UserError(f"data set '{name}': {printable(file)} is damaged: {len(raw)} bytes are no whole number of images")
+    return raw.reshape(-1, label_bytes + PIXELS)[:, label_bytes:]

@@ -6,21 +6,19 @@ Not a plugin. The folder of a data set NAME is $GIDBENCH_DATA/NAME, or ~/.cache/
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from PIL import Image
 
-from benchmark.errors import UserError, first_line
+from benchmark.errors import UserError
+from benchmark.image_files import reason
 from benchmark.images import centred_square
+from benchmark.paths import printable, user_path
 from benchmark.plugins import Picture
 
 
@@ -31,7 +29,7 @@ class Part:
     Attributes:
         dataset: name of the data set, for messages.
         sources: where each image comes from.
-        load: image number i.
+        load: returns image number i in RGB, or raises a `UserError` that names it.
     """
 
     dataset: str
@@ -39,19 +37,25 @@ class Part:
     load: Callable[[int], Image.Image]
 
     def pictures(self, indices: Sequence[int], size: int) -> list[Picture]:
-        """These images at `size` x `size`.
+        """Return these images at `size` x `size`.
 
         Raises:
             UserError: one cannot be read.
         """
-        return [Picture(self._square(i, size), self.sources[i]) for i in indices]
+        return [Picture(centred_square(self.load(i), size), self.sources[i]) for i in indices]
 
     def first(self, count: int, size: int) -> list[Picture]:
-        """The first `count` images, or all where there are fewer."""
+        """Return the first `count` images, or all where there are fewer.
+
+        Raises:
+            UserError: there is none, or one cannot be read.
+        """
+        if not self.sources:
+            raise UserError(f"data set '{self.dataset}' has no public images")
         return self.pictures(range(min(count, len(self.sources))), size)
 
     def draw(self, count: int, size: int, generator: torch.Generator) -> list[Picture]:
-        """`count` different images in a random order.
+        """Return `count` different images in a random order.
 
         Raises:
             UserError: there are not so many, or one cannot be read.
@@ -61,22 +65,16 @@ class Part:
         return self.pictures(torch.randperm(len(self.sources), generator=generator)[:count].tolist(), size)
 
     def all(self, size: int) -> torch.Tensor:
-        """(N, 3, size, size) every image."""
-        return torch.stack([picture.image for picture in self.pictures(range(len(self.sources)), size)])
+        """Return every image, (N, 3, size, size)."""
+        return torch.stack([picture.image for picture in self.first(len(self.sources), size)])
 
     def split(self, every: int) -> tuple[Part, Part]:
-        """A public and a private part: every `every`-th image, in the order of a hash of the sources, is public."""
+        """Return a public and a private part: every `every`-th image, in the order of a hash of the sources, is public."""
         order = sorted(range(len(self.sources)), key=lambda i: hashlib.blake2b(os.fsencode(self.sources[i])).digest())
         return self._only(order[::every]), self._only([i for n, i in enumerate(order) if n % every])
 
     def _only(self, chosen: Sequence[int]) -> Part:
         return Part(self.dataset, [self.sources[i] for i in chosen], lambda i: self.load(chosen[i]))
-
-    def _square(self, index: int, size: int) -> torch.Tensor:
-        try:
-            return centred_square(self.load(index).convert("RGB"), size)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"data set '{self.dataset}': cannot read {self.sources[index]}: {first_line(error)}") from error
 
 
 class OnDisk:
@@ -86,6 +84,7 @@ class OnDisk:
         shown: public images that stand for all of them in a grid; a model is trained on every one.
     """
 
+    location: ClassVar[frozenset[str]] = frozenset({"path"})
     shown: ClassVar[int] = 1000
 
     def victims(self, count: int, size: int, generator: torch.Generator) -> list[Picture]:
@@ -108,61 +107,55 @@ class OnDisk:
 
 
 def home(name: str, path: str, how: str) -> Path:
-    """The folder that holds the data set.
+    """Return the folder that holds the data set.
 
     Args:
         name: of the data set.
-        path: what the user named, empty for the usual place.
+        path: the folder that the user named, empty for the usual place.
         how: how to get the data, the end of the message where there is no such folder.
 
     Raises:
         UserError: there is no such folder.
     """
-    usual = Path(os.environ.get("GIDBENCH_DATA") or Path.home() / ".cache" / "gidbench") / name
-    folder = Path(path).expanduser() if path else usual
-    if not folder.is_dir():
-        raise UserError(f"data set '{name}' is not on this machine: there is no folder {folder}; {how}")
-    return folder
+    folder = user_path(path) if path else user_path(os.environ.get("GIDBENCH_DATA") or "~/.cache/gidbench") / name
+    return existing_folder(folder, f"data set '{name}' is not on this machine: there is no folder {printable(folder)}; {how}")
 
 
-def parquet_part(dataset: str, files: Sequence[Path], label: str) -> Part:
-    """The images of Parquet files as the Hugging Face hub has them: one column of structs with the encoded `bytes`.
-
-    Args:
-        dataset: name of the data set, for messages.
-        files: read one after the other.
-        label: begins the name of every source.
+def existing_folder(folder: Path, missing: str) -> Path:
+    """Return the folder.
 
     Raises:
-        UserError: a file cannot be read or has no such column.
+        UserError: it does not exist, with the message `missing`; it is a file or cannot be reached.
     """
-    import pyarrow
-    import pyarrow.parquet
-
     try:
-        tables = [pyarrow.parquet.ParquetFile(file) for file in files]
-        column = next(f.name for f in tables[0].schema_arrow if pyarrow.types.is_struct(f.type) and "bytes" in f.type.names)
-    except StopIteration:
-        raise UserError(f"data set '{dataset}': {files[0].name} has no column of images") from None
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"data set '{dataset}': cannot read {files[0].parent}: {first_line(error)}") from error
-    groups = [(table, group) for table in tables for group in range(table.num_row_groups)]
-    ends = list(accumulate(table.metadata.row_group(group).num_rows for table, group in groups))
-
-    @lru_cache(maxsize=2)
-    def read(number: int) -> Any:
-        table, group = groups[number]
-        return table.read_row_group(group, columns=[column]).column(column)
-
-    def load(index: int) -> Image.Image:
-        number = bisect_right(ends, index)
-        begin = ends[number - 1] if number else 0
-        return Image.open(io.BytesIO(read(number)[index - begin]["bytes"].as_py()))
-
-    return Part(dataset, [f"{label}-{i}" for i in range(ends[-1] if ends else 0)], load)
+        if folder.is_dir():
+            return folder
+        raise UserError(f"{printable(folder)} is not a folder" if folder.exists() else missing)
+    except OSError as error:
+        raise UserError(f"cannot read folder {printable(folder)}: {reason(error)}") from error
 
 
 def listing(files: Iterable[Path], root: Path) -> str:
-    """A fingerprint of large files without reading them: relative names and sizes."""
-    lines = sorted(f"{file.relative_to(root)}\0{file.stat().st_size}" for file in files)
+    """Return a fingerprint of large files without reading them: a hash of their paths relative to `root`, and their sizes.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    lines = sorted(f"{file.relative_to(root)}\0{_state(file).st_size}" for file in files)
     return hashlib.blake2b(os.fsencode("\n".join(lines)), digest_size=16).hexdigest()
+
+
+def last_change(file: Path) -> int:
+    """Return the time of a file's last change in nanoseconds.
+
+    Raises:
+        UserError: the file is missing.
+    """
+    return _state(file).st_mtime_ns
+
+
+def _state(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:
+        raise UserError(f"cannot read {printable(file)}: {reason(error)}") from error

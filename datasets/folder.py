@@ -1,30 +1,33 @@
-"""Anyone's own PNG and JPEG images: `folder:PATH` reads every one below PATH.
+"""The user's own images: `folder:PATH` reads every image below PATH in any raster format that Pillow reads.
 
 Source: the user
 
-A file is a source of its own; every fifth one, in the order of a hash of its relative path, is public, the others are the
-victims'. The largest centred square of an image is scaled to S by area averaging where that makes it smaller, bicubic where
-larger.
+A file is a source of its own, and copies of one file count once. Every fifth image, in the order of a hash of its contents, is
+public, the others are the victims'. So the images decide the split, not their names or their folder. Links are followed; names
+that begin with a dot are passed over. The largest centred square of an image is scaled to S by area averaging where that makes
+it smaller, bicubic where larger.
 
-Images (3, S, S) float32 in [-1, 1]; grey images become three equal channels, transparency is laid on black.
+Images (3, S, S) float32 in [-1, 1], upright as their EXIF orientation says; grey images become three equal channels,
+transparency is laid on black, and an animation gives its first frame.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-import numpy as np
 import torch
-from PIL import Image
+from benchmark.datasets._parts import existing_folder
 
-from benchmark.errors import UserError, first_line
+from benchmark.errors import UserError
+from benchmark.image_files import content_hash, files_below, is_image, passed_over, read_image
 from benchmark.images import centred_square
-from benchmark.plugins import Dataset, Picture
+from benchmark.paths import printable, user_path
+from benchmark.plugins import Contents, Dataset, Picture
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 EVERY = 5
 
 
@@ -36,69 +39,75 @@ class Folder(Dataset):
         path: the folder.
     """
 
+    location: ClassVar[frozenset[str]] = frozenset({"path"})
+
     path: str
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.path:
             raise ValueError("the path is empty")
 
     def victims(self, count: int, size: int, generator: torch.Generator) -> list[Picture]:
         """See `Dataset.victims`: `count` different files."""
-        files = [file for i, file in enumerate(self._files()) if i % EVERY]
+        files = list(self._split()[1].values())
         if count > len(files):
-            raise UserError(f"folder '{self.path}' has {len(files)} images for victims, not {count}")
+            raise UserError(f"{self._name} has {len(files)} images for victims, not {count}")
         order = torch.randperm(len(files), generator=generator)[:count]
         return [self._picture(files[i], size) for i in order.tolist()]
 
     def public(self, size: int) -> list[Picture]:
         """See `Dataset.public`: every fifth file."""
-        return [self._picture(file, size) for file in self._files()[::EVERY]]
+        return [self._picture(file, size) for file in self._split()[0].values()]
 
     def fingerprint(self) -> str:
-        """See `Dataset.fingerprint`: a hash over the files' relative paths and contents."""
-        digest = hashlib.blake2b(digest_size=16)
-        for file in self._files():
-            digest.update(os.fsencode(file.relative_to(self.path)) + b"\0" + _content(file))
-        return digest.hexdigest()
+        """See `Dataset.fingerprint`: a hash of the images' contents."""
+        return hashlib.blake2b("".join(self._images()).encode(), digest_size=16).hexdigest()
 
-    def _files(self) -> list[Path]:
-        """One file of each content: a copy would otherwise be public and private at once, or count twice."""
-        root = Path(self.path)
-        if not root.is_dir():
-            raise UserError(f"folder '{self.path}' does not exist")
-        found = [file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
-        ordered = sorted(found, key=lambda file: hashlib.blake2b(os.fsencode(file.relative_to(root))).digest())
-        files = list({_content(file): file for file in reversed(ordered)}.values())[::-1]
-        if len(files) < 2:
-            kinds = "one PNG or JPEG image" if files else "no PNG or JPEG image"
-            raise UserError(f"folder '{self.path}' holds {kinds}; it takes two different ones, a public and a victim's")
-        return files
+    def contents(self) -> Contents:
+        """See `Dataset.contents`: hashes of the files' bytes."""
+        public, private = (frozenset(content[:16] for content in part) for part in self._split())
+        return Contents(public, private)
+
+    def remarks(self) -> tuple[str, ...]:
+        """See `Dataset.remarks`: files that are no images, and copies."""
+        files = files_below(self._root())
+        others = _others(files)
+        copies = len(files) - len(others) - len(self._images())
+        remarks = [f"{self._name}: {passed_over(others, len(files))}"] if others else []
+        if copies:
+            what = "is a copy of another and was" if copies == 1 else "are copies of others and were"
+            remarks.append(f"{self._name}: {copies} of {len(files)} files {what} passed over")
+        return tuple(remarks)
+
+    @property
+    def _name(self) -> str:
+        return f"folder '{printable(self.path)}'"
+
+    def _root(self) -> Path:
+        return existing_folder(user_path(self.path), f"{self._name} does not exist")
+
+    def _images(self) -> dict[str, Path]:
+        """Return one file of each content, in the order of the contents' hashes.
+
+        A copy would otherwise be public and private at once, or count twice.
+        """
+        files = files_below(self._root())
+        by_content = {content_hash(file).hex(): file for file in reversed(files) if is_image(file)}
+        if len(by_content) < 2:
+            kinds, others = "one image" if by_content else "no image that Pillow reads", _others(files)
+            hint = f" ({passed_over(others, len(files))})" if others else ""
+            raise UserError(f"{self._name} holds {kinds}; it takes two different ones, a public and a victim's{hint}")
+        return dict(sorted(by_content.items()))
+
+    def _split(self) -> tuple[dict[str, Path], dict[str, Path]]:
+        """Return the public and the private images."""
+        images = list(self._images().items())
+        return dict(images[::EVERY]), dict(image for i, image in enumerate(images) if i % EVERY)
 
     def _picture(self, file: Path, size: int) -> Picture:
-        try:
-            with Image.open(file) as image:
-                rgb = _colour(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"cannot read image {_printable(file)}: {first_line(error)}") from error
-        if rgb.mode == "RGBA":
-            rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "black"), rgb).convert("RGB")
-        return Picture(centred_square(rgb, size), _printable(file.relative_to(self.path)))
+        return Picture(centred_square(read_image(file, printable(file)), size), printable(file.relative_to(self._root())))
 
 
-def _content(file: Path) -> bytes:
-    try:
-        return hashlib.blake2b(file.read_bytes(), digest_size=16).digest()
-    except OSError as error:
-        raise UserError(f"cannot read image {_printable(file)}: {error.strerror}") from error
-
-
-def _printable(path: Path) -> str:
-    """A path as text, also where its name is no valid text."""
-    return os.fsencode(path).decode(errors="replace")
-
-
-def _colour(image: Image.Image) -> Image.Image:
-    """The picture in RGB, or RGBA where it is transparent; Pillow itself would clip 16-bit grey to 8 bits."""
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
-    return image.convert("RGBA" if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA") else "RGB")
+def _others(files: Sequence[Path]) -> list[Path]:
+    return [file for file in files if not is_image(file)]

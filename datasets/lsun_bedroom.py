@@ -11,18 +11,16 @@ averaging to S.
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
-from functools import cache
-from itertools import islice
 from pathlib import Path
 
-from benchmark.datasets._parts import OnDisk, Part, home, listing
-from PIL import Image
+from benchmark.datasets._lmdb import data_file, lmdb_part
+from benchmark.datasets._parts import OnDisk, Part, existing_folder, home, listing
 
-from benchmark.errors import UserError, first_line
+from benchmark.paths import printable
 from benchmark.plugins import Dataset
 
+SPLITS = ("train", "val")
 TRAINING = 10_000
 HOW = (
     "put bedroom_train_lmdb and bedroom_val_lmdb there (github.com/fyu/lsun has the script that fetches them), "
@@ -41,48 +39,15 @@ class LSUNBedroom(OnDisk, Dataset):
     path: str = ""
 
     def fingerprint(self) -> str:
-        """See `Dataset.fingerprint`: relative names and sizes of the files."""
-        root = home("lsun_bedroom", self.path, HOW)
-        return listing(root.rglob("*.mdb"), root)
+        """See `Dataset.fingerprint`: relative names and sizes of the files that are read."""
+        return listing([data_file(self._folder(split)) for split in SPLITS], home("lsun_bedroom", self.path, HOW))
 
     def _private(self) -> Part:
-        return self._part("val")
+        return lmdb_part("lsun_bedroom", self._folder("val"), TRAINING)
 
     def _public(self) -> Part:
-        return self._part("train")
+        return lmdb_part("lsun_bedroom", self._folder("train"), TRAINING)
 
-    def _part(self, split: str) -> Part:
+    def _folder(self, split: str) -> Path:
         folder = home("lsun_bedroom", self.path, HOW) / f"bedroom_{split}_lmdb"
-        if not folder.is_dir():
-            raise UserError(f"data set 'lsun_bedroom': there is no {folder}; {HOW}")
-        folder = folder.resolve()  # lmdb opens a folder once in a process, by whatever name
-        keys = _keys(folder)
-        return Part("lsun_bedroom", [key.decode(errors="replace") for key in keys], lambda i: _image(folder, keys[i]))
-
-
-@cache
-def _keys(folder: Path) -> tuple[bytes, ...]:
-    """The first keys in the order of the data base, which is that of their hashes."""
-    base = _open(folder)
-    try:
-        with base.begin() as transaction:
-            return tuple(islice(transaction.cursor().iternext(values=False), TRAINING))
-    except Exception as error:
-        raise UserError(f"data set 'lsun_bedroom': cannot read {folder}: {first_line(error)}") from error
-
-
-def _image(folder: Path, key: bytes) -> Image.Image:
-    with _open(folder).begin() as transaction:
-        return Image.open(io.BytesIO(transaction.get(key)))
-
-
-@cache
-def _open(folder: Path):  # type: ignore[no-untyped-def]  # lmdb has no types
-    try:
-        import lmdb
-    except ImportError:
-        raise UserError("data set 'lsun_bedroom' needs the package lmdb: python -m pip install lmdb") from None
-    try:
-        return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
-    except lmdb.Error as error:
-        raise UserError(f"data set 'lsun_bedroom': cannot read {folder}: {first_line(error)}") from error
+        return existing_folder(folder, f"data set 'lsun_bedroom': there is no {printable(folder)}; {HOW}")

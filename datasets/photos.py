@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmark.errors import UserError
+from benchmark.image_files import read_image
 from benchmark.images import from_pil
+from benchmark.paths import printable
 from benchmark.plugins import Dataset, Picture
 from benchmark.seeds import stream
 
@@ -78,5 +80,5 @@ def _crop(photograph: NDArray[np.uint8], size: int, generator: torch.Generator) 
 def _photograph(name: str) -> NDArray[np.uint8]:
     import skimage
 
-    with Image.open(Path(skimage.__file__).parent / "data" / name) as image:
-        return np.asarray(image.convert("RGB"))
+    file = Path(skimage.__file__).parent / "data" / name
+    return np.asarray(read_image(file, printable(file)))

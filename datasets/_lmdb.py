@@ -1,0 +1,121 @@
+"""The images of an lmdb base. Not a plugin.
+
+lmdb maps its file into memory and trusts it: a damaged one can end the process. So a child process reads a base first
+(`_lmdb_trial`), and a base that it cannot read is refused.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from benchmark.datasets._parts import Part, last_change
+from PIL import Image
+
+from benchmark.errors import UserError
+from benchmark.image_files import read_image, reason
+from benchmark.paths import printable
+
+TRIAL = Path(__file__).with_name("_lmdb_trial.py")
+LONGEST_TRIAL = 600
+"""Seconds: a base whose pages point at each other in a circle might be read for ever."""
+
+
+def data_file(folder: Path) -> Path:
+    """Return the file of a base that holds its data."""
+    return folder / "data.mdb"
+
+
+def lmdb_part(dataset: str, folder: Path, most: int) -> Part:
+    """Return the first images of a base, in its own order of keys.
+
+    Args:
+        dataset: name of the data set, for messages.
+        folder: of the base.
+        most: how many images at most.
+
+    Raises:
+        UserError: the package lmdb is missing, or the base is damaged.
+    """
+    folder = folder.resolve()  # lmdb opens a folder once in a process, by whatever name
+    try:
+        import lmdb  # noqa: F401
+    except ImportError:
+        raise UserError(f"data set '{dataset}' needs the package lmdb: python -m pip install lmdb") from None
+    file = data_file(folder)
+    try:
+        _try_in_a_child(folder, most, last_change(file))
+        keys = _keys(folder, most, last_change(file))
+    except _Unreadable as error:
+        raise UserError(f"data set '{dataset}': cannot read {printable(file)}: {error}") from error
+
+    def load(index: int) -> Image.Image:
+        name = f"{keys[index].decode(errors='replace')} in {printable(file)}"
+        try:
+            value = _value(folder, keys[index])
+        except _Unreadable as error:
+            raise UserError(f"data set '{dataset}': cannot read {name}: {error}") from error
+        return read_image(value, name)
+
+    return Part(dataset, [key.decode(errors="replace") for key in keys], load)
+
+
+class _Unreadable(Exception):
+    """The base cannot be read; the message is the reason."""
+
+
+@cache
+def _try_in_a_child(folder: Path, most: int, changed: int) -> None:
+    """Read the base in another process.
+
+    Raises:
+        _Unreadable: that process failed.
+    """
+    command = [sys.executable, "-P", str(TRIAL), str(folder), str(most)]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=LONGEST_TRIAL, check=False, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired as error:
+        raise _Unreadable(f"it takes more than {LONGEST_TRIAL} seconds: the file is damaged, or the disk too slow") from error
+    except OSError as error:
+        raise _Unreadable(f"no process can be started to check it ({reason(error)})") from error
+    if done.returncode < 0:
+        raise _Unreadable(f"the file is damaged, and a process that reads it ends with {signal.Signals(-done.returncode).name}")
+    if done.returncode:
+        words = (done.stdout or done.stderr).decode(errors="replace").strip().splitlines()
+        raise _Unreadable(words[-1] if words else "a process that reads it fails")
+
+
+@cache
+def _keys(folder: Path, most: int, changed: int) -> tuple[bytes, ...]:
+    try:
+        with _open(folder).begin() as transaction:
+            return tuple(islice(transaction.cursor().iternext(values=False), most))
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _Unreadable(reason(error)) from error
+
+
+def _value(folder: Path, key: bytes) -> bytes:
+    try:
+        with _open(folder).begin() as transaction:
+            value: bytes | None = transaction.get(key)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _Unreadable(reason(error)) from error
+    if value is None:
+        raise _Unreadable("the key is gone")
+    return value
+
+
+@cache
+def _open(folder: Path) -> Any:
+    import lmdb
+
+    return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
