@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import warnings
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from benchmark.errors import first_line
 from benchmark.images import to_unit
 
 PSNR_CAP = 100.0
@@ -57,24 +61,27 @@ def assign(originals: Tensor, rebuilt: Tensor) -> NDArray[np.intp]:
 
 
 def lpips_missing() -> str | None:
-    """Why LPIPS cannot be measured on this machine, None where it can. Nothing is ever downloaded for it."""
-    if (Path(torch.hub.get_dir()) / "checkpoints" / _LPIPS_BACKBONE).is_file():
-        return None
-    return f"torchvision's AlexNet weights ({_LPIPS_BACKBONE}) are not in torch's hub cache"
+    """Return why LPIPS cannot be measured on this machine, None where it can. Nothing is ever downloaded for it."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / _LPIPS_BACKBONE
+    if not path.is_file():
+        return f"torchvision's AlexNet weights ({_LPIPS_BACKBONE}) are not in torch's hub cache"
+    loaded = _lpips_network(path)
+    return loaded if isinstance(loaded, str) else None
 
 
 def lpips(a: Tensor, b: Tensor) -> float | None:
-    """LPIPS (Zhang et al. 2018, arXiv 1801.03924; AlexNet, v0.1) of two (C, H, W) images, None where `lpips_missing`.
+    """Return LPIPS of two (C, H, W) images (Zhang et al. 2018, arXiv 1801.03924; AlexNet, v0.1), None where `lpips_missing`.
 
     Images smaller than `LPIPS_SMALLEST` are scaled up to it first.
     """
     if lpips_missing():
         return None
-    return lpips_with(_lpips_network(), a, b)
+    network = _lpips_network(Path(torch.hub.get_dir()) / "checkpoints" / _LPIPS_BACKBONE)
+    return None if isinstance(network, str) else lpips_with(network, a, b)
 
 
 def lpips_with(network: torch.nn.Module, a: Tensor, b: Tensor) -> float:
-    """LPIPS under a given network of the `lpips` package, which takes images in [-1, 1]."""
+    """Return LPIPS under a given network of the `lpips` package, which takes images in [-1, 1]."""
     pair = torch.stack([a, b]).detach().cpu().float().clamp(-1, 1)
     if min(pair.shape[-2:]) < LPIPS_SMALLEST:
         pair = torch.nn.functional.interpolate(pair, size=LPIPS_SMALLEST, mode="bilinear", align_corners=False)
@@ -83,8 +90,27 @@ def lpips_with(network: torch.nn.Module, a: Tensor, b: Tensor) -> float:
 
 
 @cache
-def _lpips_network() -> torch.nn.Module:
+def _lpips_network(path: Path) -> torch.nn.Module | str:
+    """Return the network with the backbone's weights from a file, or why they cannot be used."""
     import lpips as package
 
-    network: torch.nn.Module = package.LPIPS(net="alex", verbose=False).eval()
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # it is filled with random weights first
+        warnings.simplefilter("ignore")  # the package calls torchvision in a way that is no longer wished
+        network: torch.nn.Module = package.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        for layer, module in _backbone(network):
+            module.load_state_dict({name: weights[f"features.{layer}.{name}"] for name in ("weight", "bias")})
+    except Exception as error:  # the reader of an old format fails in any way
+        # Torch advises to run the code in such a file.
+        reason = "it is no file of weights" if isinstance(error, pickle.UnpicklingError) else first_line(error)
+        return f"torchvision's AlexNet weights ({_LPIPS_BACKBONE}) in torch's hub cache cannot be read: {reason}"
+    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+        return f"torchvision's AlexNet weights ({_LPIPS_BACKBONE}) in torch's hub cache are not finite"
     return network
+
+
+def _backbone(network: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Yield the convolutions of AlexNet that LPIPS uses, with their numbers in torchvision's network."""
+    for part in network.net.children():  # type: ignore[union-attr]
+        yield from ((layer, module) for layer, module in part.named_children() if isinstance(module, torch.nn.Conv2d))

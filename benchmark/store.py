@@ -3,121 +3,105 @@
 RUN/run.json                        title, and the cells of the latest plan in their order
 RUN/cells/IDENTITY/record.json      the record, with the whole resolved configuration
 RUN/cells/IDENTITY/samples.parquet  a row per private image, originals and reconstructions included
+
+What cannot be read as it was written counts as missing, and a run makes it again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
-import json
-import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import pyarrow
-import pyarrow.parquet
 
-from benchmark.errors import UserError
+from benchmark.errors import UserError, remark
+from benchmark.files import ASIDE, digest, real_directory, remove, replace, sync, write_new
+from benchmark.frames import to_frame, to_parquet
 from benchmark.judge import Sample
+from benchmark.parsing import read_text
+from benchmark.records import IDENTITY, SCHEMA_VERSION, Damaged, Record, Status, to_json, to_plan, to_record
 
-SCHEMA_VERSION = 2
+__all__ = ["ASIDE", "SCHEMA_VERSION", "Cell", "DamagedCell", "Record", "Status", "Store"]
 
-ASIDE = ".writing-"
-"""How the name of a directory begins that is not a cell yet."""
+OWN_DIRECTORIES = ("cells", "figures")
 
-PICTURES = ("original", "reconstruction")
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
+"""What a file system without locks answers to `flock`."""
 
-
-class Status(StrEnum):
-    """How a cell ended, from best to worst."""
-
-    OK = "ok"
-    SKIPPED = "skipped"
-    DIVERGED = "diverged"
-    TIMEOUT = "timeout"
-    OOM = "oom"
-    FAILED = "failed"
-
-    @property
-    def final(self) -> bool:
-        """Whether a resumed run takes it as done; a failure is always tried again."""
-        return self in (Status.OK, Status.SKIPPED, Status.DIVERGED)
+_LEFTOVER = 16
+"""Digits of the random name under which a single file is written aside."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """One cell's outcome, without its samples. Field by field what `record.json` holds.
+class DamagedCell(Exception):
+    """A cell that is there and cannot be read.
 
     Attributes:
-        identity: hash of everything that can change the answer.
-        status: how it ended.
-        reason: why, where it is not simply ok.
-        config: the resolved configuration of the cell.
-        knows: what the attack was granted.
-        adaptive: whether the attack used public parameters of the defense.
-        control: whether it is a floor or the ceiling.
-        budget: evaluations that the attack could spend on one victim.
-        n_total: private images in the cell.
-        seconds: the attack's own time on all victims.
-        peak_mib: most memory in use while the attack ran, of the process on a CPU, of the tensors on a GPU.
-        privacy: the defense's guarantee.
-        lpips_missing: why LPIPS could not be measured.
-        environment: what it was made with.
-        schema: version of this record's form.
+        file: the file at fault, relative to the run directory.
+        reason: what is wrong with it.
     """
 
-    identity: str
-    status: Status
-    reason: str
-    config: dict[str, Any]
-    knows: str
-    adaptive: bool
-    control: bool
-    budget: int
-    n_total: int
-    seconds: float | None
-    peak_mib: float | None
-    privacy: dict[str, Any] | None
-    lpips_missing: str | None
-    environment: dict[str, Any]
-    schema: int = SCHEMA_VERSION
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(f"{file}: {reason}")
+        self.file, self.reason = file, reason
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cell:
+    """A finished cell as it was read: its record, and a row per image."""
+
+    record: Record
+    samples: pd.DataFrame
 
 
 class Store:
-    """A run directory; `path` need not exist yet."""
+    """A run directory; `path` need not exist yet. Where `path` is a link, its target is the run directory."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.cells = path / "cells"
+        self.path = _resolved(path)
+        self.cells = self.path / "cells"
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the directory for one writing process, and clear what a killed one left half-written.
 
         Raises:
-            UserError: another process holds it, or it cannot be written.
+            UserError: another process holds it, it cannot be written, or a part of it is a link.
         """
+        self.check()
+        lock = None
         try:
-            self.cells.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
-        with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another run is writing to {self.path}; wait for it, or choose another --out") from None
-            for leftover in self.cells.glob(f"{ASIDE}*"):
-                self._discard(leftover)
+                self.cells.mkdir(parents=True, exist_ok=True)
+                lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+                self._hold(lock)
+                self._clear()
+            except OSError as error:
+                raise UserError(f"cannot write to {self.path}: {_reason(error)}") from error
             yield
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    def check(self) -> None:
+        """Refuse a directory whose parts lie elsewhere: whatever is written or removed there might be somebody else's.
+
+        Raises:
+            UserError: `cells` or `figures` is a link, or no directory.
+        """
+        for path in (self.path / name for name in OWN_DIRECTORIES):
+            try:
+                wrong = os.path.lexists(path) and not real_directory(path)
+            except OSError as error:
+                raise UserError(f"cannot read {path}: {_reason(error)}") from error
+            if wrong:
+                kind = "a link" if path.is_symlink() else "not a directory"
+                raise UserError(f"{path} is {kind}; remove it, or choose another directory, since GIDBench writes there")
 
     def save(self, record: Record, samples: Sequence[Sample]) -> None:
         """Write a cell, replacing an earlier outcome of the same identity.
@@ -126,98 +110,155 @@ class Store:
             UserError: the disk does not take it; everything written before stays.
         """
         aside, target = self.cells / f"{ASIDE}{record.identity}", self.cells / record.identity
+        content = to_parquet(samples)
+        record = dataclasses.replace(record, samples_digest=digest(content))
         try:
+            self._discard(aside)
             try:
                 aside.mkdir()
-                _frame(samples).to_parquet(aside / "samples.parquet", index=False)
-                with (aside / "samples.parquet").open("rb") as file:
-                    os.fsync(file.fileno())
-                _write_json(aside / "record.json", dataclasses.asdict(record))
-                if target.exists():
+                write_new(aside / "samples.parquet", content)
+                write_new(aside / "record.json", to_json(dataclasses.asdict(record)))
+                sync(aside)
+                if real_directory(target):
                     target.rename(aside / target.name)
+                else:
+                    remove(target)
                 aside.rename(target)
-                shutil.rmtree(target / target.name, ignore_errors=True)
+                sync(self.cells)
+                remove(target / target.name)
             finally:
                 self._discard(aside)
         except OSError as error:
             raise UserError(
-                f"cannot write to {self.cells}: {error.strerror or error}; finished cells are kept, "
-                "the same command goes on from there"
+                f"cannot write to {self.cells}: {_reason(error)}; finished cells are kept, the same command goes on from there"
             ) from error
 
-    def _discard(self, aside: Path) -> None:
-        """Clear what was not written to its end, and put the cell back that it was about to replace."""
-        replaced = aside / aside.name.removeprefix(ASIDE)
-        target = self.cells / replaced.name
-        if replaced.is_dir() and not target.exists():
-            replaced.rename(target)
-        shutil.rmtree(aside, ignore_errors=True)
+    def read(self, identity: str) -> Cell | None:
+        """Return a cell, None where there is none.
+
+        Raises:
+            DamagedCell: one of its files is not what was saved, or of another version.
+        """
+        place = self.cells / identity
+        name = place.name
+        try:
+            if not os.path.lexists(place):
+                return None
+            if not real_directory(place):
+                raise Damaged("it is not a directory")
+            name = f"{place.name}/record.json"
+            record = to_record(_text(place / "record.json"), identity)
+            name = f"{place.name}/samples.parquet"
+            content = _content(place / "samples.parquet")
+            if digest(content) != record.samples_digest:
+                raise Damaged("its checksum differs")
+            return Cell(record, to_frame(content, record))
+        except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise MemoryError from error
+            raise DamagedCell(f"cells/{name}", _reason(error)) from error
+        except Damaged as error:
+            raise DamagedCell(f"cells/{name}", str(error)) from error
 
     def record(self, identity: str) -> Record | None:
-        """The record of a cell, None where there is none that can be read in this version's form."""
+        """Return the record of a cell, None where there is none that can be read in this version's form."""
         try:
-            pyarrow.parquet.read_metadata(self.cells / identity / "samples.parquet")
-            values = json.loads((self.cells / identity / "record.json").read_text())
-            if values["schema"] != SCHEMA_VERSION:
-                return None
-            return Record(**{**values, "status": Status(values["status"])})
-        except (OSError, ValueError, TypeError, KeyError, pyarrow.ArrowException):
+            cell = self.read(identity)
+        except DamagedCell:
             return None
+        return cell.record if cell else None
 
     def samples(self, identity: str) -> pd.DataFrame:
-        """The rows of a cell; `original` and `reconstruction` are (H, W, C) float32 arrays again."""
-        frame = pd.read_parquet(self.cells / identity / "samples.parquet")
-        for column in PICTURES:
-            frame[column] = [
-                np.frombuffer(raw, dtype="<f4").reshape(shape) for raw, shape in zip(frame[column], frame["shape"], strict=True)
-            ]
-        return frame.drop(columns="shape")
+        """Return the rows of a cell; `original` and `reconstruction` are (H, W, C) float32 arrays again.
+
+        Raises:
+            DamagedCell: as `read`.
+            KeyError: there is no such cell.
+        """
+        cell = self.read(identity)
+        if cell is None:
+            raise KeyError(identity)
+        return cell.samples
 
     def save_plan(self, title: str, success_db: float, settings: Mapping[str, object], identities: Sequence[str]) -> None:
-        """Note what the latest command planned: heading, threshold, hyper-parameters that it set, and cells in order."""
+        """Note what the latest command planned: heading, threshold, hyper-parameters that it set, and cells in order.
+
+        Raises:
+            UserError: the disk does not take it.
+        """
         plan = {"title": title, "success_db": success_db, "settings": dict(settings), "cells": list(identities)}
-        aside = self.path / ".run.json"
-        _write_json(aside, plan)
-        aside.rename(self.path / "run.json")
+        try:
+            replace(self.path / "run.json", to_json(plan))
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {_reason(error)}") from error
 
     def plan(self) -> dict[str, Any]:
-        """What `save_plan` noted.
+        """Return what `save_plan` noted.
 
         Raises:
             UserError: this is no run directory.
         """
         try:
-            plan: dict[str, Any] = json.loads((self.path / "run.json").read_text())
-        except (OSError, ValueError):
-            raise UserError(f"{self.path} is no run directory (it has no readable run.json)") from None
-        return plan
+            return to_plan(_text(self.path / "run.json"))
+        except (Damaged, OSError) as error:
+            raise UserError(f"{self.path} is no run directory (it has no readable run.json)") from error
+
+    def _hold(self, lock: int) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another run is writing to {self.path}; wait for it, or choose another --out") from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            remark(f"{self.path} lies on a file system without locks; nothing keeps a second run from writing there")
+
+    def _clear(self) -> None:
+        """Clear what a killed process left, and whatever stands in the place of a cell; other names are not GIDBench's."""
+        for path in self.path.glob(f"{ASIDE}{'[0-9a-f]' * _LEFTOVER}"):
+            remove(path)
+        for path in list(self.cells.iterdir()):
+            if IDENTITY.fullmatch(path.name.removeprefix(ASIDE)):
+                if path.name.startswith(ASIDE):
+                    self._discard(path)
+                elif not real_directory(path):
+                    remove(path)
+
+    def _discard(self, aside: Path) -> None:
+        """Clear what was not written to its end, and put the cell back that it was about to replace."""
+        replaced = aside / aside.name.removeprefix(ASIDE)
+        target = self.cells / replaced.name
+        if real_directory(aside) and real_directory(replaced) and not os.path.lexists(target):
+            replaced.rename(target)
+        remove(aside)
 
 
-def _frame(samples: Sequence[Sample]) -> pd.DataFrame:
-    columns = [f.name for f in dataclasses.fields(Sample)]
-    rows = [{name: getattr(sample, name) for name in columns} for sample in samples]
-    frame = pd.DataFrame(rows, columns=columns)
-    frame["shape"] = [list(sample.original.shape) for sample in samples]
-    for column in PICTURES:
-        frame[column] = [np.ascontiguousarray(picture, dtype="<f4").tobytes() for picture in frame[column]]
-    return frame
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError):  # a link to itself; whatever is done next says so
+        return path
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    with path.open("w") as file:
-        json.dump(_plain(values), file, indent=1, sort_keys=True, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no infinity: epsilon without noise is written as text, read back by `float`."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Path):
-        return str(value)
-    return value
+def _text(path: Path) -> str:
+    """Return a file's text.
+
+    Raises:
+        Damaged: it cannot be read.
+    """
+    try:
+        return read_text(path, "")
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from error
+        raise Damaged("it is not a text file of a usual size") from error
+
+
+def _content(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise Damaged("it is not a file")
+    return path.read_bytes()

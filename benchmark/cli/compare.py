@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from benchmark.paths import user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `compare`."""
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    """Add the options of `compare`."""
+    parser.add_argument("run_dir", type=user_path, metavar="RUN_DIR")
     parser.add_argument("first", metavar="ATTACK")
     parser.add_argument("second", metavar="ATTACK")
 
 
 def execute(options: argparse.Namespace) -> int:
     """Print a line per defense under which both attacks have finished."""
-    from benchmark.errors import UserError, unknown
+    from benchmark.errors import UserError, remark, unknown
+    from benchmark.report.escape import plain
     from benchmark.report.leaderboard import paired_difference, read
     from benchmark.store import Store
 
     results = read(Store(options.run_dir))
+    for note in results.damage:
+        remark(plain(note))
     names = set(results.samples.attack) if len(results.samples) else set()
     for attack in (options.first, options.second):
         if attack not in names:
@@ -27,12 +31,12 @@ def execute(options: argparse.Namespace) -> int:
     rows = paired_difference(results, options.first, options.second)
     if rows.empty:
         raise UserError(f"'{options.first}' and '{options.second}' share no defense under which both have finished")
-    print(results.title)
+    print(plain(results.title))
     print(f"PSNR of {options.first} minus {options.second}, median of paired differences in dB [95% interval]:")
     for row in rows.itertuples():
         interval = f" [{row.ci_low:+.2f}, {row.ci_high:+.2f}]" if row.ci_low == row.ci_low else ""
         scene = f"{row.dataset} · {row.scenario} · {row.model}"
-        print(f"  {row.defense} ({scene}): {row.difference:+.2f}{interval}, n = {row.n} of {row.n_total}")
-    for note in results.notes:
-        print(note)
+        print("  " + plain(f"{row.defense} ({scene}): {row.difference:+.2f}{interval}, n = {row.n} of {row.n_total}"))
+    for note in results.notes[len(results.damage) :]:
+        print(plain(note))
     return 0

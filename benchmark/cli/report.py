@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from benchmark.paths import user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `report`."""
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    """Add the options of `report`."""
+    parser.add_argument("run_dir", type=user_path, metavar="RUN_DIR")
 
 
 def execute(options: argparse.Namespace) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pandas as pd
 
 from benchmark.errors import UserError
 from benchmark.report import figures, tables
 from benchmark.report.leaderboard import Results, leaderboard, read
+from benchmark.report.publish import FIGURES, publishing
 from benchmark.report.strongest import strongest
 from benchmark.store import Store
 
@@ -17,24 +16,21 @@ def build(store: Store) -> tuple[Results, pd.DataFrame]:
     """Write `leaderboard.csv`, `.md`, `.tex` and `figures/`, and return what they show.
 
     Raises:
-        UserError: it is no run directory, no cell of it has finished, or the disk does not take the report.
+        UserError: it is no run directory, no cell of it has finished, memory runs out, or the disk does not take the report.
     """
+    store.check()
     results = read(store)
     if results.cells.empty:
-        raise UserError(f"{store.path} has no finished cell yet")
-    table = leaderboard(results)
+        raise UserError("; ".join([f"{store.path} has no finished cell yet", *results.damage]).rstrip("."))
     try:
+        table = leaderboard(results)
         best = strongest(results, table)
-        tables.write(results, table, best, store.path)
-        figures.write(results, table, best, _emptied(store.path / "figures"))
+        with publishing(store.path) as directory:
+            tables.write(results, table, best, directory)
+            figures.write(results, table, best, directory / FIGURES)
     except OSError as error:
-        raise UserError(f"cannot write the report to {store.path}: {error.strerror}; the records are kept") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot write the report to {store.path}: {reason}; the records are kept") from error
+    except MemoryError as error:
+        raise UserError(f"the memory does not suffice for the report on {store.path}; the records are kept") from error
     return results, table
-
-
-def _emptied(directory: Path) -> Path:
-    """Figures of an earlier plan would stand beside tables that they do not belong to."""
-    for suffix in ("png", "pdf"):
-        for old in directory.glob(f"*.{suffix}"):
-            old.unlink()
-    return directory

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmark.grid import ORACLE
+from benchmark.report import escape
 from benchmark.report.curves import psnr_by_images, psnr_by_timestep, with_images
 from benchmark.report.leaderboard import PAIR, SCENE, Results, select
 from benchmark.report.strongest import PREFIX
@@ -49,6 +52,8 @@ NEGLIGIBLE_DB = 1.0
 """Gain over the floor that the figure marks: below it a defense is taken to hold."""
 LINE = 11
 """Letters that a name on the horizontal axis or above a picture may have in a line."""
+NAMES = (*SCENE, "timestep", "defense", "attack", "source", "status")
+"""Columns whose text a figure shows."""
 BRIGHT = 33
 """dB from which the colour map is light enough for dark text."""
 
@@ -56,14 +61,30 @@ BRIGHT = 33
 def write(results: Results, table: pd.DataFrame, best: pd.DataFrame, directory: Path) -> list[Path]:
     """Draw every figure of every scene into `directory`, and return the PNG files; `best` are the `strongest` attacks' rows."""
     directory.mkdir(parents=True, exist_ok=True)
+    title, samples = escape.figure(results.title), _with_names(results.samples)
+    results, table, best = replace(results, title=title, samples=samples), _with_names(table), _with_names(best)
     written = []
-    with plt.rc_context(STYLE):
+    with plt.rc_context(STYLE), warnings.catch_warnings():
+        for harmless in ("Glyph .* missing from", "constrained_layout not applied"):  # a letter or a name without room
+            warnings.filterwarnings("ignore", message=harmless)
         for name, figure in _figures(results, table, best):
             for suffix in ("png", "pdf"):
                 figure.savefig(directory / f"{name}.{suffix}", dpi=200)
             plt.close(figure)
             written.append(directory / f"{name}.png")
     return written
+
+
+def _with_names(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame with every name as a figure can show it."""
+
+    def shown(name: object) -> object:
+        if not isinstance(name, str):
+            return name
+        prefix = PREFIX if name.startswith(PREFIX) else ""
+        return prefix + escape.figure(name.removeprefix(prefix))
+
+    return frame.assign(**{column: frame[column].map(shown) for column in NAMES if column in frame})
 
 
 def _figures(results: Results, table: pd.DataFrame, best: pd.DataFrame) -> Iterator[tuple[str, Figure]]:

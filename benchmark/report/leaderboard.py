@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from benchmark.errors import UserError
 from benchmark.grid import ORACLE
-from benchmark.report.statistics import LEVEL, median_interval, rate_interval, reachable_level
+from benchmark.report.notes import notes_on_damage, notes_on_records, notes_on_samples, notes_on_settings
+from benchmark.report.statistics import median_interval, rate_interval
 from benchmark.scenario import label
-from benchmark.store import Record, Status, Store
+from benchmark.store import Cell, DamagedCell, Record, Status, Store
 
 COLUMNS = (
     "status",
@@ -75,6 +77,7 @@ class Results:
         cells: a row per finished cell, axes and outcome.
         samples: a row per image of these, axes, `trial`, measurements and pictures.
         notes: what a table must say of its numbers.
+        damage: of these, what could not be read.
     """
 
     title: str
@@ -83,25 +86,57 @@ class Results:
     cells: pd.DataFrame
     samples: pd.DataFrame
     notes: Sequence[str]
+    damage: Sequence[str] = ()
 
 
 def read(store: Store) -> Results:
-    """Read the latest plan's finished cells.
+    """Read the latest plan's finished cells. What cannot be read counts as missing, and a note names it.
 
     Raises:
-        UserError: it is no run directory.
+        UserError: it is no run directory, or memory runs out.
     """
     plan = store.plan()
-    records = [record for record in map(store.record, plan["cells"]) if record is not None]
-    cells = pd.DataFrame([{**_axes(record), **_outcome(record)} for record in records])
-    frames = [
-        store.samples(record.identity).assign(trial=record.config["trial"], control=record.control, **_own(record))
-        for record in records
-        if record.status in (Status.OK, Status.DIVERGED)
+    identities = list(dict.fromkeys(plan["cells"]))
+    try:
+        found, damage = _readable(store, identities)
+        records = [cell.record for cell in found]
+        cells = pd.DataFrame([{**_axes(record), **_outcome(record)} for record in records])
+        frames = [
+            cell.samples.assign(trial=cell.record.config["trial"], control=cell.record.control, **_own(cell.record))
+            for cell in found
+            if cell.record.status.judged and len(cell.samples)
+        ]
+        samples = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    except MemoryError as error:
+        raise UserError(f"the memory does not suffice to read {store.path}; the records are kept") from error
+    unread = notes_on_damage(damage)
+    notes = [
+        *unread,
+        *notes_on_samples(samples, [*SCENE, "defense", "attack"]),
+        *notes_on_settings(plan["settings"]),
+        *notes_on_records(records),
     ]
-    samples = pd.concat([frame for frame in frames if len(frame)], ignore_index=True) if frames else pd.DataFrame()
-    notes = [*_few_sources(samples), *_settings(plan["settings"]), *_notes(records), *_made_with(records)]
-    return Results(plan["title"], plan["success_db"], len(plan["cells"]), cells, samples, notes)
+    return Results(plan["title"], plan["success_db"], len(identities), cells, samples, notes, unread)
+
+
+def _readable(store: Store, identities: Sequence[str]) -> tuple[list[Cell], list[tuple[str, str]]]:
+    """Return the cells that can be read, and each file that cannot with the reason."""
+    found: dict[tuple[object, ...], Cell] = {}
+    damage = []
+    for identity in identities:
+        try:
+            cell = store.read(identity)
+        except DamagedCell as error:
+            damage.append((error.file, error.reason))
+            continue
+        if cell is None:
+            continue
+        place = (*(_axes(cell.record)[name] for name in (*SCENE, "defense", "attack")), cell.record.config["trial"])
+        if place in found:
+            damage.append((f"cells/{identity}/record.json", f"it has the axes of cells/{found[place].record.identity}"))
+        else:
+            found[place] = cell
+    return list(found.values()), damage
 
 
 def leaderboard(results: Results) -> pd.DataFrame:
@@ -164,7 +199,7 @@ def _axes(record: Record) -> dict[str, Any]:
         "image_size": scenario["image_size"],
         "batch_size": scenario["batch_size"],
         "local_steps": scenario["local_steps"],
-        "clients": config.get("summed_clients", scenario["clients"]),
+        "clients": config.get("summed_clients") or scenario["clients"],
         "timestep": scenario["timesteps"],
         "model": model["name"],
         "model_state": model["state"],
@@ -286,66 +321,3 @@ def select(frame: pd.DataFrame, values: dict[str, Any]) -> pd.DataFrame:
         return frame
     mask = np.logical_and.reduce([frame[name] == value for name, value in values.items()])
     return frame[mask]
-
-
-def _settings(settings: Mapping[str, Any]) -> list[str]:
-    return (
-        [f"Set by the grid or the command: {', '.join(f'{key}={settings[key]}' for key in sorted(settings))}."]
-        if settings
-        else []
-    )
-
-
-def _made_with(records: Sequence[Record]) -> list[str]:
-    """Versions and machine, a line per kind that the records were made with."""
-    lines = []
-    for record in records:
-        made = record.environment
-        commit = str(made.get("git_commit", "unknown"))[:12] + (" with local changes" if made.get("git_dirty") else "")
-        machine = made.get("gpu") or f"{made.get('cpu')} CPU, threads: {made.get('threads')}"
-        lines.append(f"Made with GIDBench {made.get('gidbench')} ({commit}), torch {made.get('torch')}, {machine}.")
-    return list(dict.fromkeys(lines))
-
-
-def _few_sources(samples: pd.DataFrame) -> list[str]:
-    """Where there are too few photographs for any interval of a median to cover what it says."""
-    if samples.empty:
-        return []
-    fewest = int(samples.groupby([*SCENE, "defense", "attack"], sort=False).source.nunique().min())
-    if reachable_level(fewest) >= LEVEL:
-        return []
-    return [f"With {fewest} photographs an interval of a median covers at most {reachable_level(fewest):.1%}, not {LEVEL:.0%}."]
-
-
-def _notes(records: Sequence[Record]) -> list[str]:
-    """What stands below every table."""
-    notes = []
-    missing = {record.lpips_missing for record in records if record.lpips_missing}
-    notes += [f"No LPIPS: {reason}." for reason in sorted(missing)]
-    for record in records:
-        if record.privacy:
-            p, steps = record.privacy, record.config["scenario"]["local_steps"]
-            local = f" of {steps} local steps" if steps > 1 else ""
-            one, total = (f"{float(p[f'epsilon_{span}']):.3g}" for span in ("round", "total"))
-            by_rdp = [f"{float(p[f'epsilon_{span}_rdp']):.3g}" for span in ("round", "total") if f"epsilon_{span}_rdp" in p]
-            beside = f" ({' and '.join(by_rdp)} by RDP)" if by_rdp else ""
-            notes.append(
-                f"{record.config['defense']['name']}: epsilon {one} a round and {total} in {p['rounds']} rounds{local}, by the "
-                f"{p['accountant']} accountant{beside}, for delta {p['delta']:g}, to {p['adjacency']}, sample rate "
-                f"{p['sample_rate']:g} (sampling: {p.get('sampling', 'not recorded')}); no amplification from sampling clients."
-            )
-        if record.config["model"]["state"] == "checkpoint":
-            notes.append(
-                f"{record.config['model']['name']}: what it was trained on is not known; it may have seen the victims."
-            )
-        if record.config["scenario"]["local_steps"] > 1 and record.config["scenario"]["order"] == "unknown":
-            notes.append(
-                "E above 1 in an unknown order: where timestep or noise is granted, the engine reads all images as one batch "
-                "at the global weights, which is wrong by the order of lr."
-            )
-        if record.config["scenario"]["sampling"] == "poisson":
-            notes.append(
-                "Poisson batches: empty ones are drawn again, since they hold nothing to rebuild, and the attack is "
-                "granted the batch's size; epsilon is that of the mechanism without either."
-            )
-    return list(dict.fromkeys(notes))

@@ -8,10 +8,12 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from benchmark.grid import ORACLE
+from benchmark.report import escape
 from benchmark.report.leaderboard import COLUMNS, SCENE, Results
+from benchmark.report.notes import notes_on_floors
 
 REALISTIC = "Realistic: clients keep noise and timestep to themselves"
 LABORATORY = "Laboratory: timestep or noise is granted to the attack, which no real client does"
@@ -63,11 +65,12 @@ def _readable(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-def captions(results: Results) -> list[str]:
-    """The lines that stand with every table."""
+def captions(results: Results, table: pd.DataFrame) -> list[str]:
+    """Return the lines that stand with every table."""
     lines = [
         "PSNR in dB, peak 1 on [0, 1] images, capped at 100; success from "
         f"{results.success_db:g} dB; intervals are 95%, by photograph; budget in evaluations per update.",
+        *notes_on_floors(table, results.success_db, SCENE, ORACLE),
         *results.notes,
     ]
     if len(results.cells) < results.planned:
@@ -80,10 +83,13 @@ def write(results: Results, table: pd.DataFrame, best: pd.DataFrame, directory: 
 
     The rows of `strongest` attacks come last in the first and before the others in the other two.
     """
-    pd.concat([table, best])[list(COLUMNS)].to_csv(directory / "leaderboard.csv", index=False)
-    shown = [*_strongest(table, best), *sections(table)]
-    (directory / "leaderboard.md").write_text(_markdown(results, shown), encoding="utf-8")
-    (directory / "leaderboard.tex").write_text(_latex(results, shown), encoding="utf-8")
+    rows = pd.concat([table, best])[list(COLUMNS)]
+    rows.map(lambda value: escape.csv(value) if isinstance(value, str) else value).to_csv(
+        directory / "leaderboard.csv", index=False, encoding="utf-8"
+    )
+    shown, lines = [*_strongest(table, best), *sections(table)], captions(results, table)
+    (directory / "leaderboard.md").write_text(_markdown(results.title, lines, shown), encoding="utf-8")
+    (directory / "leaderboard.tex").write_text(_latex(results.title, lines, shown), encoding="utf-8")
 
 
 def _strongest(table: pd.DataFrame, best: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -96,26 +102,26 @@ def _strongest(table: pd.DataFrame, best: pd.DataFrame) -> Iterator[tuple[str, p
 
 def show(results: Results, table: pd.DataFrame) -> None:
     """Print the readable tables."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=NARROWEST)
+        console = Console(highlight=False, emoji=False, width=NARROWEST)
     footnotes: dict[str, int] = {}
     width = min(WIDEST_NAME, max(map(len, table.attack)))
     for heading, rows in sections(table):
-        console.print(f"\n{escape(heading)}", style="bold underline")
+        console.print(f"\n{escape.terminal(heading)}", style="bold underline")
         for defense, group in rows.groupby("defense", sort=False):
             console.print()
             console.print(_terminal(str(defense), group, width, footnotes))
-    console.print(f"\n{escape(results.title)}", style="bold")
+    console.print(f"\n{escape.terminal(results.title)}", style="bold")
     for reason, number in footnotes.items():
-        console.print(f"({number}) {escape(reason)}", style="dim")
-    for line in captions(results):
-        console.print(escape(line), style="dim")
+        console.print(f"({number}) {escape.terminal(reason)}", style="dim")
+    for line in captions(results, table):
+        console.print(escape.terminal(line), style="dim")
 
 
 def _terminal(defense: str, rows: pd.DataFrame, width: int, footnotes: dict[str, int]) -> Table:
     """The rows of one defense in 80 columns; reasons go to the numbered `footnotes`."""
-    title = f"[bold]{escape(defense)}[/] [dim]· {_granted(rows)}[/]"
+    title = f"[bold]{escape.terminal(defense)}[/] [dim]· {escape.terminal(_granted(rows))}[/]"
     printed = Table(title=title, title_justify="left", title_style="", box=None, padding=(0, 1, 0, 0))
     for name, columns in TERMINAL.items():
         text = name in ("attack", "PSNR median", "gain over floor")
@@ -131,35 +137,36 @@ def _terminal(defense: str, rows: pd.DataFrame, width: int, footnotes: dict[str,
     for row in rows.itertuples():
         mark = f" ({footnotes.setdefault(row.reason, len(footnotes) + 1)})" if row.reason else ""
         success = _number(row.success_rate, ".0%")
-        printed.add_row(escape(_name(row)), str(row.budget), _count(row), _psnr(row) + mark, _gain(row), success)
+        printed.add_row(escape.terminal(_name(row)), str(row.budget), _count(row), _psnr(row) + mark, _gain(row), success)
     return printed
 
 
-def _markdown(results: Results, shown: Sequence[tuple[str, pd.DataFrame]]) -> str:
-    parts = [f"# {results.title}", *captions(results)]
+def _markdown(title: str, captions: Sequence[str], shown: Sequence[tuple[str, pd.DataFrame]]) -> str:
+    parts = [f"# {escape.markdown(title)}", *map(escape.markdown, captions)]
     for heading, rows in shown:
         frame = _readable(rows)
-        cells = [list(frame.columns), ["---"] * len(frame.columns), *frame.to_numpy().tolist()]
-        lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in cells]
-        parts += [f"## {heading}", "\n".join(lines)]
+        cells = [list(frame.columns), *frame.to_numpy().tolist()]
+        lines = ["| " + " | ".join(escape.markdown(str(cell)) for cell in row) + " |" for row in cells]
+        lines.insert(1, "| --- " * len(frame.columns) + "|")
+        parts += [f"## {escape.markdown(heading)}", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
-def _latex(results: Results, shown: Sequence[tuple[str, pd.DataFrame]]) -> str:
+def _latex(title: str, captions: Sequence[str], shown: Sequence[tuple[str, pd.DataFrame]]) -> str:
     """One full-width table per section, a block of rows per defense; reasons stay in the other files."""
     parts = ["% needs \\usepackage{booktabs,graphicx}"]
     headings = ["attack", "budget", *MEASUREMENTS]
     for heading, rows in shown:
         lines = [_latex_row(headings)]
         for defense, group in rows.groupby("defense", sort=False):
-            block = rf"\textit{{{_escape(str(defense))}}}, {_escape(_granted(group))}"
+            block = rf"\textit{{{escape.tex(str(defense))}}}, {escape.tex(_granted(group))}"
             lines += [r"\midrule", rf"\multicolumn{{{len(headings)}}}{{l}}{{{block}}} \\"]
             lines += [_latex_row([_name(row), str(row.budget), *_measurements(row)]) for row in group.itertuples()]
-        caption = " ".join([f"{results.title}. {heading}.", *captions(results)])
+        caption = " ".join([f"{title}. {heading}.", *captions])
         parts += [
             r"\begin{table*}[t]",
             r"\centering",
-            rf"\caption{{{_escape(caption)}}}",
+            rf"\caption{{{escape.tex(caption)}}}",
             r"\resizebox{\textwidth}{!}{%",
             r"\begin{tabular}{lrrllrrl}",
             r"\toprule",
@@ -173,19 +180,12 @@ def _latex(results: Results, shown: Sequence[tuple[str, pd.DataFrame]]) -> str:
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join("--" if cell == "–" else _escape(cell) for cell in cells) + r" \\"
+    return " & ".join("--" if cell == "–" else escape.tex(cell) for cell in cells) + r" \\"
 
 
 def _measurements(row: Any) -> list[str]:
     ssim, lpips = _number(row.ssim_mean, ".3f"), _number(row.lpips_mean, ".3f")
     return [_count(row), _psnr(row), _gain(row), ssim, lpips, _success(row)]
-
-
-def _escape(text: str) -> str:
-    """Text for LaTeX."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "·": r"$\cdot$"}
-    special |= {character: rf"\{character}" for character in "&%$#_{}"}
-    return "".join(special.get(character, character) for character in str(text))
 
 
 def _granted(rows: pd.DataFrame) -> str:

@@ -5,52 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmark.judge import Sample
 from benchmark.report import curves, figures, tables
 from benchmark.report.build import build
 from benchmark.report.leaderboard import COLUMNS, leaderboard, paired_difference, read
 from benchmark.report.strongest import strongest
-from benchmark.store import Record, Status, Store
-
-CONTROLS = ("oracle", "constant_image", "random_guess", "prior_sample")
-
-
-def config(attack, defense, trial):
-    return {
-        "dataset": {"name": "pictures"},
-        "scenario": {
-            "image_size": 8, "batch_size": 1, "local_steps": 1, "clients": 1, "timesteps": "200",
-            "sampling": "fixed", "sample_rate": 1.0,
-        },
-        "model": {"name": "tiny", "state": "random", "prediction_type": "epsilon", "prior": "none"},
-        "defense": {"name": defense},
-        "attack": {"name": attack},
-        "trial": trial,
-        "victims": 4,
-    }  # fmt: skip
-
-
-def image_sample(i, psnr):
-    picture = np.full((8, 8, 3), 0.1 * i, dtype=np.float32)
-    lost = psnr is None
-    return Sample(
-        victim=i, image=0, source=f"source-{i}", status="diverged" if lost else "ok", reason="", psnr=psnr,
-        mse=None if lost else 0.1, ssim=None if lost else 0.5, lpips=None, success=not lost and psnr >= 30, timestep=200,
-        timestep_estimate=None, timestep_error=None, noise_mse=None, loss=0.1, evaluations=50, original=picture,
-        reconstruction=picture,
-    )  # fmt: skip
-
-
-def add(store, attack, psnr, defense="none", trial=0, status=Status.OK, reason="", knows="weights+noise+timestep", **more):
-    """A cell with one image per entry of `psnr`; None is a diverged one."""
-    identity = f"{attack}-{defense}-{trial}"
-    record = Record(
-        identity=identity, status=status, reason=reason, config=config(attack, defense, trial), knows=knows,
-        adaptive=False, control=attack in CONTROLS, budget=0 if attack in CONTROLS else 50, n_total=more.get("n_total", 4),
-        seconds=8.0 if psnr else None, peak_mib=1.0, privacy=more.get("privacy"), lpips_missing="no weights", environment={},
-    )  # fmt: skip
-    store.save(record, [image_sample(i, value) for i, value in enumerate(psnr)])
-    return identity
+from benchmark.store import Status, Store
+from tests.benchmark.stores import CONTROLS, PRIVACY, add, identity_of, image_sample
 
 
 @pytest.fixture
@@ -69,7 +29,7 @@ def run(tmp_path):
             add(store, "random_guess", [8.0] * 4, defense="strict", knows="weights"),
             add(store, "strong", [10.0, 12.0, 14.5, 16.0], defense="strict", knows="weights"),
         ]
-        store.save_plan("A title", 30.0, {"attack.strong.x": 1}, [*cells, "unfinished"])
+        store.save_plan("A title", 30.0, {"attack.strong.x": 1}, [*cells, identity_of("unfinished")])
     return store
 
 
@@ -255,13 +215,6 @@ def test_a_curve_over_the_images_behind_an_update_joins_one_practice(table):
     figures.plt.close("all")
 
 
-PRIVACY = dict(
-    epsilon_round=1.0, epsilon_total="inf", epsilon_round_rdp=1.5, epsilon_total_rdp="inf", delta=1e-5, sample_rate=0.1,
-    sampling="Poisson", rounds=7,
-    adjacency="add or remove one image", accountant="PRV",
-)  # fmt: skip
-
-
 def test_privacy_is_stated_with_what_it_depends_on(run):
     with run.writing():
         cells = [add(run, "constant_image", [10.0] * 4), add(run, "strong", [40.0] * 4, privacy=PRIVACY)]
@@ -277,7 +230,7 @@ def test_local_steps_are_named_counted_and_said_how_they_were_read(run):
         record = run.record(add(run, "strong", [40.0] * 4, privacy=PRIVACY))
         practice = {"local_steps": 3, "local_lr": 0.05, "clients": 2, "order": "unknown"}
         changed = {**record.config, "scenario": {**record.config["scenario"], **practice}}
-        run.save(dataclasses.replace(record, config=changed), [image_sample(i, 40.0) for i in range(4)])
+        run.save(dataclasses.replace(record, config=changed), [image_sample(victim=i, psnr=40.0) for i in range(4)])
         run.save_plan("A title", 30.0, {}, [record.identity])
     results = read(run)
     assert set(results.cells.scenario) == {"8x8 t=200 B=1 E=3 lr=0.05 K=2 order unknown"}
@@ -287,10 +240,10 @@ def test_local_steps_are_named_counted_and_said_how_they_were_read(run):
 
 def test_a_run_that_has_only_its_oracle_can_be_reported(run):
     with run.writing():
-        run.save_plan("Costs $5 or $6", 30.0, {}, ["oracle-none-0", "unfinished"])
+        run.save_plan("Costs $5 or $6", 30.0, {}, [identity_of("oracle-none-0"), identity_of("unfinished")])
     results, table = build(run)
     assert list(table.attack) == ["oracle"] and math.isnan(table.psnr_gain[0])
-    assert any("Unfinished" in line for line in tables.captions(results))
+    assert any("Unfinished" in line for line in tables.captions(results, table))
 
 
 def test_a_floor_that_failed_once_does_not_stop_the_figures(run):
@@ -308,7 +261,7 @@ def test_a_floor_that_failed_once_does_not_stop_the_figures(run):
 def test_no_gain_is_shown_over_a_floor_that_is_still_missing(run):
     cells = ["constant_image-none-0", "random_guess-none-0", "constant_image-strict-0", "strong-strict-0"]
     with run.writing():
-        run.save_plan("A title", 30.0, {}, cells)
+        run.save_plan("A title", 30.0, {}, [identity_of(name) for name in cells])
     table = leaderboard(read(run))
     assert math.isnan(row(table, "strong", "strict")["psnr_gain"])
     assert row(table, "random_guess")["psnr_gain"] == -5

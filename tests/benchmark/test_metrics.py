@@ -94,3 +94,44 @@ def test_missing_lpips_weights_have_a_reason_and_no_value(monkeypatch, tmp_path)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert "AlexNet" in metrics.lpips_missing()
     assert metrics.lpips(noise(3, 64, 64), noise(3, 64, 64)) is None
+
+
+@pytest.fixture
+def weights(monkeypatch, tmp_path):
+    """Where torch keeps AlexNet's weights, and weights of its shape."""
+    from torchvision.models import alexnet
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    with torch.random.fork_rng():
+        features = alexnet(weights=None).features
+    path = tmp_path / "checkpoints" / metrics._LPIPS_BACKBONE
+    return path, {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
+
+
+def test_weights_in_the_cache_are_used(weights):
+    path, tensors = weights
+    torch.save(tensors, path)
+    assert metrics.lpips_missing() is None
+    assert metrics.lpips(noise(3, 64, 64), noise(3, 64, 64, seed=1)) > 0
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", "garbage", "empty", "a tensor less", "another shape", "code", "not finite"]
+)  # R7
+def test_weights_that_cannot_be_read_are_missing_with_the_reason(weights, damage):
+    path, tensors = weights
+    if damage == "a tensor less":
+        del tensors["features.0.weight"]
+    if damage == "another shape":
+        tensors["features.0.weight"] = torch.zeros(3)
+    if damage == "not finite":
+        tensors["features.0.bias"] = torch.full((64,), float("nan"))
+    torch.save(pytest.raises if damage == "code" else tensors, path)
+    if damage in ("truncated", "garbage", "empty"):
+        length = path.stat().st_size
+        path.write_bytes({"truncated": path.read_bytes()[: length // 2], "garbage": b"x" * 1000, "empty": b""}[damage])
+    reason = metrics.lpips_missing()
+    assert "cannot be read: " in reason or "not finite" in reason
+    assert "\n" not in reason and "weights_only" not in reason
+    assert metrics.lpips(noise(3, 64, 64), noise(3, 64, 64)) is None

@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from benchmark.datasets.folder import Folder
 from benchmark.datasets.photos import Photos
 from PIL import Image
 from safetensors.torch import load_file
@@ -16,7 +17,9 @@ from benchmark.contract import toy
 from benchmark.diffusion.models import build_network, resolve
 from benchmark.environment import describe
 from benchmark.errors import UserError
-from benchmark.grid import Grid, plan
+from benchmark.grid import Grid
+from benchmark.interrupts import Interrupted
+from benchmark.plan import plan
 from benchmark.registry import Registry
 from benchmark.spec import one
 from benchmark.training import Recipe, Training, fingerprint, train
@@ -105,7 +108,7 @@ def test_the_published_weights_are_the_average_not_the_last(training, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--steps", "0"], "--steps must be at least 1"),
+        (["--steps", "0"], "--steps must be from 1 to"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--lr", "-1"], "--lr must be above 0"),
         (["--lr", "1e38"], "at most 1"),
@@ -165,7 +168,7 @@ def test_a_model_that_was_trained_on_remembers_where_it_came_from(tmp_path):
     assert run(tmp_path / "second", 2, "--model", str(tmp_path / "first"), "--dataset", "faces") == 0
     model = resolve(one(str(tmp_path / "second")))
     assert model.state == "trained 5 steps"
-    assert [name for name, _ in model.trained_on()] == ["faces", "photos"]
+    assert [seen.dataset for seen in model.trained_on()] == ["faces", "photos"]
 
 
 def test_a_prior_trained_on_other_files_of_the_same_data_set_is_refused(tmp_path):
@@ -177,9 +180,56 @@ def test_a_prior_trained_on_other_files_of_the_same_data_set_is_refused(tmp_path
     assert run(tmp_path / "model", 2, "--dataset", f"folder:{folder}") == 0
     grid = Grid("t", (f"folder:{folder}",), (str(tmp_path / "model"),), ("none",), ("dlg",), victims=1)
     assert plan(grid, Registry(), "cpu")
-    (folder / "0.png").unlink()
-    with pytest.raises(UserError, match="may have been public there"):
+    public = Folder(path=str(folder)).public(16)
+    (folder / public[0].source).unlink()  # those after it change sides
+    with pytest.raises(UserError, match="trained on 2 of the 8 images that are victims"):
         plan(grid, Registry(), "cpu")
+
+
+def test_a_model_trained_on_other_images_meets_victims_that_it_never_saw(tmp_path):  # F13
+    rng = np.random.default_rng(0)
+    for name in ("public", "private"):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
+    assert run(tmp_path / "model", 2, "--dataset", f"folder:{tmp_path / 'public'}") == 0
+    victims = f"folder:{tmp_path / 'private'}"
+    assert plan(Grid("t", (victims,), (str(tmp_path / "model"),), ("none",), ("dlg",), victims=1), Registry(), "cpu")
+
+
+def test_the_model_is_usable_before_its_sample_sheet_is_drawn(tmp_path, monkeypatch, capsys):  # R11
+    def interrupted(*arguments):
+        raise Interrupted(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmark.training.ddim", interrupted)
+        assert run(tmp_path, 2) == 130
+    assert build_network(resolve(one(str(tmp_path))), 0) and not (tmp_path / "samples.png").exists()
+    assert run(tmp_path, 2) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("Model and card") < printed.index("row 1 of 8") < printed.index("row 8 of 8")
+    assert (tmp_path / "samples.png").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_keeps_the_steps_taken_and_says_how_to_go_on(tmp_path, number, monkeypatch, capsys):  # R3
+    advance = Training.advance
+
+    def signalled(self):
+        advance(self)
+        if self.step == 3:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Training, "advance", signalled)
+    assert run(tmp_path, 10) == 128 + number
+    assert "Interrupted at step 3: it is saved" in capsys.readouterr().err
+
+
+def test_a_file_of_the_user_that_a_model_would_replace_is_refused(tmp_path, capsys):
+    (tmp_path / "samples.png").write_text("mine")
+    assert run(tmp_path, 2) == 2
+    assert "holds a samples.png whose training cannot go on" in capsys.readouterr().err
+    assert (tmp_path / "samples.png").read_text() == "mine"
 
 
 def test_weights_that_are_not_finite_are_never_saved(training, tmp_path):

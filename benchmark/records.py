@@ -1,0 +1,288 @@
+"""What a cell's two files hold, checked as they are read: whatever somebody or a disk has changed counts as missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from benchmark.errors import UserError, shown
+from benchmark.parsing import parse_json
+from benchmark.ranges import LARGEST
+
+SCHEMA_VERSION = 3
+
+IDENTITY = re.compile(r"[0-9a-f]{32}")
+"""A cell's identity, which is the name of its directory."""
+
+
+class Status(StrEnum):
+    """How a cell ended, from best to worst."""
+
+    OK = "ok"
+    SKIPPED = "skipped"
+    DIVERGED = "diverged"
+    TIMEOUT = "timeout"
+    OOM = "oom"
+    FAILED = "failed"
+
+    @property
+    def final(self) -> bool:
+        """Whether a resumed run takes it as done; a failure is always tried again."""
+        return self in (Status.OK, Status.SKIPPED, Status.DIVERGED)
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are images that a table measures."""
+        return self in (Status.OK, Status.DIVERGED)
+
+
+class Damaged(Exception):
+    """A file of a cell does not hold what GIDBench wrote. The message says what differs."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One cell's outcome, without its samples. Field by field what `record.json` holds.
+
+    Attributes:
+        identity: hash of everything that can change the answer.
+        status: how it ended.
+        reason: why, where it is not simply ok.
+        config: the resolved configuration of the cell.
+        knows: what the attack was granted.
+        adaptive: whether the attack used public parameters of the defense.
+        control: whether it is a floor or the ceiling.
+        budget: evaluations that the attack could spend on one victim.
+        n_total: private images in the cell.
+        seconds: the attack's own time on all victims.
+        peak_mib: most memory in use while the attack ran, of the process on a CPU, of the tensors on a GPU.
+        privacy: the defense's guarantee.
+        lpips_missing: why LPIPS could not be measured.
+        environment: versions, machine and settings.
+        samples_digest: checksum of the cell's `samples.parquet`, entered as the cell is saved.
+        schema: version of this record's form.
+    """
+
+    identity: str
+    status: Status
+    reason: str
+    config: dict[str, Any]
+    knows: str
+    adaptive: bool
+    control: bool
+    budget: int
+    n_total: int
+    seconds: float | None
+    peak_mib: float | None
+    privacy: dict[str, Any] | None
+    lpips_missing: str | None
+    environment: dict[str, Any]
+    samples_digest: str = field(default="", compare=False)
+    schema: int = SCHEMA_VERSION
+
+
+def to_json(values: Mapping[str, Any]) -> bytes:
+    """Return the values as JSON that `parse_json` reads."""
+    return json.dumps(_plain(values), indent=1, sort_keys=True, allow_nan=False).encode()
+
+
+def writable(text: str) -> str:
+    """Return the text with `?` for what UTF-8 cannot hold: lone surrogates, as in a file name of other bytes."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def to_record(text: str, identity: str) -> Record:
+    """Return the record that a `record.json` holds.
+
+    Raises:
+        Damaged: it is no JSON, has another form, or is the record of another cell.
+    """
+    try:
+        values = parse_json(text, "it")
+    except UserError as error:
+        raise Damaged(str(error)) from error
+    if isinstance(values, dict) and _whole(values.get("schema")) and values["schema"] != SCHEMA_VERSION:
+        raise Damaged(f"its form is version {values['schema']}, and this GIDBench reads version {SCHEMA_VERSION}")
+    _check(values, RECORD, "it")
+    if set(values) != {entry.name for entry in dataclasses.fields(Record)}:
+        raise Damaged("its fields are not those of a record")
+    if values["identity"] != identity:
+        raise Damaged("it is the record of another cell")
+    scenario = values["config"]["scenario"]
+    if scenario["batch_size"] * scenario["local_steps"] * scenario["clients"] > LARGEST:
+        raise Damaged("its scenario has more images behind an update than any run")
+    return Record(**{**values, "status": Status(values["status"])})
+
+
+def to_plan(text: str) -> dict[str, Any]:
+    """Return the plan that a `run.json` holds.
+
+    Raises:
+        Damaged: it is no JSON, or has another form.
+    """
+    try:
+        values = parse_json(text, "it")
+    except UserError as error:
+        raise Damaged(str(error)) from error
+    _check(values, PLAN, "it")
+    plan: dict[str, Any] = values
+    return plan
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity: epsilon without noise is written as text, read back by `float`."""
+    if isinstance(value, Mapping):
+        return {writable(str(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, str | Path):
+        return writable(str(value))
+    return value
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _natural(value: object) -> bool:
+    return isinstance(value, int) and _whole(value) and 0 <= value <= LARGEST
+
+
+def _evaluations(value: object) -> bool:
+    return isinstance(value, int) and _whole(value) and value >= 0
+
+
+def _count(value: object) -> bool:
+    return _natural(value) and value != 0
+
+
+def _size(value: object) -> bool:
+    return isinstance(value, int | float) and _number(value) and value >= 0
+
+
+def _epsilon(value: object) -> bool:
+    """Whether it is a size, or one that JSON has to hold as text."""
+    return _size(value) or value in ("inf", "nan")
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _identity(value: object) -> bool:
+    return isinstance(value, str) and IDENTITY.fullmatch(value) is not None
+
+
+def _identities(value: object) -> bool:
+    return isinstance(value, list) and all(map(_identity, value))
+
+
+def _status(value: object) -> bool:
+    return isinstance(value, str) and value in set(Status)
+
+
+def _mapping(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+@dataclass(frozen=True)
+class _Maybe:
+    """A form that may be null, and whose key may be missing where a mapping holds it."""
+
+    form: Form
+
+
+Form = Callable[[object], bool] | Mapping[str, Any] | _Maybe
+"""What a value must be: a check, or a mapping whose keys have forms of their own and may stand among others."""
+
+_NAMED = {"name": _text, "remarks": _Maybe(_texts)}
+
+CONFIG: Form = {
+    "dataset": _NAMED,
+    "scenario": {
+        **dict.fromkeys(("image_size", "batch_size", "local_steps", "clients"), _count),
+        "timesteps": _text,
+        "sampling": _text,
+        "sample_rate": _size,
+        "local_lr": _size,
+        "order": _text,
+    },
+    "summed_clients": _Maybe(_count),
+    "model": {**_NAMED, "state": _text, "prediction_type": _text, "prior": _text},
+    "defense": {"name": _text},
+    "attack": {"name": _text},
+    "trial": _natural,
+    "victims": _count,
+}
+"""Of a cell's configuration, what a report reads."""
+
+PRIVACY: Form = {
+    **dict.fromkeys(("epsilon_round", "epsilon_total"), _epsilon),
+    **dict.fromkeys(("epsilon_round_rdp", "epsilon_total_rdp"), _Maybe(_epsilon)),
+    **dict.fromkeys(("delta", "sample_rate"), _size),
+    "sampling": _Maybe(_text),
+    "rounds": _count,
+    **dict.fromkeys(("adjacency", "accountant"), _text),
+}
+
+RECORD: Form = {
+    "identity": _identity,
+    "status": _status,
+    "reason": _text,
+    "config": CONFIG,
+    "knows": _text,
+    "adaptive": _flag,
+    "control": _flag,
+    "budget": _evaluations,
+    "n_total": _count,
+    "seconds": _Maybe(_size),
+    "peak_mib": _Maybe(_size),
+    "privacy": _Maybe(PRIVACY),
+    "lpips_missing": _Maybe(_text),
+    "environment": _mapping,
+    "samples_digest": _text,
+    "schema": _whole,
+}
+
+PLAN: Form = {"title": _text, "success_db": _number, "settings": _mapping, "cells": _identities}
+
+
+def _check(value: object, form: Form, place: str) -> None:
+    """Compare a value with its form.
+
+    Raises:
+        Damaged: it differs; the message names the place.
+    """
+    if isinstance(form, _Maybe):
+        if value is not None:
+            _check(value, form.form, place)
+    elif isinstance(form, Mapping):
+        if not isinstance(value, dict):
+            raise Damaged(f"{place} is no mapping")
+        for key, inner in form.items():
+            if key not in value and not isinstance(inner, _Maybe):
+                raise Damaged(f"{place} lacks '{key}'")
+            _check(value.get(key), inner, key)
+    elif not form(value):
+        raise Damaged(f"{place} cannot be {shown(value)}")

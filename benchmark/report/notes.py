@@ -1,0 +1,117 @@
+"""The sentences below every table: what its numbers depend on, and what they do not say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from benchmark.report.statistics import LEVEL, reachable_level
+from benchmark.store import Record
+
+
+def notes_on_damage(damage: Sequence[tuple[str, str]]) -> list[str]:
+    """Return a sentence per kind of damage, given each file that cannot be read and the reason."""
+    kinds: dict[str, list[str]] = {}
+    for name, reason in damage:
+        kinds.setdefault(reason, []).append(name)
+    sentences = []
+    for reason, names in kinds.items():
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        counts, it = ("count", "them") if others else ("counts", "it")
+        sentences.append(
+            f"{names[0]}{others} cannot be read ({reason}) and {counts} as missing; the same run command makes {it} again."
+        )
+    return sentences
+
+
+def notes_on_samples(samples: pd.DataFrame, group: Sequence[str]) -> list[str]:
+    """Return the warning that a group has too few photographs for any interval of a median to cover what it should."""
+    if samples.empty:
+        return []
+    fewest = int(samples.groupby(list(group), sort=False).source.nunique().min())
+    if reachable_level(fewest) >= LEVEL:
+        return []
+    return [f"With {fewest} photographs an interval of a median covers at most {reachable_level(fewest):.1%}, not {LEVEL:.0%}."]
+
+
+def notes_on_settings(settings: Mapping[str, Any]) -> list[str]:
+    """Return the hyper-parameters that are not the plugins' own."""
+    if not settings:
+        return []
+    return [f"Set by the grid or the command: {', '.join(f'{key}={settings[key]}' for key in sorted(settings))}."]
+
+
+def notes_on_records(records: Sequence[Record]) -> list[str]:
+    """Return what the cells say of themselves, each sentence once."""
+    missing = {record.lpips_missing for record in records if record.lpips_missing}
+    notes = [f"No LPIPS: {reason}." for reason in sorted(missing)]
+    for record in records:
+        notes += [remark for part in ("dataset", "model") for remark in record.config[part].get("remarks") or []]
+        notes += [_privacy(record)] if record.privacy else []
+        notes += _practice(record)
+    return list(dict.fromkeys([*notes, *map(_made_with, records)]))
+
+
+def notes_on_floors(table: pd.DataFrame, success_db: float, scene: Sequence[str], ceiling: str) -> list[str]:
+    """Return where a floor itself reaches the success threshold, so that a success there says nothing about an attack.
+
+    Args:
+        table: the leaderboard.
+        success_db: PSNR from which an image counts as recovered.
+        scene: the columns that name a table of its own.
+        ceiling: the control that is no floor.
+    """
+    floors = table[table.control.astype(bool) & (table.attack != ceiling) & (table.success_rate > 0)]
+    shares = floors.groupby([*scene, "attack"], sort=False).success_rate.max()
+    return [
+        f"{name} itself reaches {success_db:g} dB for {_percent(share)} of the images of {' · '.join(map(str, place))}: "
+        "success says nothing there."
+        for (*place, name), share in shares.items()
+    ]
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else "less than 1%"
+
+
+def _privacy(record: Record) -> str:
+    assert record.privacy is not None
+    p, steps = record.privacy, record.config["scenario"]["local_steps"]
+    local = f" of {steps} local steps" if steps > 1 else ""
+    one, total = (f"{float(p[f'epsilon_{span}']):.3g}" for span in ("round", "total"))
+    rdp = [p.get(f"epsilon_{span}_rdp") for span in ("round", "total")]
+    by_rdp = [f"{float(epsilon):.3g}" for epsilon in rdp if epsilon is not None]
+    beside = f" ({' and '.join(by_rdp)} by RDP)" if by_rdp else ""
+    return (
+        f"{record.config['defense']['name']}: epsilon {one} a round and {total} in {p['rounds']} rounds{local}, by the "
+        f"{p['accountant']} accountant{beside}, for delta {p['delta']:g}, to {p['adjacency']}, sample rate "
+        f"{p['sample_rate']:g} (sampling: {p.get('sampling') or 'not recorded'}); no amplification from sampling clients."
+    )
+
+
+def _practice(record: Record) -> list[str]:
+    """Return what the model's origin and the client's practice mean for the numbers."""
+    notes, model, scenario = [], record.config["model"], record.config["scenario"]
+    if model["state"] == "checkpoint":
+        notes.append(f"{model['name']}: what it was trained on is not known; it may have seen the victims.")
+    if scenario["local_steps"] > 1 and scenario["order"] == "unknown":
+        notes.append(
+            "E above 1 in an unknown order: where timestep or noise is granted, the engine reads all images as one batch "
+            "at the global weights, which is wrong by the order of lr."
+        )
+    if scenario["sampling"] == "poisson":
+        notes.append(
+            "Poisson batches: empty ones are drawn again, since they hold nothing to rebuild, and the attack is "
+            "granted the batch's size; epsilon is that of the mechanism without either."
+        )
+    return notes
+
+
+def _made_with(record: Record) -> str:
+    """Return the versions and the machine."""
+    made = record.environment
+    commit = str(made.get("git_commit", "unknown"))[:12] + (" with local changes" if made.get("git_dirty") else "")
+    machine = made.get("gpu") or f"{made.get('cpu')} CPU, threads: {made.get('threads')}"
+    return f"Made with GIDBench {made.get('gidbench')} ({commit}), torch {made.get('torch')}, {machine}."
