@@ -1,28 +1,62 @@
-"""Ctrl-C, noted so that it is not lost."""
+"""Signals that end a command: Ctrl-C, SIGTERM (from schedulers) and SIGHUP (from a closed terminal).
+
+The first one is noted and raised, so that what is finished is kept and the tables are written. The second one ends the process
+at once, without a traceback.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal of `SIGNALS` arrived. Not an `Exception`, so that an attack's own handlers let it pass."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def exit_code(number: int) -> int:
+    """Return the exit code of a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    return 128 + number
 
 
 @contextmanager
 def noted(patient: bool) -> Iterator[list[int]]:
-    """Within this context every Ctrl-C joins the list; what is raised in a destructor or a library's callback would be lost.
+    """Within this context every signal joins the list; an exception in a destructor or a library's callback would be lost.
+
+    A signal that was ignored before, as SIGHUP is under nohup, stays ignored. Outside the main thread nothing changes.
 
     Args:
-        patient: whether it only joins the list, for work that must not break off half-way; else it raises as ever, too.
+        patient: whether the first signal only joins the list, for work that must not break off half-way; else `Interrupted` is
+            raised, too.
     """
-    interrupts: list[int] = []
+    received: list[int] = []
 
-    def note(number: int, frame: object) -> None:
-        interrupts.append(number)
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            os._exit(exit_code(number))
+        received.append(number)
         if not patient:
-            raise KeyboardInterrupt
+            raise Interrupted(number)
 
-    before = signal.signal(signal.SIGINT, note)
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    changed = [number for number in SIGNALS if before[number] not in (signal.SIG_IGN, None)]
     try:
-        yield interrupts
+        for number in changed:
+            signal.signal(number, note)
+        yield received
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in changed:
+            signal.signal(number, before[number])

@@ -25,11 +25,11 @@ from benchmark.diffusion.models import Model, build_network, build_schedule
 from benchmark.environment import describe
 from benchmark.errors import first_line
 from benchmark.federation import Round, behind_one, draw_victim, image_counts, known_of, observe, seen_apart
-from benchmark.grid import Cell
 from benchmark.judge import Sample, judge, oracle
 from benchmark.matching.resources import out_of_memory
 from benchmark.matching.search import Step, watching
 from benchmark.metrics import lpips_missing
+from benchmark.plan import Cell
 from benchmark.plugins import Dataset, Picture
 from benchmark.seeds import stream
 from benchmark.store import Record, Status
@@ -93,6 +93,7 @@ def rehearse(cells: Sequence[Cell]) -> None:
         UserError: a model cannot be loaded, a defense does not fit it or the scenario, or a data set lacks images or holds
             one that cannot be read.
     """
+    lpips_missing()  # reads its weights once, before the first cell's time runs
     for model, seed in {(model, cell.seed) for cell in cells for model in (cell.model, cell.model.prior) if model}:
         build_schedule(model)
         _network(model, seed)
@@ -278,7 +279,7 @@ def _record(cell: Cell, status: Status, reason: str, seconds: float | None, clai
 
 def _config(cell: Cell) -> dict[str, object]:
     return {
-        "dataset": {"name": cell.dataset_label, **dataclasses.asdict(cell.dataset)},  # type: ignore[call-overload]
+        "dataset": {"name": cell.dataset_label, "remarks": list(cell.dataset_remarks), **dataclasses.asdict(cell.dataset)},  # type: ignore[call-overload]
         "scenario": cell.scenario.record,
         "summed_clients": behind_one(cell.scenario, cell.defense).clients,
         "model": {
@@ -288,6 +289,7 @@ def _config(cell: Cell) -> dict[str, object]:
             "steps": cell.model.steps,
             "prediction_type": build_schedule(cell.model).prediction_type,
             "convention": dataclasses.asdict(cell.model.convention) if cell.model.convention else None,
+            "remarks": list(cell.model.remarks),
         },
         "defense": {"name": cell.defense_label, **dataclasses.asdict(cell.defense)},  # type: ignore[call-overload]
         "attack": {"name": cell.attack_label, **(dataclasses.asdict(cell.attack) if cell.attack else {})},  # type: ignore[call-overload]

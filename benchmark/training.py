@@ -12,8 +12,9 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,24 @@ from benchmark.diffusion.sampler import ddim
 from benchmark.diffusion.schedule import Schedule
 from benchmark.errors import UserError, first_line
 from benchmark.images import to_unit
-from benchmark.interrupts import noted
+from benchmark.interrupts import Interrupted, noted
 from benchmark.seeds import stream
 
 STATE = "training.pt"
-SHEET_IMAGES = 64
+SHEET = "samples.png"
+SHEET_ROWS = 8
+SHEET_COLUMNS = 8
 SHEET_STEPS = 50
 SHEET_SIDE = 64
 """Pixels to which smaller draws are enlarged."""
 SMOOTHING = 0.99
 """Share of the past in the loss that is shown."""
+
+PUBLISHED = ("unet", "scheduler", CARD, SHEET)
+"""What a training leaves for its users."""
+
+LABELS = frozenset({"dataset", "model"})
+"""Fields of a recipe that say how data and model were asked for; what they are is in its fingerprints."""
 
 
 @dataclass(frozen=True)
@@ -166,12 +175,13 @@ class Training:
             UserError: the state cannot be read, or is that of another training, or a model lies there without one.
         """
         if not (out / STATE).exists():
-            if (out / "unet").exists() or (out / "scheduler").exists():
-                raise UserError(f"{out} holds a model whose training cannot go on; choose another --out")
+            if there := [name for name in PUBLISHED if os.path.lexists(out / name)]:
+                raise UserError(f"{out} holds a {there[0]} whose training cannot go on; choose another --out")
             return
         try:
             state: dict[str, Any] = torch.load(out / STATE, map_location=self.network.device, weights_only=True)
-            other = [k for k, v in dataclasses.asdict(self.recipe).items() if state["recipe"].get(k) != v]
+            decides = {k: v for k, v in dataclasses.asdict(self.recipe).items() if k not in LABELS}
+            other = [k for k, v in decides.items() if state["recipe"].get(k) != v]
             if other:
                 raise UserError(f"{out} holds a training with another {', '.join(other)}; choose another --out")
             self.network.load_state_dict(state["network"])
@@ -189,7 +199,7 @@ def train(training: Training, steps: int, out: Path, save_every: int, watch: Cal
     """Advance to `steps`, saving the state every `save_every` steps, at the end, and when the user interrupts.
 
     Raises:
-        KeyboardInterrupt: the user interrupted; the step under way was finished and saved.
+        Interrupted: a signal arrived; the step under way was finished and saved.
         UserError: the loss left the finite numbers, or the disk does not take the state.
     """
     if training.step > steps:
@@ -205,11 +215,13 @@ def train(training: Training, steps: int, out: Path, save_every: int, watch: Cal
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
     if interrupts:
-        raise KeyboardInterrupt
+        raise Interrupted(interrupts[0])
 
 
 def publish(training: Training, scheduler: DDPMScheduler, out: Path, card: dict[str, object]) -> None:
-    """Write the averaged weights, the schedule, the sample sheet and the card into `out`, where `resolve` finds them.
+    """Write the averaged weights, the schedule and the card into `out`, where `resolve` finds them.
+
+    A sample sheet of earlier weights is removed.
 
     Raises:
         UserError: the disk does not take them.
@@ -221,25 +233,55 @@ def publish(training: Training, scheduler: DDPMScheduler, out: Path, card: dict[
         shutil.rmtree(aside, ignore_errors=True)
         training.network.unet.save_pretrained(aside / "unet", safe_serialization=True)
         scheduler.save_pretrained(aside / "scheduler")
-        sheet(training).save(aside / "samples.png")
         (aside / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         for part in sorted(aside.iterdir(), key=lambda path: path.name == CARD):  # the card last
             target = out / part.name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
             part.rename(target)
         aside.rmdir()
+        (out / SHEET).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
     finally:
         training.average.restore(training.network.parameters())
 
 
-@torch.no_grad()
-def sheet(training: Training) -> Image.Image:
-    """64 draws by DDIM with 50 steps, 8 by 8."""
-    shape = (SHEET_IMAGES, *training.images.shape[1:])
-    z = torch.randn(shape, generator=stream(training.recipe.seed, "sheet")).to(training.network.device)
-    drawn = ddim(training.network, training.schedule, z, SHEET_STEPS)
-    drawn = drawn.repeat_interleave(enlarged := max(1, SHEET_SIDE // shape[-1]), dim=-1).repeat_interleave(enlarged, dim=-2)
-    unit = make_grid(drawn, nrow=8, padding=2, pad_value=1.0)
+def draw_sheet(training: Training, out: Path, watch: Callable[[int, int], None]) -> None:
+    """Draw images with the averaged weights by DDIM in `SHEET_STEPS` steps, and save them as one picture, `SHEET`.
+
+    Args:
+        training: whose model has been published.
+        out: its directory.
+        watch: called after each row with its number and the number of rows.
+
+    Raises:
+        UserError: the disk does not take it.
+    """
+    training.average.store(training.network.parameters())
+    training.average.copy_to(training.network.parameters())
+    try:
+        rows = []
+        for number, z in enumerate(_latents(training), 1):
+            rows.append(ddim(training.network, training.schedule, z.to(training.network.device), SHEET_STEPS))
+            watch(number, SHEET_ROWS)
+        aside = out / f".{SHEET}"
+        aside.unlink(missing_ok=True)
+        _picture(torch.cat(rows)).save(aside, format="PNG")
+        aside.replace(out / SHEET)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}; the model itself is complete") from error
+    finally:
+        training.average.restore(training.network.parameters())
+
+
+def _latents(training: Training) -> Sequence[Tensor]:
+    """Return the noise that each row of the sheet begins with."""
+    shape = (SHEET_ROWS * SHEET_COLUMNS, *training.images.shape[1:])
+    return torch.randn(shape, generator=stream(training.recipe.seed, "sheet")).chunk(SHEET_ROWS)
+
+
+def _picture(drawn: Tensor) -> Image.Image:
+    enlarged = max(1, SHEET_SIDE // drawn.shape[-1])
+    drawn = drawn.repeat_interleave(enlarged, dim=-1).repeat_interleave(enlarged, dim=-2)
+    unit = make_grid(drawn, nrow=SHEET_COLUMNS, padding=2, pad_value=1.0)
     return Image.fromarray((255 * to_unit(unit)).round().astype("uint8"))

@@ -10,18 +10,21 @@ from typing import NoReturn
 import benchmark
 from benchmark.cli import check, compare, info, report, run, train
 from benchmark.cli import list as list_
-from benchmark.errors import UserError, unknown
+from benchmark.cli.output import give_up_stdout, prepare_streams
+from benchmark.errors import UserError, unknown, whole_message
+from benchmark.interrupts import Interrupted, exit_code, noted
 
 VERBS = {"run": run, "train": train, "list": list_, "report": report, "compare": compare, "check": check, "info": info}
 
-EXIT_INTERRUPTED = 130
+EXIT_FAILED = 1
+EXIT_MISTAKE = 2
 
 
 class _Parser(argparse.ArgumentParser):
     """Turns every mistake into a `UserError`, with the nearest valid name where there is one."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see '{self.prog} --help')")
+        raise UserError(f"{whole_message(ValueError(message))} (see '{self.prog} --help')")
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         known, rest = super().parse_known_args(args, namespace)
@@ -38,18 +41,54 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code: 0 good, 1 some cell or check failed, 2 bad arguments."""
+    """Run a command line and return its exit code.
+
+    0: good. 1: a cell or a check failed, or memory or the output gave out. 2: the command cannot be carried out as it was
+    given, said in one sentence. 130, 143, 129: ended by Ctrl-C, SIGTERM, SIGHUP.
+    """
+    prepare_streams()
     try:
-        options = _parser().parse_args(arguments)
-        return int(options.execute(options))
+        with noted(patient=False):
+            options = _parser().parse_args(arguments)
+            code = int(options.execute(options))
+            sys.stdout.flush()
+            return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+        return _end(str(error), EXIT_MISTAKE)
+    except Interrupted as error:
+        return exit_code(error.number)
+    except OSError as error:
+        return _end_by_system(error)
+    except Exception as error:
+        if _out_of_memory(error):
+            return _end(f"memory ran out: {whole_message(error)}", EXIT_FAILED)
+        raise
+
+
+def _end(sentence: str, code: int) -> int:
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    return code
+
+
+def _end_by_system(error: OSError) -> int:
+    """End after an error of the operating system, which is the output's or some file's."""
+    reason = error.strerror or whole_message(error)
+    if error.filename is not None:
+        return _end(f"{error.filename}: {reason}", EXIT_MISTAKE)
+    give_up_stdout()
+    if isinstance(error, BrokenPipeError):  # the reader, `head` say, has seen enough
+        return EXIT_FAILED
+    return _end(f"cannot write to the output: {reason}", EXIT_FAILED)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    if "torch" not in sys.modules:
+        return False
+    from benchmark.matching.resources import out_of_memory
+
+    return out_of_memory(error)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from benchmark.paths import user_path
 
 
 def add_include(parser: argparse.ArgumentParser) -> None:
-    """`--include DIR`, as often as wanted."""
+    """Add `--include DIR`, which may be given several times."""
     parser.add_argument(
-        "--include", metavar="DIR", type=Path, action="append", default=[], help="a folder of plugins of your own"
+        "--include", metavar="DIR", type=user_path, action="append", default=[], help="a folder of plugins of your own"
     )

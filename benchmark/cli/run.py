@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.cli.options import add_include
-from benchmark.errors import UserError
+from benchmark.cli.output import give_up_stdout
+from benchmark.errors import UserError, remark
+from benchmark.interrupts import exit_code, noted
+from benchmark.paths import user_path
 
 if TYPE_CHECKING:
-    from benchmark.grid import Cell, Grid
+    from benchmark.grid import Grid
+    from benchmark.plan import Cell
     from benchmark.scenario import Scenario
     from benchmark.store import Store
 
@@ -28,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--victims", type=int, metavar="N", help="rounds of the clients per trial")
     add("--trials", type=int, metavar="N", help="draws of victims")
     add("--device", default="auto", metavar="auto|cpu|cuda[:i]")
-    add("--out", type=Path, metavar="DIR", help="the run directory; default: results/runs/NAME")
+    add("--out", type=user_path, metavar="DIR", help="the run directory; default: results/runs/NAME")
     add_include(parser)
     add("--cell-timeout", type=_seconds, metavar="S", help="give a cell up after so many seconds")
     add("--set", action="append", default=[], metavar="attack.NAME.FIELD=VALUE", help="a hyper-parameter")
@@ -40,9 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Plan, run what is missing, report. 0 if all cells are ok, diverged or skipped, else 1."""
+    """Plan, run what is missing, report. 0 if all cells are ok, diverged or skipped, else 1.
+
+    A run that a signal or the output ended early reports what is finished.
+    """
     from benchmark.environment import device_name, settle
-    from benchmark.grid import plan, read
+    from benchmark.grid import read
+    from benchmark.plan import plan
     from benchmark.registry import Registry
     from benchmark.runner import rehearse
     from benchmark.store import Store
@@ -53,16 +63,15 @@ def execute(options: argparse.Namespace) -> int:
     cells = plan(grid, Registry(options.include), device)
     store = Store(options.out or Path("results", "runs", Path(options.grid).stem))
     missing = _missing(cells, store, options)
+    rehearse(missing)
+    for text in dict.fromkeys(text for cell in cells for text in cell.remarks):
+        remark(text)
     if options.dry_run:
         return _dry_run(cells, missing, grid)
-    rehearse(missing)
-    with store.writing():
+    with store.writing(), noted(patient=False) as signals:
         store.save_plan(grid.title, grid.success_db, grid.set, [cell.identity for cell in cells])
-        interrupted = _run(missing, store, options)
-    if interrupted:
-        print(f"\nInterrupted: every finished cell is kept in {store.path}; the same command goes on from there.")
-        return 130
-    return _report(cells, store, options)
+        ended = _run(missing, store, options, signals)
+        return _report(cells, store, options) if ended is None else _report_early(ended, store)
 
 
 def _override(grid: Grid, options: argparse.Namespace) -> Grid:
@@ -98,26 +107,52 @@ def _missing(cells: Sequence[Cell], store: Store, options: argparse.Namespace) -
     return [cell for cell in cells if not ((record := records[cell.identity]) and record.status.final)]
 
 
-def _run(cells: list[Cell], store: Store, options: argparse.Namespace) -> bool:
-    """Run the cells, each saved as it ends. True if the user interrupted."""
+@dataclasses.dataclass(frozen=True)
+class _Ended:
+    """Why a run ended before its last cell, and the exit code for it."""
+
+    reason: str
+    code: int
+
+
+def _run(cells: list[Cell], store: Store, options: argparse.Namespace, signals: Sequence[int]) -> _Ended | None:
+    """Run the cells, each saved as it ends. Why the run ended early, None where it did not."""
     from benchmark.display import choose
-    from benchmark.interrupts import noted
     from benchmark.matching.search import watching
     from benchmark.runner import run_cell
 
     display = choose(options.display, cells)
     try:
-        with display, watching(display.step), noted(patient=False) as interrupts:
+        with display, watching(display.step):
             for cell in cells:
                 display.begin(cell)
                 outcome = run_cell(cell, options.cell_timeout)
                 store.save(outcome.record, outcome.samples)
                 display.end(cell, outcome.record)
-                if interrupts:
-                    return True
+                if signals:
+                    break
     except KeyboardInterrupt:
-        return True
-    return False
+        return _Ended("Interrupted", exit_code(signals[0] if signals else signal.SIGINT))
+    except OSError as error:  # from the display: the store's errors are the user's
+        give_up_stdout()
+        return _Ended(f"The output is lost ({error.strerror})", 1)
+    return _Ended("Interrupted", exit_code(signals[0])) if signals else None
+
+
+def _report_early(ended: _Ended, store: Store) -> int:
+    """Write the tables of what is finished, and say how to go on."""
+    from benchmark.report.build import build
+
+    try:
+        build(store)
+        tables = ", its tables are written"
+    except (UserError, MemoryError) as error:
+        tables = f", its tables are not written ({error})"
+    print(
+        f"\n{ended.reason}: every finished cell is kept in {store.path}{tables}; the same command goes on from there.",
+        file=sys.stderr,
+    )
+    return ended.code
 
 
 def _report(cells: Sequence[Cell], store: Store, options: argparse.Namespace) -> int:

@@ -8,16 +8,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.cli.options import add_include
-from benchmark.errors import UserError
+from benchmark.errors import UserError, remark, shown
+from benchmark.interrupts import Interrupted, exit_code
+from benchmark.paths import printable, user_path
+from benchmark.ranges import LARGEST
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
     from benchmark.diffusion.models import Model
+    from benchmark.plugins import Dataset
     from benchmark.training import Training
 
 LINES = 20
@@ -30,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dataset", required=True, metavar="NAME", help="only its public images are used")
     add("--model", required=True, metavar="NAME", help="a preset, or a trained model to go on from")
     add("--steps", required=True, type=int, metavar="N", help="training steps; more than before to go on")
-    add("--out", required=True, type=Path, metavar="DIR", help="the model's directory: itself a model for any grid")
+    add("--out", required=True, type=user_path, metavar="DIR", help="the model's directory: itself a model for any grid")
     add("--batch-size", type=int, default=32, metavar="N", help="images per step, default 32")
     add("--lr", type=float, default=2e-4, metavar="X", help="step size of Adam, default 0.0002")
     add("--seed", type=int, default=0, metavar="N")
@@ -42,35 +45,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Train, and leave weights, schedule, card and sample sheet in the directory."""
     from benchmark.environment import describe, settle
-    from benchmark.training import publish, train
+    from benchmark.training import SHEET, draw_sheet, publish, train
 
     for name in ("steps", "save_every"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
+        if not 1 <= getattr(options, name) <= LARGEST:
+            raise UserError(f"--{name.replace('_', '-')} must be from 1 to {LARGEST}, not {shown(getattr(options, name))}")
     settle()
-    training, scheduler, model = _prepare(options)
+    training, scheduler, model, dataset = _prepare(options)
+    for text in (*dataset.remarks(), *model.remarks):
+        remark(text)
     if training.step < options.steps:
         training.environment = describe(training.network.device)
     try:
         with _progress(options.steps, training.step) as watch:
             train(training, options.steps, options.out, options.save_every, watch)
-    except KeyboardInterrupt:
-        print(f"\nInterrupted at step {training.step}; the same command goes on from there.")
-        return 130
+    except Interrupted as error:
+        print(f"\nInterrupted at step {training.step}: it is saved, and the same command goes on from there.", file=sys.stderr)
+        return exit_code(error.number)
     card = {
         "command": _command(options),
         "steps": training.step + (model.trained_steps or 0),
         **training.describe(),
         "environment": training.environment,
+        "contents": sorted(contents.public) if (contents := dataset.contents()) else [],
         "base": model.card,
     }
     publish(training, scheduler, options.out, card)
-    print(f"Model, card and sample sheet: {options.out}")
+    print(f"Model and card: {options.out}", flush=True)
+    draw_sheet(training, options.out, lambda done, rows: print(f"Sample sheet: row {done} of {rows}", flush=True))
+    print(f"Sample sheet: {options.out / SHEET}")
     return 0
 
 
-def _prepare(options: argparse.Namespace) -> tuple[Training, DDPMScheduler, Model]:
-    """The training at the step that it has reached in `--out`, its schedule to save, and what it began from."""
+def _prepare(options: argparse.Namespace) -> tuple[Training, DDPMScheduler, Model, Dataset]:
+    """Return the training at the step that it has reached in `--out`, its schedule, its first model and its data set."""
     from benchmark.diffusion.models import build_network, build_schedule, build_scheduler, resolve
     from benchmark.environment import device_name
     from benchmark.registry import Registry
@@ -81,15 +89,15 @@ def _prepare(options: argparse.Namespace) -> tuple[Training, DDPMScheduler, Mode
     model = resolve(one(options.model))
     schedule = build_schedule(model)
     network = build_network(model, options.seed).to(device)
-    _, dataset = Registry(options.include).create("dataset", one(options.dataset))
+    dataset: Dataset = Registry(options.include).create("dataset", one(options.dataset))[1]
     images = dataset.training(model.image_size)
     try:
         recipe = Recipe(
-            dataset=options.dataset,
+            dataset=printable(options.dataset),
             images=len(images),
             data=fingerprint(images),
             files=dataset.fingerprint(),
-            model=options.model,
+            model=printable(options.model),
             schedule=f"{schedule.prediction_type} {fingerprint(schedule.alpha_bar)}",
             start=fingerprint(*network.parameters()),
             batch_size=options.batch_size,
@@ -103,7 +111,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Training, DDPMScheduler, Mode
         raise UserError(f"cannot write to {options.out}: {error.strerror}") from error
     training = Training(recipe, network, schedule.to(device), images)
     training.load(options.out)
-    return training, build_scheduler(model), model
+    return training, build_scheduler(model), model, dataset
 
 
 def _command(options: argparse.Namespace) -> str:

@@ -142,8 +142,20 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+OUT_OF_MEMORY = (
+    "alloc_failed",
+    "bad_alloc",
+    "can't allocate memory",
+    "can't start new thread",
+    "cannot allocate memory",
+    "failed to map segment",
+    "out of memory",
+    "resource temporarily unavailable",
+)
+"""What libraries say where memory, or the room for a thread's stack, ran out."""
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or in torch's allocator for CPUs."""
-    told = str(error).lower()
-    kinds = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return kinds or any(words in told for words in ("can't allocate memory", "out of memory", "alloc_failed"))
+    """Return whether an error says that memory ran out, on a GPU or on the CPU."""
+    message = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in message for words in OUT_OF_MEMORY)
