@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from benchmark.errors import UserError, shown, unknown
-from benchmark.ranges import check_fields
+from benchmark.ranges import check_fields, check_range
 
 T = TypeVar("T")
 
@@ -33,6 +33,19 @@ def build(cls: type[T], values: Mapping[str, object], what: str) -> T:
         built = cls(**arguments)
         check_fields(built)  # once more for a plugin whose own `__post_init__` does not
         return built
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from error
+
+
+def check_value(cls: type, name: str, value: object, what: str) -> None:
+    """Refuse a value that no object of the dataclass `cls` can have in that field.
+
+    Raises:
+        UserError: it is of another type, or a number outside its declared range.
+    """
+    hint = get_type_hints(cls, include_extras=True)[name]
+    try:
+        check_range(name, hint, coerce(value, get_type_hints(cls)[name], what))
     except ValueError as error:
         raise UserError(f"{what}: {error}") from error
 

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import benchmark
-from benchmark.errors import UserError
+from benchmark.errors import UserError, shown
 
 PACKAGES = (
     "torch",
@@ -27,6 +27,9 @@ PACKAGES = (
     "matplotlib",
     "safetensors",
 )
+MOST_DIGITS = 4
+"""Digits in the number of a device."""
+
 MALLOPT = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 256 * 2**20)}
 """glibc's parameters, from malloc.h: no mappings of their own for large tensors, nothing trimmed, growth in large pieces."""
 
@@ -48,9 +51,9 @@ def device_name(choice: str) -> str:
     if choice == "cpu":
         return "cpu"
     if kind != "cuda" or (":" in choice and not index.isdecimal()):
-        raise UserError(f"unknown device '{choice}'; known are: auto, cpu, cuda, cuda:i")
-    if int(index or 0) >= count:
-        raise UserError(f"device '{choice}' is not there: this machine has {count or 'no'} CUDA device(s)")
+        raise UserError(f"unknown device {shown(choice)}; known are: auto, cpu, cuda, cuda:i")
+    if len(index) > MOST_DIGITS or int(index or 0) >= count:
+        raise UserError(f"device {shown(choice)} is not there: this machine has {count or 'no'} CUDA device(s)")
     return f"cuda:{index or 0}"
 
 

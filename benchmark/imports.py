@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 
@@ -30,7 +31,17 @@ def reachable(path: Path, module: str | None, follow: Callable[[str], bool]) -> 
                     waiting.append((origin, name))
 
 
-def _direct(path: Path, module: str | None) -> Iterator[tuple[str, Path]]:
+def _direct(path: Path, module: str | None) -> tuple[tuple[str, Path], ...]:
+    return _imports(path, module, path.stat().st_mtime_ns)
+
+
+@cache
+def _imports(path: Path, module: str | None, changed: int) -> tuple[tuple[str, Path], ...]:
+    """Return what a file that was last changed at that time imports; a plan asks for the same files again and again."""
+    return tuple(_read_imports(path, module))
+
+
+def _read_imports(path: Path, module: str | None) -> Iterator[tuple[str, Path]]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

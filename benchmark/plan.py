@@ -17,7 +17,7 @@ from benchmark import config
 from benchmark.errors import UserError, unknown
 from benchmark.grid import ORACLE, Grid
 from benchmark.paths import printable
-from benchmark.scenario import Scenario, label
+from benchmark.scenario import MOST_IMAGES, Scenario, label
 from benchmark.spec import Spec, expand, expand_stacks
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ IDENTITY_VERSION = 1
 
 MOST_CELLS = 100_000
 """Cells of a grid: more is a mistake, and would fill a disk."""
-
-MOST_IMAGES = 100_000
-"""Private images of a cell."""
 
 MEMORY_PER_IMAGE = 4
 """Copies of a cell's images that are in memory at once: pictures, victims, observations, reconstructions."""
@@ -113,8 +110,8 @@ def plan(grid: Grid, registry: Registry, device: str) -> list[Cell]:
     Two ways to ask for the same cell give one, under the first one's label.
 
     Raises:
-        UserError: any axis names something unknown, values that do not go together, more than `MOST_CELLS` cells, or two
-            parts ask for one row of the tables with different budgets or victims.
+        UserError: any axis names something unknown, values that do not go together, more than `MOST_CELLS` cells or
+            `MOST_IMAGES` images, or two parts ask for one row of the tables with different budgets or victims.
     """
     planners = [_Planner(part, registry, device) for part in grid.each_part()]
     every = [planner.axes() for planner in planners]
@@ -128,6 +125,9 @@ def plan(grid: Grid, registry: Registry, device: str) -> list[Cell]:
         row = rows.setdefault((cell.name, cell.keys.scenario), cell)
         if (row.budget, row.victims) != (cell.budget, cell.victims):
             raise UserError(f"two parts of the grid ask for {cell.name} with different budgets or numbers of victims")
+    drawn = {(cell.keys.dataset, cell.keys.scenario, cell.trial): cell.victims * cell.scenario.images for cell in cells}
+    if (count := sum(drawn.values())) > MOST_IMAGES:
+        raise UserError(f"the victims of the grid have {count} images behind them; at most {MOST_IMAGES} can be drawn")
     return list(chosen.values())
 
 
@@ -217,10 +217,8 @@ class _Planner:
         )
 
     def _check_size(self, scenario: Scenario) -> None:
-        """Refuse a cell whose images alone exceed what can be counted, or this machine's memory."""
+        """Refuse a cell whose images alone exceed this machine's memory."""
         count, size = self.grid.victims * scenario.images, scenario.image_size or 0
-        if count > MOST_IMAGES:
-            raise UserError(f"{self.grid.victims} victims have {count} images behind them; a cell has at most {MOST_IMAGES}")
         needed = MEMORY_PER_IMAGE * count * 3 * size**2 * 4
         if needed > (total := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
             raise UserError(
@@ -289,9 +287,11 @@ class _Planner:
             name, _, field_name = rest.rpartition(".")
             if kind not in ("attack", "defense", "dataset") or not name or not field_name:
                 raise UserError(f"'{key}' should read like attack.NAME.FIELD")
-            known = config.field_names(load(self.registry.get(kind, name)))
+            cls = load(self.registry.get(kind, name))
+            known = config.field_names(cls)
             if field_name not in known:
                 raise unknown(f"field of {kind} '{name}'", field_name, known)
+            config.check_value(cls, field_name, value, f"'{key}'")
             settings.setdefault((kind, name), {})[field_name] = value
         return settings
 

@@ -90,10 +90,19 @@ def check_fields(instance: Any) -> None:
     """
     hints = get_type_hints(type(instance), include_extras=True)
     for field in dataclasses.fields(instance):
-        for value in _numbers(getattr(instance, field.name)):
-            allowed = _range(hints[field.name], value)
-            if value not in allowed:
-                raise ValueError(f"{field.name} must be {allowed.wanted(value)}, not {_number(value)}")
+        check_range(field.name, hints[field.name], getattr(instance, field.name))
+
+
+def check_range(name: str, hint: Any, value: Any) -> None:
+    """Refuse a number outside the range that its type hint declares, as `check_fields` does for all fields.
+
+    Raises:
+        ValueError: as there.
+    """
+    for number in _numbers(value):
+        allowed = _range(hint, number)
+        if number not in allowed:
+            raise ValueError(f"{name} must be {allowed.wanted(number)}, not {_number(number)}")
 
 
 def declared(hint: Any) -> list[Range]:

@@ -265,7 +265,7 @@ RECORD: Form = {
     "schema": _whole,
 }
 
-PLAN: Form = {"title": _text, "success_db": _number, "settings": _mapping, "cells": _identities}
+PLAN: Form = {"title": _text, "success_db": _number, "settings": _mapping, "cells": _identities, "floors": _Maybe(_texts)}
 
 
 def _check(value: object, form: Form, place: str) -> None:

@@ -180,13 +180,26 @@ class Store:
             raise KeyError(identity)
         return cell.samples
 
-    def save_plan(self, title: str, success_db: float, settings: Mapping[str, object], identities: Sequence[str]) -> None:
-        """Note what the latest command planned: heading, threshold, hyper-parameters that it set, and cells in order.
+    def save_plan(
+        self,
+        title: str,
+        success_db: float,
+        settings: Mapping[str, object],
+        identities: Sequence[str],
+        floors: Sequence[str] | None = None,
+    ) -> None:
+        """Note what the latest command planned: heading, threshold, hyper-parameters that it set, cells in order, and floors.
 
         Raises:
             UserError: the disk does not take it.
         """
-        plan = {"title": title, "success_db": success_db, "settings": dict(settings), "cells": list(identities)}
+        plan = {
+            "title": title,
+            "success_db": success_db,
+            "settings": dict(settings),
+            "cells": list(identities),
+            "floors": floors,
+        }
         try:
             replace(self.path / "run.json", to_json(plan))
         except OSError as error:

@@ -246,6 +246,7 @@ def publish(training: Training, scheduler: DDPMScheduler, out: Path, card: dict[
         training.average.restore(training.network.parameters())
 
 
+@torch.no_grad()
 def draw_sheet(training: Training, out: Path, watch: Callable[[int, int], None]) -> None:
     """Draw images with the averaged weights by DDIM in `SHEET_STEPS` steps, and save them as one picture, `SHEET`.
 

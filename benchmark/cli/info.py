@@ -30,7 +30,8 @@ def execute(options: argparse.Namespace) -> int:
     missing = lpips_missing()
     print(f"  LPIPS: {missing or 'reachable'} (the cache is {torch.hub.get_dir()})")
     if missing:
-        print("    to get it, where there is internet (delete a damaged file first): python -c \"import lpips; lpips.LPIPS(net='alex')\"")
+        print("    delete a damaged file; to get it, where there is internet:")
+        print("    python -c \"import lpips; lpips.LPIPS(net='alex')\"")
     print("\nData")
     for plugin in Registry().all("dataset"):
         print(f"  {plugin.name}: {_reachable(plugin)}")

@@ -69,7 +69,8 @@ def execute(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _dry_run(cells, missing, grid)
     with store.writing(), noted(patient=False) as signals:
-        store.save_plan(grid.title, grid.success_db, grid.set, [cell.identity for cell in cells])
+        floors = sorted({cell.attack_label for cell in cells if cell.control and cell.attack is not None})
+        store.save_plan(grid.title, grid.success_db, grid.set, [cell.identity for cell in cells], floors)
         ended = _run(missing, store, options, signals)
         return _report(cells, store, options) if ended is None else _report_early(ended, store)
 

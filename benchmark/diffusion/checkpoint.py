@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from benchmark.diffusion.process import MOST_STEPS, PROCESSES
+from benchmark.diffusion.process import MOST_STEPS, PROCESSES, quiet_diffusers, unknown_settings
 from benchmark.errors import UserError, shown, whole_message
 from benchmark.parsing import parse_json, read_text
 
@@ -54,6 +54,7 @@ class Checkpoint:
         weights: files with its tensors.
         scheduler: file with the noise process, or None.
         steps: number of timesteps T of that process, or None.
+        ignored: settings in the two configurations that diffusers does not know, and so ignores.
         image_size: side of the square images.
         stride: of the lowest resolution; sides of images are multiples of it.
     """
@@ -62,6 +63,7 @@ class Checkpoint:
     weights: tuple[Path, ...]
     scheduler: Path | None
     steps: int | None
+    ignored: tuple[str, ...]
     image_size: int
     stride: int
 
@@ -89,8 +91,10 @@ def inspect(path: Path, what: str) -> Checkpoint:
         raise UserError(f"{what} is for images of {size}x{size}, and its {lowest}-fold downsampling does not divide that")
     candidates = (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json")
     scheduler = next((file for file in candidates if file.is_file()), None)
-    steps = _steps(read_object(scheduler, what), what) if scheduler else None
-    return Checkpoint(config, _weight_files(directory, what), scheduler, steps, size, lowest)
+    process = read_object(scheduler, what) if scheduler else None
+    steps = _steps(process, what) if process else None
+    ignored = (*unknown_settings(values), *(unknown_settings(process) if process else ()))
+    return Checkpoint(config, _weight_files(directory, what), scheduler, steps, ignored, size, lowest)
 
 
 def read_object(path: Path, what: str) -> dict[str, object]:
@@ -116,7 +120,7 @@ def load(checkpoint: Checkpoint, what: str) -> UNet2DModel:
     tensors = _named(_tensors(checkpoint.weights, what), set(wanted), what)
     _compare({name: tensor.shape for name, tensor in tensors.items()}, {n: t.shape for n, t in wanted.items()}, what)
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        if not tensor.is_floating_point() or not torch.isfinite(tensor.float()).all():
             raise UserError(f"{what} cannot be used: tensor '{name}' holds values that are not finite numbers")
     unet.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}, assign=True)
     _run_once(unet, checkpoint, what)
@@ -139,7 +143,7 @@ def _check_pipeline(file: Path, what: str) -> None:
 def _steps(config: Mapping[str, object], what: str) -> int:
     """Return the number of timesteps of a scheduler's configuration, which has the process of DDPM."""
     name = config.get("_class_name")
-    if name not in PROCESSES:
+    if not isinstance(name, str) or name not in PROCESSES:
         raise UserError(
             f"{what} has the scheduler {shown(name)}, whose process is not known to be that of DDPM "
             "(DDPMScheduler, DDIMScheduler and other samplers of such networks are read)"
@@ -233,7 +237,7 @@ def _hollow(checkpoint: Checkpoint, what: str) -> UNet2DModel:
 
     config = read_object(checkpoint.config, what)
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with quiet_diffusers(), torch.random.fork_rng(devices=[]), torch.device("meta"):
             unet: UNet2DModel = UNet2DModel.from_config(config)
     except Exception as error:
         raise UserError(f"{what} cannot be loaded: its config.json describes no network: {whole_message(error)}") from error

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
 CARD = "card.json"
+MOST_NAMES = 5
+"""Settings that a remark lists."""
 
 
 @dataclass(frozen=True)
@@ -199,13 +201,17 @@ def _resolve_directory(spec: Spec, path: Path) -> Model:
 
 
 def _remarks(model: Model) -> tuple[str, ...]:
+    remarks = []
+    if model.checkpoint and model.checkpoint.ignored:
+        names = ", ".join(map(shown, model.checkpoint.ignored[:MOST_NAMES]))
+        remarks.append(f"model '{model.label}': its configuration has settings that diffusers ignores: {names}")
     schedule = build_schedule(model)
-    if schedule.alpha_bar[-1] > 0 or schedule.prediction_type != "epsilon":
-        return ()
-    return (
-        f"model '{model.label}': alpha_bar ends at 0, where the noisy image is noise alone and a network that predicts the "
-        "noise learns nothing of the image; such schedules are meant for v_prediction",
-    )
+    if schedule.alpha_bar[-1] == 0 and schedule.prediction_type == "epsilon":
+        remarks.append(
+            f"model '{model.label}': alpha_bar ends at 0, where the noisy image is noise alone and a network that predicts the "
+            "noise learns nothing of the image; such schedules are meant for v_prediction"
+        )
+    return tuple(remarks)
 
 
 def build_scheduler(model: Model) -> DDPMScheduler:

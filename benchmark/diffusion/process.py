@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +43,27 @@ TOLERANCE = 1e-6
 """How far the alpha_bar of a scheduler of another class may lie from DDPM's with the same settings."""
 
 
+@contextmanager
+def quiet_diffusers() -> Iterator[None]:
+    """Keep diffusers from printing what `unknown_settings` returns."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def unknown_settings(config: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the settings of a diffusers configuration that its class does not have; names of diffusers' own are left out."""
+    import diffusers
+
+    known = inspect.signature(getattr(diffusers, str(config["_class_name"])).__init__).parameters
+    return tuple(sorted(name for name in config if not name.startswith("_") and name not in known))
+
+
 def read_scheduler(config: Mapping[str, object], what: str) -> DDPMScheduler:
     """Return the scheduler that a client trains with, from the configuration of a scheduler of `PROCESSES`.
 
@@ -51,8 +74,9 @@ def read_scheduler(config: Mapping[str, object], what: str) -> DDPMScheduler:
 
     cls: Any = getattr(diffusers, str(config["_class_name"]))
     try:
-        own = cls.from_config(dict(config))
-        scheduler: DDPMScheduler = diffusers.DDPMScheduler.from_config(dict(own.config))
+        with quiet_diffusers():
+            own = cls.from_config(dict(config))
+            scheduler: DDPMScheduler = diffusers.DDPMScheduler.from_config(dict(own.config))
     except Exception as error:
         raise UserError(f"{what} has a scheduler that cannot be used: {whole_message(error)}") from error
     if len(scheduler.alphas_cumprod) != own.config.num_train_timesteps:

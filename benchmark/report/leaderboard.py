@@ -78,6 +78,7 @@ class Results:
         samples: a row per image of these, axes, `trial`, measurements and pictures.
         notes: what a table must say of its numbers.
         damage: of these, what could not be read.
+        floors: the floors that the latest plan has, None where it does not say.
     """
 
     title: str
@@ -87,6 +88,7 @@ class Results:
     samples: pd.DataFrame
     notes: Sequence[str]
     damage: Sequence[str] = ()
+    floors: frozenset[str] | None = None
 
 
 def read(store: Store) -> Results:
@@ -116,7 +118,7 @@ def read(store: Store) -> Results:
         *notes_on_settings(plan["settings"]),
         *notes_on_records(records),
     ]
-    return Results(plan["title"], plan["success_db"], len(identities), cells, samples, notes, unread)
+    return Results(plan["title"], plan["success_db"], len(identities), cells, samples, notes, unread, _floors(plan))
 
 
 def _readable(store: Store, identities: Sequence[str]) -> tuple[list[Cell], list[tuple[str, str]]]:
@@ -137,6 +139,10 @@ def _readable(store: Store, identities: Sequence[str]) -> tuple[list[Cell], list
         else:
             found[place] = cell
     return list(found.values()), damage
+
+
+def _floors(plan: dict[str, Any]) -> frozenset[str] | None:
+    return None if plan.get("floors") is None else frozenset(plan["floors"])
 
 
 def leaderboard(results: Results) -> pd.DataFrame:
@@ -295,18 +301,23 @@ def _gain(ok: pd.DataFrame, floor: pd.DataFrame) -> dict[str, float]:
 
 
 def floors_of(results: Results) -> dict[tuple[Any, ...], pd.DataFrame]:
-    """The better floor (by median PSNR) of each scene and defense: its rows; none where one of the floors is still missing.
+    """Return the rows of the better floor (by median PSNR) of each scene and defense; none where a floor is incomplete.
 
-    A floor that was skipped, as `prior_sample` where no prior is granted, is not missing.
+    A floor is complete where it has every image that any attack has there, or was skipped, as `prior_sample` is where no prior
+    is granted.
     """
     cells = results.cells[results.cells.control & (results.cells.attack != ORACLE)]
+    planned = set(cells.attack) if results.floors is None else results.floors
     found = {}
     for key, group in cells.groupby([*SCENE, "defense"], sort=False):
         rows = select(results.samples, dict(zip([*SCENE, "defense"], key, strict=True)))
-        rows = rows[rows.control & (rows.attack != ORACLE) & (rows.status == "ok")] if len(rows) else rows
-        settled = set(rows.get("attack", ())) | set(group.attack[group.status == Status.SKIPPED])
-        if len(rows) and settled == set(cells.attack):
-            found[key] = rows[rows.attack == rows.groupby("attack").psnr.median().idxmax()]
+        if rows.empty:
+            continue
+        images = len(rows[PAIR].drop_duplicates())
+        floors = rows[rows.control & (rows.attack != ORACLE) & (rows.status == "ok")]
+        complete = {name for name, own in floors.groupby("attack") if len(own) == images}
+        if complete and planned <= complete | set(group.attack[group.status == Status.SKIPPED]):
+            found[key] = floors[floors.attack == floors.groupby("attack").psnr.median().idxmax()]
     return found
 
 

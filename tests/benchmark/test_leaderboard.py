@@ -277,3 +277,18 @@ def test_two_scenes_never_share_a_file(tmp_path):
 def test_a_row_whose_cells_all_failed_recovered_nothing(table):
     assert row(table, "broken")["success_rate"] == 0
     assert math.isnan(row(table, "picky")["success_rate"])
+
+
+
+@pytest.mark.parametrize(("trials", "known"), [((0, 1), True), ((0,), False), ((), False)])
+def test_there_is_a_gain_only_over_every_image_of_every_planned_floor(tmp_path, trials, known):
+    """Over what is left of the floors it would be another number under the same name."""
+    store = Store(tmp_path)
+    with store.writing():
+        cells = [add(store, name, [20.0] * 4, trial=trial) for name in ("strong", "random_guess") for trial in (0, 1)]
+        cells += [add(store, "constant_image", [15.0] * 4, trial=trial) for trial in trials]
+        store.save_plan("A title", 30.0, {}, cells, ["constant_image", "random_guess"])
+    results = read(store)
+    table = leaderboard(results)
+    assert math.isnan(row(table, "strong")["psnr_gain"]) != known
+    assert len(strongest(results, table)) == known
