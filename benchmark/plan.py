@@ -17,7 +17,7 @@ from benchmark import config
 from benchmark.errors import UserError, unknown
 from benchmark.grid import ORACLE, Grid
 from benchmark.paths import printable
-from benchmark.scenario import MOST_IMAGES, Scenario, label
+from benchmark.scenario import Scenario, label
 from benchmark.spec import Spec, expand, expand_stacks
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ IDENTITY_VERSION = 1
 
 MOST_CELLS = 100_000
 """Cells of a grid: more is a mistake, and would fill a disk."""
+
+MOST_IMAGES = 10_000
+"""Private images of a grid: more take minutes to draw before anything runs."""
 
 MEMORY_PER_IMAGE = 4
 """Copies of a cell's images that are in memory at once: pictures, victims, observations, reconstructions."""

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from benchmark.ranges import Count, Natural, Positive, Range, Share, check_fields
 
-MOST_IMAGES = 10_000
-"""Private images behind one update, or behind all victims of a grid: more are a mistake, and take minutes to draw."""
+MOST_IMAGES = 100_000
+"""Private images behind one update: more are a mistake, and would not fit into memory."""
 
 MOST_LOCAL_IMAGES = 10_000_000
 """Images of one client from which a Poisson batch is drawn."""

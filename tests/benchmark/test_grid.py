@@ -280,7 +280,7 @@ def test_a_damaged_file_is_a_good_grid_or_one_sentence(key, value):
         ({"trials": 10**9}, "5000000000 cells; at most 100000 can be run at once"),  # T2, this one and the next five
         ({"attacks": ["dlg[evaluations=" + ",".join(map(str, range(1, 10_002))) + "]"]}, "more than 10000 values"),
         ({"victims": 20_000}, "20000 images behind them; at most 10000 can be drawn"),
-        ({"scenarios": [{"batch_size": 10**6}]}, "at most 10000 images may lie behind an update"),
+        ({"scenarios": [{"batch_size": 10**6}]}, "at most 100000 images may lie behind an update"),
         ({"victims": 9_999, "scenarios": [{"image_size": 1024}]}, "images of 1024x1024 pixels of a cell need .* GiB"),
         ({"scenarios": [{"sampling": "poisson", "sample_rate": 1e-300}]}, "at most 10000000, not 1e"),
         ({"set": {"attack.gidm.preset": float("nan")}}, "attack.gidm.preset.*nan"),  # T5, though gidm is not in the grid
