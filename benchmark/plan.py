@@ -116,7 +116,10 @@ def plan(grid: Grid, registry: Registry, device: str) -> list[Cell]:
         UserError: any axis names something unknown, values that do not go together, more than `MOST_CELLS` cells or
             `MOST_IMAGES` images, or two parts ask for one row of the tables with different budgets or victims.
     """
-    planners = [_Planner(part, registry, device) for part in grid.each_part()]
+    parts = grid.each_part()
+    if grid.parts:
+        _Planner(dataclasses.replace(grid, parts=()), registry, device).check()
+    planners = [_Planner(part, registry, device) for part in parts]
     every = [planner.axes() for planner in planners]
     if (count := sum(math.prod(map(len, axes)) for axes in every)) > MOST_CELLS:
         raise UserError(f"the grid has {count} cells; at most {MOST_CELLS} can be run at once")
@@ -163,17 +166,28 @@ class _Planner:
         self._weights = cache(_weights_key)  # reads whole files: once for a model, not for every cell
 
     def axes(self) -> list[Sequence[Any]]:
+        datasets = [self._dataset(spec) for spec in expand(self.grid.datasets)]
+        return [datasets, self.grid.scenarios, self._models(), range(self.grid.trials), self._defenses(), self._attacks()]
+
+    def check(self) -> None:
+        """Refuse what is wrong in an axis even where every part of the grid has one of its own."""
+        for axis in (self._models, self._defenses, self._attacks):
+            axis()
+
+    def _models(self) -> list[Model]:
         from benchmark.diffusion.models import resolve
 
+        return [resolve(spec) for spec in expand(self.grid.models)]
+
+    def _defenses(self) -> list[_Choice]:
+        return [self._defense(specs) for specs in expand_stacks(self.grid.defenses)]
+
+    def _attacks(self) -> list[_Choice]:
         controls = [plugin.name for plugin in self.registry.all("attack") if plugin.control]
         attacks = dict.fromkeys([*controls, *self.grid.attacks])
         attacks.pop(ORACLE, None)
-        models = [resolve(spec) for spec in expand(self.grid.models)]
-        datasets = [self._dataset(spec) for spec in expand(self.grid.datasets)]
-        defenses = [self._defense(specs) for specs in expand_stacks(self.grid.defenses)]
         oracle = _Choice(ORACLE, None, {"name": ORACLE}, {})
-        chosen = [oracle, *(self._choice("attack", spec) for spec in expand(attacks))]
-        return [datasets, self.grid.scenarios, models, range(self.grid.trials), defenses, chosen]
+        return [oracle, *(self._choice("attack", spec) for spec in expand(attacks))]
 
     def cell(self, dataset: _Choice, scenario: Scenario, model: Model, trial: int, defense: _Choice, attack: _Choice) -> Cell:
         scenario = self._fit(scenario, model)

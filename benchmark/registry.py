@@ -10,7 +10,7 @@ import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -198,8 +198,9 @@ def _shipped() -> Iterator[Plugin]:
 
 
 def _installed() -> Iterator[Plugin]:
+    points = entry_points()  # reads every installed package, so once for all kinds
     for kind in KINDS:
-        for point in entry_points(group=f"gidbench.{kind}s"):
+        for point in points.select(group=f"gidbench.{kind}s"):
             yield Plugin(kind, point.name, _origin(point), point.module, point.attr)
 
 
@@ -244,9 +245,15 @@ def _origin(point: EntryPoint) -> Path:
 
 def _parse(path: Path) -> ast.Module:
     try:
-        return ast.parse(path.read_text(encoding="utf-8"))
+        return _parsed(path, path.stat().st_mtime_ns)
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"cannot read plugin {path}: {error}") from error
+
+
+@cache
+def _parsed(path: Path, changed: int) -> ast.Module:
+    """Return the tree of a file that was last changed at that time; every command reads the same files."""
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def _class(tree: ast.Module, name: str) -> ast.ClassDef:

@@ -277,6 +277,7 @@ def test_a_damaged_file_is_a_good_grid_or_one_sentence(key, value):
         ({"parts": [{"evaluations": 0}]}, "part 1: evaluations must be at least 1, not 0"),
         ({"parts": [{"attacks": []}]}, "part 1: attacks is empty"),
         ({"parts": [{"scenarios": [{"batch_size": 0}]}]}, "batch_size must be at least 1"),
+        ({"defenses": ["dp_sgd[clip=inf]"], "parts": [{"defenses": ["none"]}]}, "clip must be above 0 and finite"),
         ({"trials": 10**9}, "5000000000 cells; at most 100000 can be run at once"),  # T2, this one and the next five
         ({"attacks": ["dlg[evaluations=" + ",".join(map(str, range(1, 10_002))) + "]"]}, "more than 10000 values"),
         ({"victims": 20_000}, "20000 images behind them; at most 10000 can be drawn"),

@@ -279,7 +279,6 @@ def test_a_row_whose_cells_all_failed_recovered_nothing(table):
     assert math.isnan(row(table, "picky")["success_rate"])
 
 
-
 @pytest.mark.parametrize(("trials", "known"), [((0, 1), True), ((0,), False), ((), False)])
 def test_there_is_a_gain_only_over_every_image_of_every_planned_floor(tmp_path, trials, known):
     """Over what is left of the floors it would be another number under the same name."""
