@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -34,6 +34,7 @@ from benchmark.diffusion.schedule import Schedule
 from benchmark.errors import UserError, first_line
 from benchmark.images import to_unit
 from benchmark.interrupts import Interrupted, noted
+from benchmark.ranges import Range, Share, check_fields
 from benchmark.seeds import stream
 
 STATE = "training.pt"
@@ -78,16 +79,13 @@ class Recipe:
     model: str
     schedule: str
     start: str
-    batch_size: int = 32
-    lr: float = 2e-4
-    ema_decay: float = 0.9999
+    batch_size: Annotated[int, Range(1, 100_000)] = 32
+    lr: Share = 2e-4
+    ema_decay: Share = 0.9999
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch-size must be at least 1, not {self.batch_size}")
-        if not 0 < self.lr <= 1:
-            raise ValueError(f"lr must be above 0 and at most 1, not {self.lr:g}")
+        check_fields(self)
 
 
 def fingerprint(*tensors: Tensor) -> str:

@@ -106,7 +106,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Training, DDPMScheduler, Mode
         )
         options.out.mkdir(parents=True, exist_ok=True)
     except ValueError as error:
-        raise UserError(f"--{error}") from error
+        raise UserError(f"--{str(error).replace('_', '-', 1)}") from error
     except OSError as error:
         raise UserError(f"cannot write to {options.out}: {error.strerror}") from error
     training = Training(recipe, network, schedule.to(device), images)

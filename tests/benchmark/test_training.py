@@ -109,7 +109,7 @@ def test_the_published_weights_are_the_average_not_the_last(training, tmp_path):
     ("words", "message"),
     [
         (["--steps", "0"], "--steps must be from 1 to"),
-        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--batch-size", "0"], "--batch-size must be from 1 to 100000, not 0"),
         (["--lr", "-1"], "--lr must be above 0"),
         (["--lr", "1e38"], "at most 1"),
         (["--model", "tinny"], "did you mean 'tiny'"),

@@ -112,10 +112,10 @@ def _tensors(files: Files, draw: Random) -> None:
     """Change shapes, types or numbers of tensors."""
     weights = _read(files)
     for key in draw.sample(sorted(weights), min(len(weights), draw.choice((1, 1, 3, len(weights))))):
-        value = weights[key].clone()
+        value = weights[key].float()
         shapes = (value[..., :-1], value[:0], value.unsqueeze(0), value.reshape(-1), value.transpose(0, -1))
         types = (value.half(), value.double(), value.bfloat16(), value.long(), value.to(torch.float8_e4m3fn))
-        choices = (*shapes, *types, value * 0, value / 0, value * 1e30, torch.full_like(value, math.nan))
+        choices = (*shapes, *types, value * 0, value / 0, value * 1e30, torch.full(value.shape, math.nan))
         weights[key] = draw.choice(choices).contiguous()
     files[WEIGHTS] = save(weights)
 
