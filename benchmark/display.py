@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from benchmark.matching.search import Step
+from benchmark.paths import printable
 from benchmark.plan import Cell
 from benchmark.store import Record
 
@@ -61,7 +62,7 @@ class Plain(Silent):
     def end(self, cell: Cell, record: Record) -> None:
         """See `Display.end`."""
         self.done += 1
-        print(f"[{self.done}/{self.total}] {cell.name}: {_outcome(record)}", flush=True)
+        print(printable(f"[{self.done}/{self.total}] {cell.name}: {_outcome(record)}"), flush=True)
 
 
 class Bar(Display):

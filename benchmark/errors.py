@@ -1,5 +1,6 @@
 """What the user got wrong, said in one sentence."""
 
+import contextlib
 import difflib
 import sys
 from collections.abc import Iterable
@@ -15,9 +16,15 @@ class UserError(Exception):
     """A mistake of the user's. The command line prints it as one sentence and exits with 2, without a traceback."""
 
 
+def say(text: str) -> None:
+    """Print one line on stderr, without control characters; a stderr that is lost is no error."""
+    with contextlib.suppress(OSError, ValueError):
+        print("".join(c if c.isprintable() else " " for c in text), file=sys.stderr, flush=True)
+
+
 def remark(text: str) -> None:
     """Print what the user should know and need not act on, as one line on stderr."""
-    print(f"note: {text}", file=sys.stderr)
+    say(f"note: {text}")
 
 
 def first_line(error: BaseException) -> str:

@@ -33,6 +33,9 @@ SCHEMA = pyarrow.schema(
 
 CHANNELS = (1, 3)
 
+BYTES_PER_FILE, BYTES_PER_ROW = 2**20, 2**16
+"""Room for what a parquet file holds beside the pictures, names of sources and reasons among it."""
+
 SLACK = 1e-3
 """By how much rounding may carry a measurement over its bound."""
 
@@ -47,6 +50,12 @@ def to_parquet(samples: Sequence[Sample]) -> bytes:
     file = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pydict(columns, schema=SCHEMA), file)
     return file.getvalue()
+
+
+def most_bytes(record: Record) -> int:
+    """Return more bytes than the parquet file of a cell with these images can have."""
+    pixels: int = max(CHANNELS) * record.config["scenario"]["image_size"] ** 2
+    return BYTES_PER_FILE + record.n_total * (BYTES_PER_ROW + 2 * len(PICTURES) * pixels * 4)
 
 
 def to_frame(content: bytes, record: Record) -> pd.DataFrame:

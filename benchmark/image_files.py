@@ -76,11 +76,21 @@ def read_image(source: Path | bytes, name: str) -> Image.Image:
             Image.open(stream, formats=_formats(source)) as image,
         ):
             image.load()
-            return _upright(_rgb(image), image.getexif().get(ExifTags.Base.Orientation, 1))
+            return _upright(_rgb(image), _orientation(image))
     except MemoryError:
         raise
     except Exception as error:  # decoders of damaged files raise nearly every class
         raise UserError(f"cannot read image {name}: {reason(error)}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation; 1, upright, where the EXIF data are damaged, as they do not concern the pixels."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
 
 
 def files_below(root: Path) -> list[Path]:

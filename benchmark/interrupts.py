@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+ECHO = 0.5
+"""Seconds in which the same signal again counts as the first one: a launcher passes on what its whole group received."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -31,7 +35,7 @@ def exit_code(number: int) -> int:
 
 @contextmanager
 def noted(patient: bool) -> Iterator[list[int]]:
-    """Within this context every signal joins the list; an exception in a destructor or a library's callback would be lost.
+    """Add each signal to the list within this context. Look at the list too: a library may swallow the exception.
 
     A signal that was ignored before, as SIGHUP is under nohup, stays ignored. Outside the main thread nothing changes.
 
@@ -40,10 +44,15 @@ def noted(patient: bool) -> Iterator[list[int]]:
             raised, too.
     """
     received: list[int] = []
+    first = 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
-        if received:
+        nonlocal first
+        if received and (number != received[0] or time.monotonic() - first > ECHO):
             os._exit(exit_code(number))
+        if received:
+            return
+        first = time.monotonic()
         received.append(number)
         if not patient:
             raise Interrupted(number)

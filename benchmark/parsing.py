@@ -13,8 +13,11 @@ from typing import Any
 
 from benchmark.errors import UserError, shown, whole_message
 
-MOST_BYTES = 64 * 2**20
-"""Of a text file: a record with the loss of every evaluation is far smaller."""
+MOST_BYTES = 16 * 2**20
+"""Of a text file: a card that lists the images of a training has a few."""
+
+MOST_YAML_LETTERS = 256 * 2**10
+"""Of a grid: PyYAML takes seconds for as many."""
 
 MOST_DEPTH = 50
 """Levels of lists and mappings inside each other."""
@@ -69,6 +72,8 @@ def parse_yaml(text: str, what: str) -> Any:
     """
     import yaml
 
+    if len(text) > MOST_YAML_LETTERS:
+        raise UserError(f"{what} has more than {MOST_YAML_LETTERS} letters")
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is None:
@@ -79,7 +84,7 @@ def parse_yaml(text: str, what: str) -> Any:
         raise UserError(f"{what} is not YAML: {whole_message(error)}") from error
     except RecursionError as error:
         raise UserError(f"{what} nests more than {MOST_DEPTH} levels") from error
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:  # from a date or a number that is none
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:  # from a date or a number that is none
         raise UserError(f"{what} holds a value that cannot be read: {whole_message(error)}") from error
     _check_limits(value, what, MOST_YAML_NODES)
     return value

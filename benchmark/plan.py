@@ -133,7 +133,7 @@ def plan(grid: Grid, registry: Registry, device: str) -> list[Cell]:
             raise UserError(f"two parts of the grid ask for {cell.name} with different budgets or numbers of victims")
     drawn = {(cell.keys.dataset, cell.keys.scenario, cell.trial): cell.victims * cell.scenario.images for cell in cells}
     if (count := sum(drawn.values())) > MOST_IMAGES:
-        raise UserError(f"the victims of the grid have {count} images behind them; at most {MOST_IMAGES} can be drawn")
+        raise UserError(f"the grid draws {count} private images; at most {MOST_IMAGES} can be drawn")
     return list(chosen.values())
 
 
@@ -163,6 +163,7 @@ class _Planner:
         # Sums round differently when they are split over another number of threads.
         self.hardware = [device.partition(":")[0], torch.get_num_threads() if device == "cpu" else None]
         self.settings = self._settings()
+        self._compared: set[tuple[str, str]] = set()  # models and data sets that share no victim
         self._weights = cache(_weights_key)  # reads whole files: once for a model, not for every cell
 
     def axes(self) -> list[Sequence[Any]]:
@@ -193,7 +194,9 @@ class _Planner:
         scenario = self._fit(scenario, model)
         self._check_size(scenario)
         for trained in (model, *([model.prior] if model.prior else [])):
-            _refuse_if_seen(trained, dataset)
+            if (trained.label, dataset.label) not in self._compared:
+                _refuse_if_seen(trained, dataset)
+                self._compared.add((trained.label, dataset.label))
         keys = Keys(
             dataset=_canonical(dataset.key),
             scenario=_canonical(scenario.drawn),
@@ -334,8 +337,8 @@ def _refuse_if_seen(model: Model, dataset: _Choice) -> None:
                 )
         elif seen.dataset.partition(":")[0].partition("[")[0] == name and seen.files != dataset.sources["data"]:
             raise UserError(
-                f"model '{model.label}' was trained on public images of '{seen.dataset}' as its files were then, and those of "
-                f"'{dataset.label}' are others: a victim here may have been public there; train it again on these files"
+                f"the files of '{dataset.label}' have changed since model '{model.label}' was trained on '{seen.dataset}'; the "
+                "model may have seen a victim, so train it again on these files"
             )
 
 

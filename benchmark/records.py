@@ -18,6 +18,9 @@ from benchmark.ranges import LARGEST
 
 SCHEMA_VERSION = 3
 
+MOST_IMAGES = 100_000
+"""Private images of a cell: no grid has as many."""
+
 IDENTITY = re.compile(r"[0-9a-f]{32}")
 """A cell's identity, which is the name of its directory."""
 
@@ -117,7 +120,7 @@ def to_record(text: str, identity: str) -> Record:
         raise Damaged("it is the record of another cell")
     scenario = values["config"]["scenario"]
     if scenario["batch_size"] * scenario["local_steps"] * scenario["clients"] > LARGEST:
-        raise Damaged("its scenario has more images behind an update than any run")
+        raise Damaged("the number of images of an update is too large")
     return Record(**{**values, "status": Status(values["status"])})
 
 
@@ -175,6 +178,10 @@ def _evaluations(value: object) -> bool:
 
 def _count(value: object) -> bool:
     return _natural(value) and value != 0
+
+
+def _images(value: object) -> bool:
+    return _count(value) and value <= MOST_IMAGES  # type: ignore[operator]
 
 
 def _size(value: object) -> bool:
@@ -255,7 +262,7 @@ RECORD: Form = {
     "adaptive": _flag,
     "control": _flag,
     "budget": _evaluations,
-    "n_total": _count,
+    "n_total": _images,
     "seconds": _Maybe(_size),
     "peak_mib": _Maybe(_size),
     "privacy": _Maybe(PRIVACY),

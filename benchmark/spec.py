@@ -22,6 +22,9 @@ MOST_VALUES = 10_000
 MOST_SPECIAL = 32
 """Special characters in a path up to which it is looked up on the disk."""
 
+MOST_LETTERS = 10_000
+"""Letters of one list of values."""
+
 SPECIAL = re.compile(r"[\[\],+]")
 """Characters that mean something, unless a path that exists holds them."""
 
@@ -101,6 +104,8 @@ def _check_number(count: int, text: str) -> None:
 
 def _split(text: str, separator: str) -> list[str]:
     """Split at the separators that are outside brackets and outside a path that exists."""
+    if len(text) > MOST_LETTERS:
+        raise UserError(f"{shown(text)} has more than {MOST_LETTERS} letters")
     parts, depth, position = [""], 0, 0
     while position < len(text):
         character = text[position]
@@ -127,9 +132,8 @@ def _existing(text: str) -> str:
     before = re.match(r"\s*(\w+:)?", text)
     assert before is not None
     named, rest = before.group(), text[before.end() :]
-    if not before.group(1) and "/" not in rest:
-        return ""
-    found = next((path for path in _beginnings(rest) if SPECIAL.search(path) and _exists(path)), "")
+    candidates = (path for path in _beginnings(rest) if SPECIAL.search(path) and (before.group(1) or "/" in path))
+    found = next((path for path in candidates if _exists(path)), "")
     return named + found if found else ""
 
 

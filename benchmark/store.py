@@ -22,7 +22,7 @@ import pandas as pd
 
 from benchmark.errors import UserError, remark
 from benchmark.files import ASIDE, digest, real_directory, remove, replace, sync, write_new
-from benchmark.frames import to_frame, to_parquet
+from benchmark.frames import most_bytes, to_frame, to_parquet
 from benchmark.judge import Sample
 from benchmark.parsing import read_text
 from benchmark.records import IDENTITY, SCHEMA_VERSION, Damaged, Record, Status, to_json, to_plan, to_record
@@ -149,7 +149,7 @@ class Store:
             name = f"{place.name}/record.json"
             record = to_record(_text(place / "record.json"), identity)
             name = f"{place.name}/samples.parquet"
-            content = _content(place / "samples.parquet")
+            content = _content(place / "samples.parquet", most_bytes(record))
             if digest(content) != record.samples_digest:
                 raise Damaged("its checksum differs")
             return Cell(record, to_frame(content, record))
@@ -271,7 +271,9 @@ def _text(path: Path) -> str:
         raise Damaged("it is not a text file of a usual size") from error
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, most: int) -> bytes:
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise Damaged("it is not a file")
+    if path.stat().st_size > most:
+        raise Damaged("it is larger than the cell's images")
     return path.read_bytes()

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
-import shutil
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from benchmark.diffusion.models import CARD
 from benchmark.diffusion.sampler import ddim
 from benchmark.diffusion.schedule import Schedule
 from benchmark.errors import UserError, first_line
+from benchmark.files import ASIDE, remove, replace
 from benchmark.images import to_unit
 from benchmark.interrupts import Interrupted, noted
 from benchmark.ranges import Range, Share, check_fields
@@ -161,10 +163,9 @@ class Training:
         }
         if not all(torch.isfinite(p).all() for p in self.network.parameters()):
             raise UserError(f"the weights left the finite numbers before step {self.step}; try a smaller --lr")
-        aside = out / f".{STATE}"
-        with aside.open("wb") as file:
-            torch.save(state, file)
-        aside.replace(out / STATE)
+        content = io.BytesIO()
+        torch.save(state, content)
+        replace(out / STATE, content.getvalue())
 
     def load(self, out: Path) -> None:
         """Go on where `save` left off; at the beginning where there is nothing.
@@ -209,7 +210,7 @@ def train(training: Training, steps: int, out: Path, save_every: int, watch: Cal
                 watch(training)
                 if training.step % save_every == 0:
                     training.save(out)
-        training.save(out)
+            training.save(out)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
     if interrupts:
@@ -226,21 +227,20 @@ def publish(training: Training, scheduler: DDPMScheduler, out: Path, card: dict[
     """
     training.average.store(training.network.parameters())
     training.average.copy_to(training.network.parameters())
+    aside = out / f"{ASIDE}{secrets.token_hex(8)}"
     try:
-        aside = out / ".publishing"
-        shutil.rmtree(aside, ignore_errors=True)
         training.network.unet.save_pretrained(aside / "unet", safe_serialization=True)
         scheduler.save_pretrained(aside / "scheduler")
         (aside / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         for part in sorted(aside.iterdir(), key=lambda path: path.name == CARD):  # the card last
             target = out / part.name
-            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+            remove(target)
             part.rename(target)
-        aside.rmdir()
         (out / SHEET).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
     finally:
+        remove(aside)
         training.average.restore(training.network.parameters())
 
 
@@ -263,10 +263,9 @@ def draw_sheet(training: Training, out: Path, watch: Callable[[int, int], None])
         for number, z in enumerate(_latents(training), 1):
             rows.append(ddim(training.network, training.schedule, z.to(training.network.device), SHEET_STEPS))
             watch(number, SHEET_ROWS)
-        aside = out / f".{SHEET}"
-        aside.unlink(missing_ok=True)
-        _picture(torch.cat(rows)).save(aside, format="PNG")
-        aside.replace(out / SHEET)
+        content = io.BytesIO()
+        _picture(torch.cat(rows)).save(content, format="PNG")
+        replace(out / SHEET, content.getvalue())
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}; the model itself is complete") from error
     finally:

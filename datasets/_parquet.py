@@ -17,6 +17,9 @@ from benchmark.errors import UserError
 from benchmark.image_files import read_image, reason
 from benchmark.paths import printable
 
+MOST_ROWS = 1_000_000
+"""Images of a data set: a small file can claim as many rows as it likes."""
+
 BINARY = frozenset({"binary", "large_binary"})
 
 
@@ -53,6 +56,8 @@ def parquet_part(dataset: str, files: Sequence[Path], label: str) -> Part:
     groups = [group for file in files for group in _groups(dataset, file)]
     column = _image_column(dataset, groups)
     ends = list(accumulate(group.rows for group in groups))
+    if ends and ends[-1] > MOST_ROWS:
+        raise UserError(f"data set '{dataset}': {printable(files[0])} and others have {ends[-1]} rows, more than {MOST_ROWS}")
 
     @lru_cache(maxsize=2)
     def read(place: int) -> Any:

@@ -21,6 +21,9 @@ from benchmark.images import centred_square
 from benchmark.paths import printable, user_path
 from benchmark.plugins import Picture
 
+ENDS = 4096
+"""Bytes at each end of a large file that count in its fingerprint."""
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -136,13 +139,29 @@ def existing_folder(folder: Path, missing: str) -> Path:
 
 
 def listing(files: Iterable[Path], root: Path) -> str:
-    """Return a fingerprint of large files without reading them: a hash of their paths relative to `root`, and their sizes.
+    """Return a fingerprint of large files without reading them whole.
+
+    It is a hash of their paths relative to `root`, their sizes, and the first and last `ENDS` bytes of each: an encoded image
+    that changes changes there too.
 
     Raises:
-        UserError: a file is missing.
+        UserError: a file is missing or cannot be read.
     """
-    lines = sorted(f"{file.relative_to(root)}\0{_state(file).st_size}" for file in files)
-    return hashlib.blake2b(os.fsencode("\n".join(lines)), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(files):
+        size = _state(file).st_size
+        digest.update(os.fsencode(file.relative_to(root)) + f"\0{size}\0".encode() + _ends(file, size))
+    return digest.hexdigest()
+
+
+def _ends(file: Path, size: int) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            first = stream.read(ENDS)
+            stream.seek(max(0, size - ENDS))
+            return first + stream.read(ENDS)
+    except OSError as error:
+        raise UserError(f"cannot read {printable(file)}: {reason(error)}") from error
 
 
 def last_change(file: Path) -> int:

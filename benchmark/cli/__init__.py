@@ -11,7 +11,7 @@ import benchmark
 from benchmark.cli import check, compare, info, report, run, train
 from benchmark.cli import list as list_
 from benchmark.cli.output import give_up_stdout, prepare_streams
-from benchmark.errors import UserError, unknown, whole_message
+from benchmark.errors import UserError, say, unknown, whole_message
 from benchmark.interrupts import Interrupted, exit_code, noted
 
 VERBS = {"run": run, "train": train, "list": list_, "report": report, "compare": compare, "check": check, "info": info}
@@ -57,16 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _end(str(error), EXIT_MISTAKE)
     except Interrupted as error:
         return exit_code(error.number)
-    except OSError as error:
-        return _end_by_system(error)
     except Exception as error:
         if _out_of_memory(error):
             return _end(f"memory ran out: {whole_message(error)}", EXIT_FAILED)
+        if isinstance(error, OSError):
+            return _end_by_system(error)
         raise
 
 
 def _end(sentence: str, code: int) -> int:
-    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    say(f"error: {sentence}")
     return code
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.cli.options import add_include
 from benchmark.cli.output import give_up_stdout
-from benchmark.errors import UserError, remark
+from benchmark.errors import UserError, remark, say
 from benchmark.interrupts import exit_code, noted
-from benchmark.paths import user_path
+from benchmark.paths import printable, user_path
 
 if TYPE_CHECKING:
     from benchmark.grid import Grid
@@ -72,7 +71,7 @@ def execute(options: argparse.Namespace) -> int:
         floors = sorted({cell.attack_label for cell in cells if cell.control and cell.attack is not None})
         store.save_plan(grid.title, grid.success_db, grid.set, [cell.identity for cell in cells], floors)
         ended = _run(missing, store, options, signals)
-        return _report(cells, store, options) if ended is None else _report_early(ended, store)
+        return _report(store, options) if ended is None else _report_early(ended, store)
 
 
 def _override(grid: Grid, options: argparse.Namespace) -> Grid:
@@ -149,29 +148,26 @@ def _report_early(ended: _Ended, store: Store) -> int:
         tables = ", its tables are written"
     except (UserError, MemoryError) as error:
         tables = f", its tables are not written ({error})"
-    print(
-        f"\n{ended.reason}: every finished cell is kept in {store.path}{tables}; the same command goes on from there.",
-        file=sys.stderr,
-    )
+    say("")
+    say(f"{ended.reason}: every finished cell is kept in {store.path}{tables}; the same command goes on from there.")
     return ended.code
 
 
-def _report(cells: Sequence[Cell], store: Store, options: argparse.Namespace) -> int:
+def _report(store: Store, options: argparse.Namespace) -> int:
     from benchmark.report import tables
     from benchmark.report.build import build
+    from benchmark.store import Status
 
     results, table = build(store)
     if options.display != "none":
         tables.show(results, table)
         print(f"Tables and figures: {store.path}")
-    records = [store.record(cell.identity) for cell in cells]
-    failed = [record for record in records if record is not None and not record.status.final]
-    return 1 if failed else 0
+    return 0 if all(Status(status).final for status in results.cells.status) else 1
 
 
 def _dry_run(cells: Sequence[Cell], missing: Sequence[Cell], grid: Grid) -> int:
     waiting = {cell.identity for cell in missing}
-    print(grid.title)
+    print(printable(grid.title))
     for cell in cells:
         state = "will be skipped" if cell.missing else f"{_updates(cell)} x {cell.budget} evaluations"
         print(f"  {cell.name}: {state if cell.identity in waiting else 'done'}")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from benchmark.cli.options import add_include
-from benchmark.errors import UserError, remark, shown
+from benchmark.errors import UserError, remark, say, shown
 from benchmark.interrupts import Interrupted, exit_code
 from benchmark.paths import printable, user_path
 from benchmark.ranges import LARGEST
@@ -52,6 +52,7 @@ def execute(options: argparse.Namespace) -> int:
             raise UserError(f"--{name.replace('_', '-')} must be from 1 to {LARGEST}, not {shown(getattr(options, name))}")
     settle()
     training, scheduler, model, dataset = _prepare(options)
+    contents = dataset.contents()
     for text in (*dataset.remarks(), *model.remarks):
         remark(text)
     if training.step < options.steps:
@@ -60,14 +61,14 @@ def execute(options: argparse.Namespace) -> int:
         with _progress(options.steps, training.step) as watch:
             train(training, options.steps, options.out, options.save_every, watch)
     except Interrupted as error:
-        print(f"\nInterrupted at step {training.step}: it is saved, and the same command goes on from there.", file=sys.stderr)
+        say(f"Interrupted at step {training.step}: it is saved, and the same command goes on from there.")
         return exit_code(error.number)
     card = {
         "command": _command(options),
         "steps": training.step + (model.trained_steps or 0),
         **training.describe(),
         "environment": training.environment,
-        "contents": sorted(contents.public) if (contents := dataset.contents()) else [],
+        "contents": sorted(contents.public) if contents else [],
         "base": model.card,
     }
     publish(training, scheduler, options.out, card)

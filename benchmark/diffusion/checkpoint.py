@@ -78,9 +78,10 @@ def inspect(path: Path, what: str) -> Checkpoint:
     Raises:
         UserError: it is no unconditional U-Net on the three channels of an image, or its process is not that of DDPM.
     """
+    path = path.resolve()
+    path = path.parent if path.name == "unet" else path
     directory = path / "unet" if (path / "unet").is_dir() else path
-    for pipeline in {path, directory.parent if directory.name == "unet" else path}:
-        _check_pipeline(pipeline / "model_index.json", what)
+    _check_pipeline(path / "model_index.json", what)
     config = directory / "config.json"
     values = read_object(config, what)
     if values.get("_class_name") != "UNet2DModel":
@@ -135,8 +136,8 @@ def _check_pipeline(file: Path, what: str) -> None:
     members = {name for name in members if isinstance(values[name], list)}  # settings of the pipeline are no members
     if other := sorted(members - PIPELINE_MEMBERS):
         raise UserError(
-            f"{what} is part of a {shown(values.get('_class_name'))}, whose '{other[0]}' stands between image and network; "
-            "only networks that work on pixels are supported"
+            f"{what} is part of a {shown(values.get('_class_name'))}; its part {shown(other[0])} encodes images, so the "
+            "network does not see pixels, and only networks on pixels are supported"
         )
 
 
@@ -150,6 +151,8 @@ def _steps(config: Mapping[str, object], what: str) -> int:
         )
     if config.get("use_flow_sigmas"):
         raise UserError(f"{what} has a scheduler with use_flow_sigmas: flow matching is not supported")
+    if config.get("timestep_type", "discrete") != "discrete":
+        raise UserError(f"{what} has a scheduler in continuous time; that is not supported")
     steps = config.get("num_train_timesteps")
     if isinstance(steps, bool) or not isinstance(steps, int) or not 2 <= steps <= MOST_STEPS:
         raise UserError(

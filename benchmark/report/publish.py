@@ -72,7 +72,7 @@ def _publish(aside: Path, run: Path) -> None:
     backups = [path.relative_to(run).as_posix() for path in kept if path]
     if backups:
         more = f" and {len(backups) - 1} more" if len(backups) > 1 else ""
-        remark(f"{run} had files that no report wrote under names that a report needs; they are kept as {backups[0]}{more}")
+        remark(f"a report on {run} needed file names that were in use; the old files are kept as {backups[0]}{more}")
 
 
 def _place(aside: Path, run: Path, name: str, known: frozenset[str]) -> Path | None:

@@ -159,6 +159,20 @@ def test_flow_matching_is_refused(model):  # F2
     refused(model, "'FlowMatchEulerDiscreteScheduler', whose process is not known to be that of DDPM")
 
 
+def test_the_process_beside_a_unet_is_read_from_the_unets_own_folder_too(model, monkeypatch):  # F2, F3
+    edit(model / "scheduler" / "scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler")
+    refused(model / "unet", "whose process is not known to be that of DDPM")
+    monkeypatch.chdir(model / "unet")
+    with pytest.raises(UserError, match="whose process is not known"):
+        resolve(one("./[prediction=epsilon]"))
+
+
+def test_a_sampler_in_continuous_time_is_refused(model):  # F2
+    changes = {"timestep_type": "continuous", "sigma_max": 700, "prediction_type": "v_prediction"}
+    edit(model / "scheduler" / "scheduler_config.json", _class_name="EulerDiscreteScheduler", **changes)
+    refused(model, "in continuous time")
+
+
 def test_flow_sigmas_in_a_sampler_of_ddpm_are_refused(model):  # F2
     edit(model / "scheduler" / "scheduler_config.json", _class_name="DPMSolverMultistepScheduler", use_flow_sigmas=True)
     refused(model, "flow matching is not supported")
@@ -237,7 +251,7 @@ def test_a_configuration_that_does_not_fit_says_the_reason(model, changes, words
 def test_a_member_of_a_latent_pipeline_is_refused(model, place):  # F3
     index = {"_class_name": "LDMPipeline", "unet": ["diffusers", "UNet2DModel"], "vqvae": ["diffusers", "VQModel"]}
     (model / "model_index.json").write_text(json.dumps(index))
-    refused(model / place, "part of a 'LDMPipeline', whose 'vqvae'")
+    refused(model / place, "part of a 'LDMPipeline'; its part 'vqvae'")
 
 
 def test_a_pipeline_on_pixels_is_read(model):

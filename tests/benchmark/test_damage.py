@@ -1,6 +1,7 @@
 """Run directories that a disk, a kill or somebody has changed."""
 
 import json
+import os
 
 import numpy as np
 import pyarrow
@@ -223,3 +224,8 @@ def test_a_run_directory_that_cannot_be_a_path_is_one_sentence(capsys):  # T4
     for verb in (["report", "~nosuchuser/run"], ["compare", "x" * 300, "a", "b"]):
         assert main(verb) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_file_that_claims_to_be_huge_is_not_read(run):  # R2
+    os.truncate(run.cells / STRONG / "samples.parquet", 2**42)
+    assert run.record(STRONG) is None

@@ -224,6 +224,8 @@ def test_a_path_that_exists_is_taken_whole(registry, pictures, monkeypatch):  # 
     (spec,) = expand([f"{pictures}/mod,el[steps=10]"])
     assert (spec.name, spec.params) == (f"{pictures}/mod,el", (("steps", "10"),))
     assert split("folder:com,ma") == ["folder:com", "ma"], "it does not exist"
+    (pictures / "tiny,small").touch()
+    assert split("tiny,small,./m") == ["tiny", "small", "./m"], "without a slash a name is no path"
 
 
 def test_what_was_passed_over_is_remarked(registry, pictures):  # F6
@@ -231,6 +233,8 @@ def test_what_was_passed_over_is_remarked(registry, pictures):  # F6
     cell = plan(changed(datasets=(f"folder:{pictures / 'one'}",), victims=1), registry, "cpu")[-1]
     assert len(cell.remarks) == 1 and "1 of 11 files" in cell.remarks[0]
 
+
+MANY = ",".join(map(str, range(1, 102)))
 
 GOOD = {
     "title": "t",
@@ -279,8 +283,9 @@ def test_a_damaged_file_is_a_good_grid_or_one_sentence(key, value):
         ({"parts": [{"scenarios": [{"batch_size": 0}]}]}, "batch_size must be at least 1"),
         ({"defenses": ["dp_sgd[clip=inf]"], "parts": [{"defenses": ["none"]}]}, "clip must be above 0 and finite"),
         ({"trials": 10**9}, "5000000000 cells; at most 100000 can be run at once"),  # T2, this one and the next five
-        ({"attacks": ["dlg[evaluations=" + ",".join(map(str, range(1, 10_002))) + "]"]}, "more than 10000 values"),
-        ({"victims": 20_000}, "20000 images behind them; at most 10000 can be drawn"),
+        ({"attacks": [f"dlg[evaluations={MANY},restarts={MANY}]"]}, "more than 10000 values"),
+        ({"attacks": ["dlg[evaluations=" + "1" * 10_001 + "]"]}, "more than 10000 letters"),
+        ({"victims": 20_000}, "draws 20000 private images; at most 10000 can be drawn"),
         ({"scenarios": [{"batch_size": 10**6}]}, "at most 100000 images may lie behind an update"),
         ({"victims": 9_999, "scenarios": [{"image_size": 1024}]}, "images of 1024x1024 pixels of a cell need .* GiB"),
         ({"scenarios": [{"sampling": "poisson", "sample_rate": 1e-300}]}, "at most 10000000, not 1e"),

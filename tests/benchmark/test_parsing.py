@@ -19,6 +19,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "\n".join(
         ("seed: " + "9" * 4500, "cannot be read|beyond 64 bits"),
         ("seed: 99999999999999999999", "an integer beyond 64 bits"),
         ("seed: !!bool x", "cannot be read"),
+        ('seed: !!int ""', "cannot be read"),
+        ("a" * 300_000, "more than 262144 letters"),
         ("seed: !!python/name:os.system", "is not YAML"),
         ("a: " + "[" * 3000 + "]" * 3000, "nests more than 50 levels"),
         ("a: " + "[" * 60 + "]" * 60, "nests more than 50 levels"),

@@ -80,7 +80,7 @@ def test_somebody_elses_file_of_a_name_that_is_needed_is_kept_as_a_backup(store,
     for content in ("mine", "mine again"):
         (store.path / name).write_text(content)
         build(store)
-        assert capsys.readouterr().err.count("they are kept as") == 1
+        assert capsys.readouterr().err.count("are kept as") == 1
     found = contents(store)
     assert (found[f"{name}~"], found[f"{name}~2"]) == ("mine", "mine again")
     assert "mine" not in found[name]

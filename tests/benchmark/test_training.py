@@ -239,3 +239,15 @@ def test_weights_that_are_not_finite_are_never_saved(training, tmp_path):
     with pytest.raises(UserError, match="smaller --lr"):
         training.save(tmp_path)
     assert (tmp_path / "training.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["training.pt", "unet", "card.json", "samples.png"])
+def test_nothing_is_written_through_a_link(tmp_path, name):  # R8
+    out, target = tmp_path / "out", tmp_path / "target"
+    assert run(out, 1) == 0
+    (out / name).rename(target)
+    before = sorted(target.iterdir()) if target.is_dir() else target.read_bytes()
+    (out / name).symlink_to(target)
+    assert run(out, 2) == 0
+    assert (sorted(target.iterdir()) if target.is_dir() else target.read_bytes()) == before
+    assert not (out / name).is_symlink()

@@ -77,6 +77,9 @@ def test_a_second_signal_ends_at_once_without_a_traceback(number):  # R3
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     assert process.stdout.readline() == f"{int(number)}\n"
+    process.send_signal(number)  # passed on by a launcher
+    time.sleep(0.6)
+    assert process.poll() is None
     process.send_signal(number)
     _, error = process.communicate(timeout=10)
     assert process.returncode == 128 + number and error == ""

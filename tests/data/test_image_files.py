@@ -212,3 +212,9 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):  # F5
 def test_a_file_that_vanishes_is_named(tmp_path):
     with pytest.raises(UserError, match=r"^cannot read image gone: No such file or directory$"):
         read_image(tmp_path / "a.png", "gone")
+
+
+def test_damaged_exif_data_do_not_cost_the_picture(tmp_path):
+    picture = Image.new("RGB", (8, 6), "red")
+    picture.save(tmp_path / "a.png", exif=b"Exif\0\0garbage-garbage")
+    assert read_image(tmp_path / "a.png", "a").size == (8, 6)

@@ -124,3 +124,12 @@ def test_a_table_without_images_is_one_sentence(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"label": [1]}), tmp_path / "train-0.parquet")
     with pytest.raises(UserError, match="no column of images"):
         CelebAHQ(path=str(tmp_path)).public(16)
+
+
+def test_other_images_under_the_same_names_are_another_data_set(celeba_hq):  # F4
+    before = CelebAHQ(path=str(celeba_hq)).fingerprint()
+    file = next(iter(celeba_hq.glob("*.jpg")))
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    assert CelebAHQ(path=str(celeba_hq)).fingerprint() != before
