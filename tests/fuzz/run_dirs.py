@@ -131,7 +131,7 @@ def _json(path: Path, draw: Random) -> None:
     """Remove, replace or add a field at any depth."""
     try:
         content = json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         return
     holders = list(_holders(content))
     if not holders:
