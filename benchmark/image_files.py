@@ -86,9 +86,7 @@ def read_image(source: Path | bytes, name: str) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation; 1, upright, where the EXIF data are damaged, as they do not concern the pixels."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
         return 1
 
@@ -155,8 +153,9 @@ def _formats(source: Path | bytes) -> list[str]:
 
 @contextmanager
 def _bombs_are_errors() -> Iterator[None]:
-    """Let Pillow refuse what it only warns of: between one and two times its largest number of pixels."""
+    """Let Pillow refuse what it only warns of, up to twice its largest number of pixels; its other warnings are off."""
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 

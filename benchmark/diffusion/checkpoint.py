@@ -186,8 +186,7 @@ def _check_kind(values: Mapping[str, object], what: str) -> None:
 
 def _size(values: Mapping[str, object], what: str) -> int:
     size = values.get("sample_size")
-    sides = {*size} if isinstance(size, list) and all(isinstance(side, int) for side in size) else {size}
-    side = sides.pop() if len(sides) == 1 else size
+    side = size[0] if isinstance(size, list) and size and all(other == size[0] for other in size) else size
     if isinstance(side, bool) or not isinstance(side, int) or side not in SIZES:
         raise UserError(
             f"{what} does not say a square image size (sample_size in config.json, from {SIZES[0]} to {SIZES[-1]}), "

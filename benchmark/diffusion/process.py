@@ -79,9 +79,9 @@ def read_scheduler(config: Mapping[str, object], what: str) -> DDPMScheduler:
             scheduler: DDPMScheduler = diffusers.DDPMScheduler.from_config(dict(own.config))
     except Exception as error:
         raise UserError(f"{what} has a scheduler that cannot be used: {whole_message(error)}") from error
-    if len(scheduler.alphas_cumprod) != own.config.num_train_timesteps:
+    if scheduler.alphas_cumprod.shape != (own.config.num_train_timesteps,):
         raise UserError(
-            f"{what} has a scheduler with {len(scheduler.alphas_cumprod)} betas for "
+            f"{what} has a scheduler with {scheduler.alphas_cumprod.numel()} betas for "
             f"{shown(own.config.num_train_timesteps)} timesteps"
         )
     if not torch.allclose(own.alphas_cumprod, scheduler.alphas_cumprod, rtol=0, atol=TOLERANCE, equal_nan=True):

@@ -4,7 +4,7 @@ import pytest
 
 from tests.fuzz.workers import bad_cases
 
-MIX = {"grids": 320, "specs": 135, "checkpoints": 16, "images": 12, "data": 12, "run_dirs": 5}
+MIX = {"grids": 356, "specs": 120, "checkpoints": 10, "images": 6, "data": 6, "run_dirs": 2}
 """Cases of each kind: the more the less one takes."""
 
 
