@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import UserError, shown
+from benchmark.files import digest
 from benchmark.parsing import parse_json
 from benchmark.ranges import LARGEST
 
@@ -70,6 +71,7 @@ class Record:
         lpips_missing: why LPIPS could not be measured.
         environment: versions, machine and settings.
         samples_digest: checksum of the cell's `samples.parquet`, entered as the cell is saved.
+        checksum: of all other fields, entered as the cell is saved.
         schema: version of this record's form.
     """
 
@@ -88,12 +90,18 @@ class Record:
     lpips_missing: str | None
     environment: dict[str, Any]
     samples_digest: str = field(default="", compare=False)
+    checksum: str = field(default="", compare=False)
     schema: int = SCHEMA_VERSION
 
 
 def to_json(values: Mapping[str, Any]) -> bytes:
     """Return the values as JSON that `parse_json` reads."""
     return json.dumps(_plain(values), indent=1, sort_keys=True, allow_nan=False).encode()
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """Return the checksum of a record's fields but itself."""
+    return digest(to_json({name: value for name, value in values.items() if name != "checksum"}))
 
 
 def writable(text: str) -> str:
@@ -121,6 +129,8 @@ def to_record(text: str, identity: str) -> Record:
     scenario = values["config"]["scenario"]
     if scenario["batch_size"] * scenario["local_steps"] * scenario["clients"] > LARGEST:
         raise Damaged("the number of images of an update is too large")
+    if values["checksum"] != checksum(values):
+        raise Damaged("its checksum differs")
     return Record(**{**values, "status": Status(values["status"])})
 
 
@@ -269,6 +279,7 @@ RECORD: Form = {
     "lpips_missing": _Maybe(_text),
     "environment": _mapping,
     "samples_digest": _text,
+    "checksum": _text,
     "schema": _whole,
 }
 

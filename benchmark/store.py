@@ -25,7 +25,7 @@ from benchmark.files import ASIDE, digest, real_directory, remove, replace, sync
 from benchmark.frames import most_bytes, to_frame, to_parquet
 from benchmark.judge import Sample
 from benchmark.parsing import read_text
-from benchmark.records import IDENTITY, SCHEMA_VERSION, Damaged, Record, Status, to_json, to_plan, to_record
+from benchmark.records import IDENTITY, SCHEMA_VERSION, Damaged, Record, Status, checksum, to_json, to_plan, to_record
 
 __all__ = ["ASIDE", "SCHEMA_VERSION", "Cell", "DamagedCell", "Record", "Status", "Store"]
 
@@ -111,13 +111,13 @@ class Store:
         """
         aside, target = self.cells / f"{ASIDE}{record.identity}", self.cells / record.identity
         content = to_parquet(samples)
-        record = dataclasses.replace(record, samples_digest=digest(content))
+        values = dataclasses.asdict(dataclasses.replace(record, samples_digest=digest(content)))
         try:
             self._discard(aside)
             try:
                 aside.mkdir()
                 write_new(aside / "samples.parquet", content)
-                write_new(aside / "record.json", to_json(dataclasses.asdict(record)))
+                write_new(aside / "record.json", to_json({**values, "checksum": checksum(values)}))
                 sync(aside)
                 if real_directory(target):
                     target.rename(aside / target.name)

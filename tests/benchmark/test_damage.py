@@ -11,6 +11,7 @@ import pytest
 from benchmark.cli import main
 from benchmark.errors import UserError
 from benchmark.files import digest
+from benchmark.records import checksum
 from benchmark.report import figures, statistics
 from benchmark.report.build import build
 from benchmark.report.leaderboard import read
@@ -45,6 +46,8 @@ def change(path, place, value):
     for key in place[:-1]:
         inner = inner[key]
     inner[place[-1]] = value
+    if "checksum" in values:
+        values["checksum"] = checksum(values)
     path.write_text(json.dumps(values))
 
 
@@ -224,6 +227,13 @@ def test_a_run_directory_that_cannot_be_a_path_is_one_sentence(capsys):  # T4
     for verb in (["report", "~nosuchuser/run"], ["compare", "x" * 300, "a", "b"]):
         assert main(verb) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_record_with_another_text_is_not_the_one_that_was_saved(run):  # R2
+    path = run.cells / STRONG / "record.json"
+    path.write_text(path.read_text().replace('"tiny"', '"huge"'))
+    with pytest.raises(DamagedCell, match="its checksum differs"):
+        run.read(STRONG)
 
 
 def test_a_file_that_claims_to_be_huge_is_not_read(run):  # R2
