@@ -86,10 +86,14 @@ class Grid:
 
 
 def shipped() -> dict[str, str]:
-    """Return the title of every grid inside the package, by name."""
+    """Return the YAML text of every grid inside the package, by name."""
     found = {Path(f.name).stem: f for f in files("benchmark.grids").iterdir() if f.name.endswith(".yaml")}
-    texts = {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
-    return {name: str(parse_yaml(text, f"grid {name}")["title"]) for name, text in texts.items()}
+    return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
+
+
+def titles() -> dict[str, str]:
+    """Return the title of every grid inside the package, by name."""
+    return {name: str(parse_yaml(text, f"grid {name}")["title"]) for name, text in shipped().items()}
 
 
 def read(name: str) -> Grid:
@@ -101,7 +105,7 @@ def read(name: str) -> Grid:
     if name.endswith((".yaml", ".yml")):
         text = read_text(user_path(name), "grid")
     elif name in shipped():
-        text = files("benchmark.grids").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+        text = shipped()[name]
     else:
         raise unknown("grid", name, shipped())
     values = parse_yaml(text, f"grid {name}")

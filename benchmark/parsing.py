@@ -79,7 +79,7 @@ def parse_yaml(text: str, what: str) -> Any:
         if node is None:
             return None
         _check_nodes(node, what)
-        value = yaml.safe_load(text)
+        value = yaml.SafeLoader("").construct_document(node)
     except yaml.YAMLError as error:
         raise UserError(f"{what} is not YAML: {whole_message(error)}") from error
     except RecursionError as error:

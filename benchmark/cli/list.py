@@ -21,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Print name, one line, source, and what an attack needs or a defense hides; imports no plugin."""
     if options.what == "grids":
-        from benchmark.grid import shipped
+        from benchmark.grid import titles
 
-        rows: list[Row] = [(name, title, []) for name, title in shipped().items()]
+        rows: list[Row] = [(name, title, []) for name, title in titles().items()]
     elif options.what == "models":
         rows = _models()
     else:

@@ -46,16 +46,16 @@ def test_defaults_are_those_that_are_stated():
 
 def test_without_noise_it_recovers_the_image(one):
     seen = one.observe(Exposed())
-    rebuilt, floor = run(PosteriorMode(evaluations=150), seen), run(ConstantImage(), seen)
+    rebuilt, floor = run(PosteriorMode(evaluations=110), seen), run(ConstantImage(), seen)
     found, least = (psnr(r.images[0].clamp(-1, 1), one.victim.images[0]) for r in (rebuilt, floor))
-    assert rebuilt.evaluations <= 150
+    assert rebuilt.evaluations <= 110
     assert found > least + 10
     assert matching_loss(seen, rebuilt.images) < 1e-3 * matching_loss(seen, floor.images)
 
 
 def test_it_matches_the_better_the_more_the_update_is_trusted(one):
     seen = one.observe(Exposed())
-    losses = [matching_loss(seen, run(PosteriorMode(evaluations=90), told(seen, std)).images) for std in (1e-3, 1e-2, 1e-1)]
+    losses = [matching_loss(seen, run(PosteriorMode(evaluations=50), told(seen, std)).images) for std in (1e-3, 1e-2, 1e-1)]
     assert losses == sorted(losses) and losses[0] < 0.1 * losses[-1]
 
 
@@ -70,7 +70,7 @@ def test_a_clipped_update_is_matched_as_the_client_clips(one):
     """Without clipping no image would explain an update this short; with it, clipping alone protects nothing."""
     norm = sum(value.square().sum() for value in one.observe(Exposed()).update.values()).sqrt().item()
     seen = one.observe(DPSGD(noise_multiplier=0, clip=norm / 4))
-    rebuilt = run(PosteriorMode(evaluations=150), seen)
+    rebuilt = run(PosteriorMode(evaluations=110), seen)
     floor = run(ConstantImage(), seen)
     found, least = (psnr(r.images[0].clamp(-1, 1), one.victim.images[0]) for r in (rebuilt, floor))
     assert found > least + 10
@@ -78,9 +78,9 @@ def test_a_clipped_update_is_matched_as_the_client_clips(one):
 
 def test_private_noise_is_searched_with_its_own_density(one):
     seen = one.observe(PrivateNoise())
-    rebuilt = run(PosteriorMode(evaluations=60), seen)
+    rebuilt = run(PosteriorMode(evaluations=40), seen)
     assert rebuilt.noise.shape == seen.batch_shape
-    drowned = run(PosteriorMode(evaluations=60), told(seen, 1e6))
+    drowned = run(PosteriorMode(evaluations=40), told(seen, 1e6))
     assert drowned.noise.abs().max() < 0.1, "what the update does not tell of the noise is left at its mode, 0"
 
 

@@ -131,10 +131,10 @@ def rebuilt(attack, scene, defense):
 
 
 def test_private_noise_and_timestep_hide_nothing_from_activations(wide):
-    found, quality = rebuilt(Activations(evaluations=300), wide, PrivateNoiseTimestep())
+    found, quality = rebuilt(Activations(evaluations=200), wide, PrivateNoiseTimestep())
     assert quality > 40
     assert found.timesteps.tolist() == wide.victim.timesteps.tolist()
-    assert found.evaluations <= 300 and "inverted the input of" in found.note
+    assert found.evaluations <= 200 and "inverted the input of" in found.note
     assert (found.noise - wide.victim.noise).square().mean() < 1e-2
 
 
@@ -152,7 +152,7 @@ def test_where_nothing_can_be_read_the_residual_is_searched_from_noise(wide):
 
 
 def test_the_residual_search_recovers_an_image_whose_noise_is_private(wide):
-    _, quality = rebuilt(Residual(evaluations=300), wide, PrivateNoise())
+    _, quality = rebuilt(Residual(evaluations=200), wide, PrivateNoise())
     assert quality > 25
 
 
