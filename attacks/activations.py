@@ -8,11 +8,11 @@ layers, and DAGER (arXiv 2405.15586) and TIGER (arXiv 2606.18312), which use the
 1. A private timestep is read in closed form (`benchmark.closed_form.timesteps`); where that is refused, nothing is rebuilt.
 2. Of one image, the input of the first convolution on the network's way whose output has no more positions than channels is
    read in closed form, where such a convolution is (`benchmark.closed_form.activations`).
-3. The images are searched by what the network's layers make of them on the way down (`benchmark.closed_form.inversion`), by
+3. The images are searched by what the network's layers make of them on the way down (`benchmark.attacks._inversion`), by
    L-BFGS: the angle to that input, and how much of the rows of the weight gradients the images' patches do not explain. Where
    the noise is private, noisy images are searched from N(0, 1) and by the angle alone at first, since the rows tell more but
    mislead from afar. Where it is granted, clean images are searched from the mean colour of public ones.
-4. From there L-BFGS on the squared distance over x_t and the residual (`benchmark.matching.residual`), or over the images where
+4. From there L-BFGS on the squared distance over x_t and the residual (`benchmark.attacks._residual`), or over the images where
    the noise is granted; the distance is adapted to the defense as in `residual`.
 
 With noise on the update or coordinates set to zero, the rows tell nothing and step 3 does not come down: there the rest of the
@@ -37,16 +37,16 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from benchmark.closed_form.inversion import Inversion, Readout, read, sites
+from benchmark.attacks._inversion import Inversion, Readout, read, sites
+from benchmark.attacks._residual import plain_start, search
+from benchmark.base.ranges import LARGEST, InnerShare, Positive, Range
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.adapted import USED
 from benchmark.matching.engine import TAKEN
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.problem import gaussian
-from benchmark.matching.residual import plain_start, search
 from benchmark.matching.search import Searches, Solution
 from benchmark.plugins import Attack
-from benchmark.ranges import LARGEST, InnerShare, Positive, Range
 from benchmark.types import Observation, Reconstruction
 
 COME_DOWN = 0.02

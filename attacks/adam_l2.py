@@ -21,13 +21,13 @@ from typing import ClassVar
 
 import torch
 
+from benchmark.base.ranges import Count, Positive
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.adam import adam, cosine_decay
 from benchmark.matching.engine import TAKEN, Task, match
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import gaussian, granted, unknowns
 from benchmark.plugins import Attack
-from benchmark.ranges import Count, Positive
 from benchmark.types import Observation, Reconstruction
 
 

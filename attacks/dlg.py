@@ -23,6 +23,7 @@ from typing import ClassVar
 
 import torch
 
+from benchmark.base.ranges import Count
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.engine import TAKEN, Task, match
 from benchmark.matching.lbfgs import lbfgs
@@ -30,7 +31,6 @@ from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import gaussian, granted, unknowns
 from benchmark.matching.search import best_of_each, check_restarts
 from benchmark.plugins import Attack
-from benchmark.ranges import Count
 from benchmark.types import Observation, Reconstruction
 
 

@@ -35,6 +35,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from benchmark.base.ranges import AnyShare, Count
 from benchmark.diffusion.sampler import ddim, ddim_inverse
 from benchmark.matching.adam import adam
 from benchmark.matching.engine import TAKEN, Task, match
@@ -43,7 +44,6 @@ from benchmark.matching.objectives import Distance, cosine_distance, squared_dis
 from benchmark.matching.problem import Guess, Stack, flat, gaussian, granted
 from benchmark.matching.search import Optimiser, Solution, Variables
 from benchmark.plugins import Attack
-from benchmark.ranges import AnyShare, Count
 from benchmark.types import Capability, Observation, Prior, Reconstruction
 
 

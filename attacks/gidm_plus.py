@@ -33,6 +33,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
+from benchmark.base.ranges import LARGEST, InnerShare, Positive, Range
 from benchmark.matching.adam import adam
 from benchmark.matching.engine import TAKEN, Task, match
 from benchmark.matching.lbfgs import lbfgs
@@ -40,7 +41,6 @@ from benchmark.matching.objectives import layerwise_cosine_distance, squared_dis
 from benchmark.matching.problem import CleanGuess, Guess, Stack, flat, granted, unknowns
 from benchmark.matching.search import Solution, Variables
 from benchmark.plugins import Attack
-from benchmark.ranges import LARGEST, InnerShare, Positive, Range
 from benchmark.types import Observation, Reconstruction
 
 OUT = -1e4

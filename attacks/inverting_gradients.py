@@ -26,6 +26,7 @@ from typing import ClassVar
 
 import torch
 
+from benchmark.base.ranges import Count, NonNegative, Positive
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.adam import signed_adam
 from benchmark.matching.engine import TAKEN, Task, match
@@ -33,7 +34,6 @@ from benchmark.matching.objectives import cosine_distance, total_variation
 from benchmark.matching.problem import gaussian, granted
 from benchmark.matching.search import best_of_each, check_restarts
 from benchmark.plugins import Attack
-from benchmark.ranges import Count, NonNegative, Positive
 from benchmark.types import Capability, Observation, Reconstruction
 
 

@@ -45,6 +45,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
+from benchmark.base.ranges import LARGEST, NonNegative, Range
 from benchmark.closed_form.timesteps import Unreadable, read_timesteps, with_timesteps
 from benchmark.diffusion.sampler import estimate
 from benchmark.matching.adapted import USED, likelihood, match_adapted
@@ -53,7 +54,6 @@ from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.problem import CleanGuess, Guess, Stack, flat, gaussian, granted, unknowns
 from benchmark.matching.search import Solution, Variables
 from benchmark.plugins import Attack
-from benchmark.ranges import LARGEST, NonNegative, Range
 from benchmark.types import Capability, Observation, Reconstruction
 
 LEVELS = (0.3, 0.15)

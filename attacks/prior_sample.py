@@ -15,10 +15,10 @@ from typing import ClassVar
 
 import torch
 
+from benchmark.base.ranges import Count
 from benchmark.diffusion.sampler import ddim
 from benchmark.matching.problem import gaussian
 from benchmark.plugins import Attack
-from benchmark.ranges import Count
 from benchmark.types import Capability, Observation, Reconstruction
 
 

@@ -2,7 +2,7 @@
 
 Source: ours
 
-At a fixed noisy image x_t the update is linear in the residual r = net(x_t, t) - target (`benchmark.matching.residual`), so x_t
+At a fixed noisy image x_t the update is linear in the residual r = net(x_t, t) - target (`benchmark.attacks._residual`), so x_t
 and r are searched in place of image and noise, by L-BFGS on the squared distance; image and noise follow from both. Where
 several local steps are simulated, image and noise are searched after all: there r belongs to weights that the server never saw.
 
@@ -25,13 +25,13 @@ from typing import ClassVar
 
 import torch
 
+from benchmark.attacks._residual import plain_start, search
+from benchmark.base.ranges import Count
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.adapted import USED
 from benchmark.matching.engine import TAKEN
-from benchmark.matching.residual import plain_start, search
 from benchmark.matching.search import best_of_each, check_restarts
 from benchmark.plugins import Attack
-from benchmark.ranges import Count
 from benchmark.types import Observation, Reconstruction
 
 

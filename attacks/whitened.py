@@ -3,8 +3,8 @@
 Source: ours
 
 Each layer's difference of gradients is whitened by the covariances of its patches and of what flows back to them
-(`benchmark.matching.whitening`, which says what it is meant for), as they are for guesses at the images: what was found so far,
-with random fields added (`benchmark.matching.fields`), weaker ones in later stages (`SPREADS`).
+(`benchmark.attacks._whitening`, which says what it is meant for), as they are for guesses at the images: what was found so far,
+with random fields added (`benchmark.attacks._fields`), weaker ones in later stages (`SPREADS`).
 
 A stage is L-BFGS on the distance that was made where it begins, and at most as long as all stages before it; what it leaves of
 its evaluations goes to later ones. The first begins at the mean colour of public images. The loss that a row shows is that of
@@ -39,16 +39,16 @@ from typing import Annotated, ClassVar
 
 import torch
 
+from benchmark.attacks._fields import fields
+from benchmark.attacks._whitening import NothingTold, whitened_distance
+from benchmark.base.ranges import LARGEST, Count, Positive, Range
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.engine import TAKEN, Task, match
-from benchmark.matching.fields import fields
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import flat, granted
 from benchmark.matching.search import Solution
-from benchmark.matching.whitening import NothingTold, whitened_distance
 from benchmark.plugins import Attack
-from benchmark.ranges import LARGEST, Count, Positive, Range
 from benchmark.types import Capability, Observation, Reconstruction
 
 SPREADS = (1.0, 0.5, 0.5, 0.25)

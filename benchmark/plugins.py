@@ -1,26 +1,27 @@
 """What an attack, a defense and a dataset are. A plugin is one file with one frozen dataclass that derives from one of them.
 
 The dataclass' fields are the hyper-parameters, with the paper's defaults; the file's stem is the plugin's name. A number
-declares its range in its type (`benchmark.ranges`); a plugin with a `__post_init__` of its own calls that of its base first.
+declares its range in its type (`benchmark.base.ranges`). A plugin with a `__post_init__` of its own calls that of its base
+first.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from benchmark.ranges import check_fields
+from benchmark.base.ranges import check_fields
+from benchmark.diffusion.denoiser import Denoiser
+from benchmark.diffusion.loss import parameter_gradient, training_loss
+from benchmark.diffusion.schedule import Schedule, uniform_timesteps
 from benchmark.scenario import Scenario
-from benchmark.types import Capability, Observation, Privacy, PublicParameters, Reconstruction, Update
-
-if TYPE_CHECKING:
-    from benchmark.diffusion.denoiser import Denoiser
-    from benchmark.federation import ClientStep
+from benchmark.types import Capability, Observation, Privacy, PublicParameters, Reconstruction, Update, Victim
 
 
 class _Checked:
@@ -56,6 +57,44 @@ class Attack(_Checked, ABC):
             observations: what the server saw of each victim's round.
             generator: the attack's own random stream, on the CPU; no other randomness may be used.
         """
+
+
+@dataclass(frozen=True, eq=False)
+class ClientStep:
+    """One local step on a private batch, as a defense sees it.
+
+    Attributes:
+        network: the weights at that step: the global ones at the first, the client's own after it.
+        schedule: noise schedule and prediction type.
+        victim: the private batch with its timesteps and noise.
+        scenario: the clients' practice. Its batch size differs from that of the batch at hand under Poisson sampling.
+        least: the least timestep that clients train on.
+    """
+
+    network: Denoiser
+    schedule: Schedule
+    victim: Victim
+    scenario: Scenario
+    least: int = 0
+
+    def loss(self, network: torch.nn.Module) -> Tensor:
+        """The mean training loss of the batch under `network`, which may wrap the client's own."""
+        return training_loss(network, self.schedule, self.victim.images, self.victim.timesteps, self.victim.noise)
+
+    def gradient(self) -> Update:
+        """The gradient of the mean loss, one tensor per trainable parameter."""
+        return parameter_gradient(self.network, self.loss(self.network))
+
+    def redrawn(self, draws: int, generator: torch.Generator) -> ClientStep:
+        """The step with each image there `draws` times in a row, with fresh noise and, unless it is fixed, a fresh timestep."""
+        victim, steps = self.victim, self.schedule.steps
+        images = victim.images.repeat_interleave(draws, dim=0)
+        timesteps = victim.timesteps.repeat_interleave(draws)
+        if not self.scenario.fixed_timesteps:
+            timesteps = uniform_timesteps(len(images), self.least, steps, generator).to(images.device)
+        noise = torch.randn(images.shape, generator=generator).to(images.device)
+        sources = tuple(source for source in victim.sources for _ in range(draws))
+        return dataclasses.replace(self, victim=Victim(images, timesteps, noise, sources))
 
 
 class Defense(_Checked):

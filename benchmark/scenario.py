@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from benchmark.ranges import Count, Natural, Positive, Range, Share, check_fields
+from benchmark.base.ranges import Count, Natural, Positive, Range, Share, check_fields
 
 MOST_IMAGES = 100_000
 """Private images behind one update: more are a mistake, and would not fit into memory."""

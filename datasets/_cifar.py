@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from benchmark.datasets._parquet import parquet_part
-from benchmark.datasets._parts import OnDisk, Part, home, last_change
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmark.errors import UserError
-from benchmark.image_files import content_hash, files_below, reason
-from benchmark.paths import printable
+from benchmark.base.errors import UserError
+from benchmark.base.image_files import content_hash, files_below, reason
+from benchmark.base.paths import printable
+from benchmark.datasets._parquet import parquet_part
+from benchmark.datasets._parts import OnDisk, Part, home, last_change
 
 PIXELS = 3 * 32 * 32
 SPLITS = ("train", "test")

@@ -14,12 +14,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmark.datasets._parts import Part, last_change
 from PIL import Image
 
-from benchmark.errors import UserError
-from benchmark.image_files import read_image, reason
-from benchmark.paths import printable
+from benchmark.base.errors import UserError
+from benchmark.base.image_files import read_image, reason
+from benchmark.base.paths import printable
+from benchmark.datasets._parts import Part, last_change
 
 TRIAL = Path(__file__).with_name("_lmdb_trial.py")
 LONGEST_TRIAL = 600

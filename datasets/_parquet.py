@@ -10,12 +10,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from benchmark.datasets._parts import Part
 from PIL import Image
 
-from benchmark.errors import UserError
-from benchmark.image_files import read_image, reason
-from benchmark.paths import printable
+from benchmark.base.errors import UserError
+from benchmark.base.image_files import read_image, reason
+from benchmark.base.paths import printable
+from benchmark.datasets._parts import Part
 
 MOST_ROWS = 1_000_000
 """Images of a data set: a small file can claim as many rows as it likes."""

@@ -15,10 +15,10 @@ from typing import ClassVar
 import torch
 from PIL import Image
 
-from benchmark.errors import UserError
-from benchmark.image_files import reason
-from benchmark.images import centred_square
-from benchmark.paths import printable, user_path
+from benchmark.base.errors import UserError
+from benchmark.base.image_files import reason
+from benchmark.base.images import centred_square
+from benchmark.base.paths import printable, user_path
 from benchmark.plugins import Picture
 
 ENDS = 4096

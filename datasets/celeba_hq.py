@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmark.base.errors import UserError
+from benchmark.base.image_files import files_below, is_image, passed_over, read_image
+from benchmark.base.paths import printable
 from benchmark.datasets._parquet import parquet_part
 from benchmark.datasets._parts import OnDisk, Part, home, listing
-
-from benchmark.errors import UserError
-from benchmark.image_files import files_below, is_image, passed_over, read_image
-from benchmark.paths import printable
 from benchmark.plugins import Dataset
 
 EVERY = 5

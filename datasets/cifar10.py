@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from benchmark.datasets._cifar import CIFAR, Layout
-
 from benchmark.plugins import Dataset
 
 

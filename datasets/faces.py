@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmark.errors import UserError
-from benchmark.images import from_pil
+from benchmark.base.errors import UserError
+from benchmark.base.images import from_pil
 from benchmark.plugins import Dataset, Picture
 
 FACES = 100

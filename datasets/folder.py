@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from benchmark.datasets._parts import existing_folder
 
-from benchmark.errors import UserError
-from benchmark.image_files import content_hash, files_below, is_image, passed_over, read_image
-from benchmark.images import centred_square
-from benchmark.paths import printable, user_path
+from benchmark.base.errors import UserError
+from benchmark.base.image_files import content_hash, files_below, is_image, passed_over, read_image
+from benchmark.base.images import centred_square
+from benchmark.base.paths import printable, user_path
+from benchmark.datasets._parts import existing_folder
 from benchmark.plugins import Contents, Dataset, Picture
 
 EVERY = 5

@@ -14,10 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmark.base.paths import printable
 from benchmark.datasets._lmdb import data_file, lmdb_part
 from benchmark.datasets._parts import OnDisk, Part, existing_folder, home, listing
-
-from benchmark.paths import printable
 from benchmark.plugins import Dataset
 
 SPLITS = ("train", "val")

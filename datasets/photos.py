@@ -23,12 +23,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmark.errors import UserError
-from benchmark.image_files import read_image
-from benchmark.images import from_pil
-from benchmark.paths import printable
+from benchmark.base.errors import UserError
+from benchmark.base.image_files import read_image
+from benchmark.base.images import from_pil
+from benchmark.base.paths import printable
+from benchmark.base.seeds import stream
 from benchmark.plugins import Dataset, Picture
-from benchmark.seeds import stream
 
 VICTIMS = ("astronaut.png", "chelsea.png", "coffee.png", "ihc.png", "rocket.jpg")
 PUBLIC = ("hubble_deep_field.jpg", "motorcycle_left.png", "motorcycle_right.png", "retina.jpg")

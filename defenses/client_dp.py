@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmark.clients.privacy import GaussianMechanism, guarantee
 from benchmark.plugins import Defense
-from benchmark.privacy import GaussianMechanism, guarantee
 from benchmark.scenario import Scenario
 from benchmark.types import Privacy, PublicParameters, Update
 from benchmark.vectors import add_noise, gaussian, scaled_to

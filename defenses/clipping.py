@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmark.base.ranges import Positive
 from benchmark.plugins import Defense
-from benchmark.ranges import Positive
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters, Update
 from benchmark.vectors import scaled_to

@@ -2,7 +2,8 @@
 
 Source: after the abstract of Abadi et al. 2016 (arXiv 1607.00133), as implemented by Opacus
 
-The guarantee is for one image added or removed (`benchmark.privacy`). A sample rate below 1 needs Poisson-sampled batches.
+The guarantee is for one image added or removed (`benchmark.clients.privacy`). A sample rate below 1 needs batches by
+Poisson sampling.
 
 A client that takes E local steps clips and adds noise at each of them, so a round counts as E uses of the mechanism; that
 bounds epsilon from above where batches are disjoint. A sum with other clients changes no client's own guarantee: nothing is
@@ -17,9 +18,8 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmark.federation import ClientStep
-from benchmark.plugins import Defense
-from benchmark.privacy import NoisyGradients, private_gradient
+from benchmark.clients.privacy import NoisyGradients, private_gradient
+from benchmark.plugins import ClientStep, Defense
 from benchmark.types import Update
 
 

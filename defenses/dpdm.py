@@ -19,10 +19,9 @@ from typing import Annotated, ClassVar
 
 import torch
 
-from benchmark.federation import ClientStep
-from benchmark.plugins import Defense
-from benchmark.privacy import NoisyGradients, private_gradient
-from benchmark.ranges import Range
+from benchmark.base.ranges import Range
+from benchmark.clients.privacy import NoisyGradients, private_gradient
+from benchmark.plugins import ClientStep, Defense
 from benchmark.scenario import Scenario
 from benchmark.types import Capability, PublicParameters, Update
 

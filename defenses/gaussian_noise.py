@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmark.base.ranges import NonNegative
 from benchmark.plugins import Defense
-from benchmark.ranges import NonNegative
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters, Update
 from benchmark.vectors import add_relative_noise, gaussian

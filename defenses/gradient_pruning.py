@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmark.base.ranges import Share
 from benchmark.plugins import Defense
-from benchmark.ranges import Share
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters, Update
 from benchmark.vectors import keep

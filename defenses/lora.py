@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmark.base.errors import UserError
+from benchmark.base.ranges import Count
 from benchmark.diffusion.denoiser import Denoiser
-from benchmark.errors import UserError
 from benchmark.plugins import Defense
-from benchmark.ranges import Count
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters
 

@@ -15,8 +15,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from benchmark.base.ranges import Range
 from benchmark.plugins import Defense
-from benchmark.ranges import Range
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters, Update
 from benchmark.vectors import level_width

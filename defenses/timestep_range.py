@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmark.errors import UserError
+from benchmark.base.errors import UserError
+from benchmark.base.ranges import Natural
 from benchmark.plugins import Defense
-from benchmark.ranges import Natural
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmark.base.errors import UserError
 from benchmark.diffusion.denoiser import Denoiser
-from benchmark.errors import UserError
 from benchmark.plugins import Defense
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters

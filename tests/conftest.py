@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from benchmark.contract import Toy, toy
-from benchmark.environment import settle
+from benchmark.base.machine import settle
+from benchmark.clients.toy import Toy, toy
 
 settle()
 

@@ -7,14 +7,14 @@ Evaluation mode: test_federation. Failed trials in means: test_leaderboard.
 
 import torch
 
-from benchmark.contract import Exposed
-from benchmark.grid import Grid
-from benchmark.judge import judge, oracle
+from benchmark.clients.toy import Exposed
+from benchmark.evaluation.judge import judge, oracle
+from benchmark.experiment.grid import Grid
+from benchmark.experiment.plan import plan
+from benchmark.experiment.runner import scene as play
 from benchmark.matching.objectives import cosine_distance, squared_distance
 from benchmark.matching.problem import CleanGuess, Updates
-from benchmark.plan import plan
-from benchmark.registry import Registry
-from benchmark.runner import scene as play
+from benchmark.registry.registry import Registry
 
 
 def test_client_and_attacker_scale_the_loss_and_the_images_alike(scene):

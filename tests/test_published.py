@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmark.spec import expand_stacks
+from benchmark.base.spec import expand_stacks
 
 TABLE = pd.read_csv(Path(__file__).resolve().parents[1] / "results" / "defenses" / "leaderboard.csv")
 STRONGEST = TABLE[TABLE.attack.str.startswith("strongest:") & (TABLE.n_ok > 0)]

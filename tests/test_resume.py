@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from benchmark.cli import main
-from benchmark.store import ASIDE, Store
+from benchmark.experiment.store import ASIDE, Store
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import benchmark
+from benchmark.base.errors import UserError, say, unknown, whole_message
+from benchmark.base.interrupts import Interrupted, exit_code, noted
 from benchmark.cli import check, compare, info, report, run, train
 from benchmark.cli import list as list_
 from benchmark.cli.output import give_up_stdout, prepare_streams
-from benchmark.errors import UserError, say, unknown, whole_message
-from benchmark.interrupts import Interrupted, exit_code, noted
 
 VERBS = {"run": run, "train": train, "list": list_, "report": report, "compare": compare, "check": check, "info": info}
 
@@ -86,7 +86,7 @@ def _out_of_memory(error: Exception) -> bool:
         return True
     if "torch" not in sys.modules:
         return False
-    from benchmark.matching.resources import out_of_memory
+    from benchmark.base.machine import out_of_memory
 
     return out_of_memory(error)
 

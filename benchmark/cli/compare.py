@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmark.paths import user_path
+from benchmark.base.paths import user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,10 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Print a line per defense under which both attacks have finished."""
-    from benchmark.errors import UserError, remark, unknown
+    from benchmark.base.errors import UserError, remark, unknown
+    from benchmark.experiment.store import Store
     from benchmark.report.escape import plain
     from benchmark.report.leaderboard import paired_difference, read
-    from benchmark.store import Store
 
     results = read(Store(options.run_dir))
     for note in results.damage:

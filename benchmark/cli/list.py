@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Print name, one line, source, and what an attack needs or a defense hides; imports no plugin."""
     if options.what == "grids":
-        from benchmark.grid import titles
+        from benchmark.experiment.grid import titles
 
         rows: list[Row] = [(name, title, []) for name, title in titles().items()]
     elif options.what == "models":
@@ -52,7 +52,7 @@ def _models() -> list[Row]:
 
 
 def _plugins(options: argparse.Namespace) -> list[Row]:
-    from benchmark.registry import Registry
+    from benchmark.registry.registry import Registry
 
     kind = options.what.removesuffix("s")
     verb = {"attack": "needs", "defense": "hides"}.get(kind)

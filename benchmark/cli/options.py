@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmark.paths import user_path
+from benchmark.base.paths import user_path
 
 
 def add_include(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmark.paths import user_path
+from benchmark.base.paths import user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,9 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Write and print the leaderboard."""
+    from benchmark.experiment.store import Store
     from benchmark.report import tables
     from benchmark.report.build import build
-    from benchmark.store import Store
 
     results, table = build(Store(options.run_dir))
     tables.show(results, table)

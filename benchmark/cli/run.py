@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmark.base.errors import UserError, remark, say
+from benchmark.base.interrupts import exit_code, noted
+from benchmark.base.paths import printable, user_path
 from benchmark.cli.options import add_include
 from benchmark.cli.output import give_up_stdout
-from benchmark.errors import UserError, remark, say
-from benchmark.interrupts import exit_code, noted
-from benchmark.paths import printable, user_path
 
 if TYPE_CHECKING:
-    from benchmark.grid import Grid
-    from benchmark.plan import Cell
+    from benchmark.experiment.grid import Grid
+    from benchmark.experiment.plan import Cell
+    from benchmark.experiment.store import Store
     from benchmark.scenario import Scenario
-    from benchmark.store import Store
 
 AXES = ("attacks", "defenses", "datasets", "models")
 
@@ -49,12 +49,12 @@ def execute(options: argparse.Namespace) -> int:
 
     A run that a signal or the output ended early reports what is finished.
     """
-    from benchmark.environment import device_name, settle
-    from benchmark.grid import read
-    from benchmark.plan import plan
-    from benchmark.registry import Registry
-    from benchmark.runner import rehearse
-    from benchmark.store import Store
+    from benchmark.base.machine import device_name, settle
+    from benchmark.experiment.grid import read
+    from benchmark.experiment.plan import plan
+    from benchmark.experiment.runner import rehearse
+    from benchmark.experiment.store import Store
+    from benchmark.registry.registry import Registry
 
     settle()
     grid = _override(read(options.grid), options)
@@ -80,7 +80,7 @@ def _override(grid: Grid, options: argparse.Namespace) -> Grid:
     Raises:
         UserError: a list or a `--set` that cannot be read, a number below 1.
     """
-    from benchmark.spec import split
+    from benchmark.base.spec import split
 
     changes: dict[str, object] = {axis: tuple(split(text)) for axis in AXES if (text := getattr(options, axis)) is not None}
     changes |= {name: value for name in ("victims", "trials") if (value := getattr(options, name)) is not None}
@@ -117,9 +117,9 @@ class _Ended:
 
 def _run(cells: list[Cell], store: Store, options: argparse.Namespace, signals: Sequence[int]) -> _Ended | None:
     """Run the cells, each saved as it ends. Why the run ended early, None where it did not."""
-    from benchmark.display import choose
-    from benchmark.matching.search import watching
-    from benchmark.runner import run_cell
+    from benchmark.base.events import watching
+    from benchmark.experiment.display import choose
+    from benchmark.experiment.runner import run_cell
 
     display = choose(options.display, cells)
     try:
@@ -154,9 +154,9 @@ def _report_early(ended: _Ended, store: Store) -> int:
 
 
 def _report(store: Store, options: argparse.Namespace) -> int:
+    from benchmark.experiment.store import Status
     from benchmark.report import tables
     from benchmark.report.build import build
-    from benchmark.store import Status
 
     results, table = build(store)
     if options.display != "none":
@@ -182,14 +182,14 @@ def _dry_run(cells: Sequence[Cell], missing: Sequence[Cell], grid: Grid) -> int:
 
 def _updates(cell: Cell) -> int:
     """How many updates the attack gets."""
-    from benchmark.federation import updates_a_round
+    from benchmark.clients.federation import updates_a_round
 
     return cell.victims * updates_a_round(cell.scenario, cell.defense)
 
 
 def _costs(cells: Sequence[Cell]) -> list[float]:
     """Seconds of one evaluation of one update for each cell, measured once per model and images behind an update."""
-    from benchmark.federation import behind_one
+    from benchmark.clients.federation import behind_one
 
     measured: dict[tuple[str, Scenario], float] = {}
     keys = [(cell.model.label, behind_one(cell.scenario, cell.defense)) for cell in cells]
@@ -200,8 +200,8 @@ def _costs(cells: Sequence[Cell]) -> list[float]:
 
 
 def _cost(cell: Cell) -> float:
+    from benchmark.experiment.runner import scene
     from benchmark.matching.engine import seconds_per_evaluation
-    from benchmark.runner import scene
 
     victims, observations = scene(cell)
     known = [

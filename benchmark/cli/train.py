@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from benchmark.base.errors import UserError, remark, say, shown
+from benchmark.base.interrupts import Interrupted, exit_code
+from benchmark.base.paths import printable, user_path
+from benchmark.base.ranges import LARGEST
 from benchmark.cli.options import add_include
-from benchmark.errors import UserError, remark, say, shown
-from benchmark.interrupts import Interrupted, exit_code
-from benchmark.paths import printable, user_path
-from benchmark.ranges import LARGEST
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
     from benchmark.diffusion.models import Model
+    from benchmark.diffusion.training import Training
     from benchmark.plugins import Dataset
-    from benchmark.training import Training
 
 LINES = 20
 """Lines of progress where the output is no terminal."""
@@ -44,8 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Train, and leave weights, schedule, card and sample sheet in the directory."""
-    from benchmark.environment import describe, settle
-    from benchmark.training import SHEET, draw_sheet, publish, train
+    from benchmark.base.environment import describe
+    from benchmark.base.machine import settle
+    from benchmark.diffusion.training import SHEET, draw_sheet, publish, train
 
     for name in ("steps", "save_every"):
         if not 1 <= getattr(options, name) <= LARGEST:
@@ -80,11 +81,11 @@ def execute(options: argparse.Namespace) -> int:
 
 def _prepare(options: argparse.Namespace) -> tuple[Training, DDPMScheduler, Model, Dataset]:
     """Return the training at the step that it has reached in `--out`, its schedule, its first model and its data set."""
+    from benchmark.base.machine import device_name
+    from benchmark.base.spec import one
     from benchmark.diffusion.models import build_network, build_schedule, build_scheduler, resolve
-    from benchmark.environment import device_name
-    from benchmark.registry import Registry
-    from benchmark.spec import one
-    from benchmark.training import Recipe, Training, fingerprint
+    from benchmark.diffusion.training import Recipe, Training, fingerprint
+    from benchmark.registry.registry import Registry
 
     device = device_name(options.device)
     model = resolve(one(options.model))

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from benchmark.base.errors import UserError, shown, whole_message
+from benchmark.base.parsing import parse_json, read_text
 from benchmark.diffusion.process import MOST_STEPS, PROCESSES, quiet_diffusers, unknown_settings
-from benchmark.errors import UserError, shown, whole_message
-from benchmark.parsing import parse_json, read_text
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 
+from benchmark.base.ranges import Range, check_fields
 from benchmark.diffusion.process import MOST_STEPS
 from benchmark.diffusion.schedule import PredictionType
-from benchmark.ranges import Range, check_fields
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler

@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmark.config import build
+from benchmark.base.config import build
+from benchmark.base.errors import UserError, shown, unknown
+from benchmark.base.paths import printable, user_path
+from benchmark.base.seeds import seed
+from benchmark.base.spec import Spec, one
 from benchmark.diffusion.catalogue import cached, shipped
 from benchmark.diffusion.checkpoint import Checkpoint, inspect, load, read_object, stride
 from benchmark.diffusion.conventions import Convention
@@ -23,10 +27,6 @@ from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.presets import PRESETS
 from benchmark.diffusion.process import read_scheduler
 from benchmark.diffusion.schedule import Schedule, from_scheduler
-from benchmark.errors import UserError, shown, unknown
-from benchmark.paths import printable, user_path
-from benchmark.seeds import seed
-from benchmark.spec import Spec, one
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmark.errors import UserError, shown, whole_message
+from benchmark.base.errors import UserError, shown, whole_message
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler

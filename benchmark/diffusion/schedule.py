@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from benchmark.errors import shown
+from benchmark.base.errors import shown
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -94,3 +94,9 @@ def from_scheduler(scheduler: DDPMScheduler) -> Schedule:
     if (alpha_bar[:-1] == 0).any():
         raise ValueError("the noise schedule's alpha_bar is 0 before its end")
     return Schedule(alpha_bar, prediction_type)
+
+
+def uniform_timesteps(count: int, least: int, steps: int, generator: torch.Generator) -> Tensor:
+    """Timesteps (count,) in [least, steps). A share is drawn, so that victims keep their place whatever the range."""
+    share = torch.rand(count, generator=generator, dtype=torch.float64)
+    return least + (share * (steps - least)).long()

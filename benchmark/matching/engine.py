@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
+from benchmark.base.machine import available, cores, out_of_memory
 from benchmark.matching.lbfgs import HISTORY
 from benchmark.matching.objectives import Distance, squared_distance
 from benchmark.matching.problem import Guess, Stack, Updates, defect, flat, granted, stack
-from benchmark.matching.resources import available, cores, out_of_memory, predicted
+from benchmark.matching.resources import predicted
 from benchmark.matching.search import Optimiser, Searches, Solution, Variables
 from benchmark.types import Observation, Update
 

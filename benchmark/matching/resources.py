@@ -1,14 +1,10 @@
-"""What an evaluation needs, found without doing it, and what the machine has."""
+"""The memory that one evaluation needs, found without doing it."""
 
 from __future__ import annotations
 
 import copy
-import ctypes
 import dataclasses
-import os
-import sys
 import weakref
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,71 +87,3 @@ def _played(seen: Observation) -> int:
         cost = squared_distance(updates(CleanGuess(x, t, torch.zeros_like(x))), goal)
         grad(cost.sum(), x)
     return int(memory.peak) // 2
-
-
-def available(device: torch.device) -> int:
-    """Bytes that are free on the device, or for this process on the CPU."""
-    if device.type == "cuda":
-        free: int = torch.cuda.mem_get_info(device)[0]
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(_free(), _allowed()) + _kept()
-
-
-class _Mallinfo(ctypes.Structure):
-    """glibc's `struct mallinfo2`, from malloc.h."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
-    )
-
-
-def _kept() -> int:
-    """What glibc's allocator holds and does not use: the bench tells it to keep what tensors leave (`environment.settle`)."""
-    try:
-        mallinfo2 = ctypes.CDLL(None).mallinfo2
-    except (AttributeError, OSError):  # another C library, or an old one
-        return 0
-    mallinfo2.restype = _Mallinfo
-    return int(mallinfo2().fordblks)
-
-
-def _free() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-
-
-def _allowed() -> int:
-    """What the control group leaves, as containers set it."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        return int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # no such group, or no limit
-        return sys.maxsize
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-OUT_OF_MEMORY = (
-    "alloc_failed",
-    "bad_alloc",
-    "can't allocate memory",
-    "can't start new thread",
-    "cannot allocate memory",
-    "failed to map segment",
-    "out of memory",
-    "resource temporarily unavailable",
-)
-"""What libraries say where memory, or the room for a thread's stack, ran out."""
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, on a GPU or on the CPU."""
-    message = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in message for words in OUT_OF_MEMORY)

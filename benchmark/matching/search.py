@@ -7,35 +7,19 @@ search knows of the others. An evaluation is one cost with its gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from benchmark.base.events import Step, announce
 from benchmark.types import Reconstruction
 
 Variables = Mapping[str, Tensor]
 
 Evaluate = Callable[[Tensor, Sequence[int]], tuple[Tensor, Tensor]]
 """From the points (A, n) of the searches with the given numbers to their costs (A,) and gradients (A, n)."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """The state of a search after one evaluation, for whoever watches.
-
-    Attributes:
-        evaluation: the count so far.
-        loss: the cost just seen.
-        backend: how its gradient was made, see `problem.Updates`.
-    """
-
-    evaluation: int
-    loss: float
-    backend: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,19 +69,6 @@ def best_of_each(solutions: Sequence[Solution], restarts: int) -> list[Solution]
     return [best_of(solutions[first : first + restarts]) for first in range(0, len(solutions), restarts)]
 
 
-_watchers: ContextVar[tuple[Callable[[Step], None], ...]] = ContextVar("watchers", default=())
-
-
-@contextmanager
-def watching(watcher: Callable[[Step], None]) -> Iterator[None]:
-    """Within this context, `watcher` too is called after each evaluation of every search."""
-    token = _watchers.set((*_watchers.get(), watcher))
-    try:
-        yield
-    finally:
-        _watchers.reset(token)
-
-
 class Searches:
     """P searches under way, of n numbers each; an optimiser evaluates through it and leaves its answer in it.
 
@@ -143,8 +114,7 @@ class Searches:
             if loss < self.loss[row]:
                 self.loss[row] = loss
                 better.append(place)
-            for watcher in _watchers.get():
-                watcher(Step(self.spent[row], loss, self.backend))
+            announce(Step(self.spent[row], loss, self.backend))
         if better:
             self.best[[rows[place] for place in better]] = x[better]
         return losses, gradients

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from benchmark.errors import UserError
+from benchmark.base.errors import UserError
+from benchmark.experiment.store import Store
 from benchmark.report import figures, tables
 from benchmark.report.leaderboard import Results, leaderboard, read
 from benchmark.report.publish import FIGURES, publishing
 from benchmark.report.strongest import strongest
-from benchmark.store import Store
 
 
 def build(store: Store) -> tuple[Results, pd.DataFrame]:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmark.grid import ORACLE
+from benchmark.experiment.grid import ORACLE
 
 
 def psnr_by_timestep(samples: pd.DataFrame, title: str) -> Figure:

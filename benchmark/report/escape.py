@@ -8,7 +8,7 @@ import unicodedata
 
 from rich.markup import escape as without_markup
 
-from benchmark.records import writable
+from benchmark.experiment.records import writable
 
 _TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 """Unicode's classes of marks that embed, override or isolate a direction."""

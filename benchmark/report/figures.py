@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmark.grid import ORACLE
+from benchmark.experiment.grid import ORACLE
 from benchmark.report import escape
 from benchmark.report.curves import psnr_by_images, psnr_by_timestep, with_images
 from benchmark.report.leaderboard import PAIR, SCENE, Results, select

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmark.errors import UserError
-from benchmark.grid import ORACLE
+from benchmark.base.errors import UserError
+from benchmark.experiment.grid import ORACLE
+from benchmark.experiment.store import Cell, DamagedCell, Record, Status, Store
 from benchmark.report.notes import notes_on_damage, notes_on_records, notes_on_samples, notes_on_settings
 from benchmark.report.statistics import median_interval, rate_interval
 from benchmark.scenario import label
-from benchmark.store import Cell, DamagedCell, Record, Status, Store
 
 COLUMNS = (
     "status",

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from benchmark.experiment.store import Record
 from benchmark.report.statistics import LEVEL, reachable_level
-from benchmark.store import Record
 
 
 def notes_on_damage(damage: Sequence[tuple[str, str]]) -> list[str]:

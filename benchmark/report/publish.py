@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from benchmark.errors import UserError, remark
-from benchmark.files import digest, file_digest, remove, set_aside, sync, write_new
-from benchmark.parsing import parse_json, read_text
+from benchmark.base.errors import UserError, remark
+from benchmark.base.files import digest, file_digest, remove, set_aside, sync, write_new
+from benchmark.base.parsing import parse_json, read_text
 
 MANIFEST = ".report.json"
 

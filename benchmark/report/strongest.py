@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmark.grid import ORACLE
+from benchmark.experiment.grid import ORACLE
 from benchmark.report.leaderboard import PAIR, SCENE, Results, by_image, floors_of, select
 from benchmark.report.statistics import best_intervals, rate_interval
 

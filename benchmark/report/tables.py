@@ -10,7 +10,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from benchmark.grid import ORACLE
+from benchmark.experiment.grid import ORACLE
 from benchmark.report import escape
 from benchmark.report.leaderboard import COLUMNS, SCENE, Results
 from benchmark.report.notes import notes_on_floors

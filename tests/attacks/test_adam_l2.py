@@ -1,13 +1,13 @@
 import pytest
 import torch
+
 from benchmark.attacks.adam_l2 import AdamL2
 from benchmark.attacks.constant_image import ConstantImage
+from benchmark.base.seeds import stream
+from benchmark.clients.toy import Exposed, toy
 from benchmark.defenses.private_noise import PrivateNoise
-
-from benchmark.contract import Exposed, toy
 from benchmark.diffusion.loss import parameter_gradient, training_loss
-from benchmark.metrics import psnr
-from benchmark.seeds import stream
+from benchmark.evaluation.metrics import psnr
 
 
 @pytest.fixture

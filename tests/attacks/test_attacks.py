@@ -3,15 +3,15 @@ import math
 
 import pytest
 import torch
+
 from benchmark.attacks.constant_image import ConstantImage
 from benchmark.attacks.dlg import DLG
 from benchmark.attacks.inverting_gradients import InvertingGradients
 from benchmark.attacks.random_guess import RandomGuess
+from benchmark.base.seeds import stream
+from benchmark.clients.toy import Exposed, toy
 from benchmark.defenses.private_noise import PrivateNoise
-
-from benchmark.contract import Exposed, toy
-from benchmark.metrics import psnr
-from benchmark.seeds import stream
+from benchmark.evaluation.metrics import psnr
 
 ATTACKS = [DLG(evaluations=8), InvertingGradients(evaluations=8)]
 

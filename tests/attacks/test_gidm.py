@@ -2,25 +2,25 @@ import dataclasses
 
 import pytest
 import torch
+
 from benchmark.attacks import gidm
 from benchmark.attacks.dlg import DLG
 from benchmark.attacks.gidm import GIDM
 from benchmark.attacks.gidm_plus import GIDMPlus
 from benchmark.attacks.prior_sample import PriorSample
+from benchmark.base.seeds import stream
+from benchmark.base.spec import Spec
+from benchmark.clients.toy import Exposed, toy
 from benchmark.defenses.near_noise import NearNoise
 from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
-
-from benchmark.contract import Exposed, toy
 from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.models import build_network, build_schedule, resolve
 from benchmark.diffusion.sampler import ddim
+from benchmark.evaluation.metrics import psnr
 from benchmark.matching.adam import adam
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import cosine_distance, squared_distance
-from benchmark.metrics import psnr
 from benchmark.scenario import Scenario
-from benchmark.seeds import stream
-from benchmark.spec import Spec
 
 
 @pytest.fixture

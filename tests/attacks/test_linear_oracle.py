@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from benchmark.attacks.dlg import DLG
-from benchmark.attacks.inverting_gradients import InvertingGradients
 from torch import nn
 
+from benchmark.attacks.dlg import DLG
+from benchmark.attacks.inverting_gradients import InvertingGradients
+from benchmark.base.seeds import stream
 from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.schedule import Schedule
-from benchmark.metrics import psnr
-from benchmark.seeds import stream
+from benchmark.evaluation.metrics import psnr
 from benchmark.types import Observation
 
 SIZE = 4

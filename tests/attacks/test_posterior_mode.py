@@ -3,18 +3,18 @@ import dataclasses
 
 import pytest
 import torch
+
 from benchmark.attacks.constant_image import ConstantImage
 from benchmark.attacks.posterior_mode import PosteriorMode
+from benchmark.base.seeds import stream
+from benchmark.clients.toy import Exposed, toy
 from benchmark.defenses.dp_sgd import DPSGD
 from benchmark.defenses.private_noise import PrivateNoise
-
-from benchmark.contract import Exposed, toy
 from benchmark.diffusion.loss import parameter_gradient, training_loss
-from benchmark.grid import Grid
-from benchmark.metrics import psnr
-from benchmark.plan import plan
-from benchmark.registry import Registry
-from benchmark.seeds import stream
+from benchmark.evaluation.metrics import psnr
+from benchmark.experiment.grid import Grid
+from benchmark.experiment.plan import plan
+from benchmark.registry.registry import Registry
 from benchmark.types import Capability, PublicParameters
 
 

@@ -4,8 +4,8 @@ import hashlib
 
 import numpy as np
 
-from benchmark.judge import Sample
-from benchmark.store import Record, Status
+from benchmark.evaluation.judge import Sample
+from benchmark.experiment.store import Record, Status
 
 CONTROLS = ("oracle", "constant_image", "random_guess", "prior_sample")
 

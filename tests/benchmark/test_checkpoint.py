@@ -8,11 +8,11 @@ import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
+from benchmark.base.errors import UserError
+from benchmark.base.spec import Spec, one
 from benchmark.cli import main
-from benchmark.contract import toy
+from benchmark.clients.toy import toy
 from benchmark.diffusion.models import build_network, build_schedule, resolve
-from benchmark.errors import UserError
-from benchmark.spec import Spec, one
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 

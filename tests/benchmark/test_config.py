@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.config import build
-from benchmark.errors import UserError
+from benchmark.base.config import build
+from benchmark.base.errors import UserError
 
 
 @dataclass(frozen=True)

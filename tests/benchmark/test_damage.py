@@ -8,14 +8,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from benchmark.base.errors import UserError
+from benchmark.base.files import digest
 from benchmark.cli import main
-from benchmark.errors import UserError
-from benchmark.files import digest
-from benchmark.records import checksum
+from benchmark.experiment.records import checksum
+from benchmark.experiment.store import SCHEMA_VERSION, DamagedCell, Store
 from benchmark.report import figures, statistics
 from benchmark.report.build import build
 from benchmark.report.leaderboard import read
-from benchmark.store import SCHEMA_VERSION, DamagedCell, Store
 from tests.benchmark.stores import ABC, PRIVACY, add, identity_of, image_sample, record
 
 

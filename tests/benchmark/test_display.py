@@ -3,12 +3,12 @@ import io
 import pytest
 from rich.console import Console
 
-from benchmark.display import Bar, choose
-from benchmark.grid import Grid
-from benchmark.matching.search import Step
-from benchmark.plan import plan
-from benchmark.registry import Registry
-from benchmark.runner import run_cell
+from benchmark.base.events import Step
+from benchmark.experiment.display import Bar, choose
+from benchmark.experiment.grid import Grid
+from benchmark.experiment.plan import plan
+from benchmark.experiment.runner import run_cell
+from benchmark.registry.registry import Registry
 
 
 @pytest.fixture(scope="module")

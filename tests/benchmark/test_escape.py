@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
+from benchmark.experiment.store import Store
 from benchmark.report import escape, figures, statistics, tables
 from benchmark.report.build import build
 from benchmark.report.leaderboard import leaderboard, read
-from benchmark.store import Store
 from tests.benchmark.stores import add, config
 
 HOSTILE = [

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from benchmark.contract import Exposed
+from benchmark.base.seeds import stream
+from benchmark.clients.federation import draw_victim, image_counts
+from benchmark.clients.toy import Exposed
 from benchmark.diffusion.loss import training_loss
-from benchmark.federation import ClientStep, draw_victim, image_counts
-from benchmark.plugins import Picture
+from benchmark.plugins import ClientStep, Picture
 from benchmark.scenario import Scenario
-from benchmark.seeds import stream
 
 
 def test_the_update_is_the_gradient_of_the_mean_loss(scene):

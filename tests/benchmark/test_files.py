@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from benchmark.errors import UserError
-from benchmark.files import replace, set_aside
-from benchmark.store import Status, Store
+from benchmark.base.errors import UserError
+from benchmark.base.files import replace, set_aside
+from benchmark.experiment.store import Status, Store
 from tests.benchmark.stores import ABC, identity_of, image_sample, record
 
 

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmark import grid as grids
-from benchmark.errors import UserError
-from benchmark.grid import Grid, read, shipped
-from benchmark.plan import plan
-from benchmark.registry import Registry, load
-from benchmark.runner import scene
+from benchmark.base.errors import UserError
+from benchmark.base.spec import expand, one, split
+from benchmark.experiment import grid as grids
+from benchmark.experiment.grid import Grid, read, shipped
+from benchmark.experiment.plan import plan
+from benchmark.experiment.runner import scene
+from benchmark.registry.registry import Registry, load
 from benchmark.scenario import Scenario, label
-from benchmark.spec import expand, one, split
 from benchmark.types import Capability
 
 BASE = Grid("title", ("photos",), ("tiny",), ("none",), ("dlg",), evaluations=3)
@@ -176,7 +176,7 @@ def test_a_changed_plugin_or_engine_is_another_cell(registry, tmp_path, monkeypa
     before = identities(grid, Registry([tmp_path]))["mine", "none", 0]
     (tmp_path / "mine.py").write_text(source + "\n# another line\n")
     assert identities(grid, Registry([tmp_path]))["mine", "none", 0] != before
-    monkeypatch.setattr("benchmark.registry.engine_hash", lambda: "other code")
+    monkeypatch.setattr("benchmark.registry.registry.engine_hash", lambda: "other code")
     assert identities(BASE, registry)["dlg", "none", 0] != identities_without_patch(registry, monkeypatch)
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from benchmark.judge import judge, oracle
-from benchmark.seeds import stream
+from benchmark.base.seeds import stream
+from benchmark.evaluation.judge import judge, oracle
 from benchmark.types import Reconstruction, Victim
 
 

@@ -5,11 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmark.experiment.store import Status, Store
 from benchmark.report import curves, figures, tables
 from benchmark.report.build import build
 from benchmark.report.leaderboard import COLUMNS, leaderboard, paired_difference, read
 from benchmark.report.strongest import strongest
-from benchmark.store import Status, Store
 from tests.benchmark.stores import CONTROLS, PRIVACY, add, identity_of, image_sample
 
 

@@ -5,18 +5,18 @@ import dataclasses
 
 import pytest
 import torch
-from benchmark.attacks.dlg import DLG
 from torch.autograd import grad
 
-from benchmark.contract import Exposed, toy
+from benchmark.attacks.dlg import DLG
+from benchmark.base.seeds import stream
+from benchmark.clients.toy import Exposed, toy
 from benchmark.diffusion.loss import training_loss
-from benchmark.judge import judge
+from benchmark.evaluation.judge import judge
 from benchmark.matching.engine import Matching, Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import CleanGuess, NoisyGuess, Updates, flat, granted
 from benchmark.matching.resources import Peak, predicted
-from benchmark.seeds import stream
 from benchmark.types import Capability, Reconstruction, Victim
 
 TIMESTEPS = (200, 20, 500, 100, 300, 50, 700, 10, 400, 250, 150, 600)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.metrics import peak_signal_noise_ratio
 
-from benchmark import metrics
-from benchmark.images import to_unit
-from benchmark.seeds import stream
+from benchmark.base.images import to_unit
+from benchmark.base.seeds import stream
+from benchmark.evaluation import metrics
 
 pixels = arrays(np.float32, (3, 8, 8), elements=st.floats(-1, 1, width=32)).map(torch.from_numpy)
 

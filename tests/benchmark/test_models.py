@@ -4,15 +4,15 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from benchmark.contract import toy
+from benchmark.base.errors import UserError
+from benchmark.base.spec import Spec, expand, one
+from benchmark.clients.toy import toy
 from benchmark.diffusion.catalogue import HUB_IDS, cached, shipped
 from benchmark.diffusion.conventions import BETAS
 from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.models import build_network, build_schedule, build_scheduler, resolve
 from benchmark.diffusion.presets import PRESETS
 from benchmark.diffusion.schedule import from_scheduler
-from benchmark.errors import UserError
-from benchmark.spec import Spec, expand, one
 
 
 @pytest.fixture
@@ -165,8 +165,7 @@ def test_the_shipped_checkpoints_are_light_and_tell_how_they_were_made():
 @pytest.mark.parametrize("name", ["tiny:trained", "small:trained"])
 def test_a_shipped_checkpoint_was_trained_on_the_public_photographs_alone(name):
     from benchmark.datasets.photos import Photos
-
-    from benchmark.training import fingerprint
+    from benchmark.diffusion.training import fingerprint
 
     model = resolve(one(name))
     assert model.card["data"] == fingerprint(Photos().training(model.image_size))

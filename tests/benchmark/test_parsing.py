@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmark.errors import UserError
-from benchmark.parsing import MOST_YAML_NODES, parse_json, parse_yaml, read_text
+from benchmark.base.errors import UserError
+from benchmark.base.parsing import MOST_YAML_NODES, parse_json, parse_yaml, read_text
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "\n".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]" for before, name in zip("abcdefg", "bcdefgh", strict=True)

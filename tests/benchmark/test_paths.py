@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.base.errors import UserError
+from benchmark.base.paths import printable, user_path
 from benchmark.cli import main
-from benchmark.errors import UserError
-from benchmark.paths import printable, user_path
 
 
 @pytest.mark.parametrize("text", ["~nosuchuser/images", "x" * 256, "a/" * 3000, "a\0b", ""])

@@ -8,12 +8,12 @@ import torch
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
-from benchmark.contract import toy
+from benchmark.base.errors import UserError
+from benchmark.base.spec import Spec
+from benchmark.clients.privacy import check_per_example, epsilon, rdp_epsilon
+from benchmark.clients.toy import toy
 from benchmark.diffusion.models import build_network, resolve
 from benchmark.diffusion.presets import PRESETS
-from benchmark.errors import UserError
-from benchmark.privacy import check_per_example, epsilon, rdp_epsilon
-from benchmark.spec import Spec
 
 SETTINGS = [(1.1, 0.01, 1000, 1e-5), (2.0, 1.0, 100, 1e-5), (0.8, 0.05, 200, 1e-6)]
 

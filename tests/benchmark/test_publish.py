@@ -5,10 +5,10 @@ import json
 import pytest
 
 from benchmark.cli import main
+from benchmark.experiment.store import Store
 from benchmark.report import figures, publish, statistics
 from benchmark.report.build import build
 from benchmark.report.publish import publishing
-from benchmark.store import Store
 from tests.benchmark.stores import add
 
 
@@ -152,7 +152,7 @@ def test_a_report_that_fails_leaves_the_earlier_one(store, drawn, monkeypatch): 
     ],
 )  # R1
 def test_a_manifest_cannot_make_a_report_delete_other_files(store, tmp_path, manifest):
-    from benchmark.files import digest
+    from benchmark.base.files import digest
 
     (store.path / "figures" / "deep").mkdir(parents=True)
     mine = [tmp_path / "mine.png", store.path / "figures" / "mine.png", store.path / "figures" / "deep" / "mine.png"]

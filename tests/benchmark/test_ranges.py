@@ -6,12 +6,12 @@ from typing import Annotated, get_type_hints
 
 import pytest
 
-from benchmark.config import build
+from benchmark.base.config import build
+from benchmark.base.errors import UserError
+from benchmark.base.ranges import LARGEST, Count, InnerShare, Range, check_fields, declared
 from benchmark.diffusion.conventions import Convention
-from benchmark.errors import UserError
-from benchmark.grid import Grid
-from benchmark.ranges import LARGEST, Count, InnerShare, Range, check_fields, declared
-from benchmark.registry import Registry, load
+from benchmark.experiment.grid import Grid
+from benchmark.registry.registry import Registry, load
 from benchmark.scenario import Scenario
 
 PLUGINS = [load(plugin) for kind in ("attack", "defense", "dataset") for plugin in Registry().all(kind)]

@@ -4,13 +4,13 @@ import textwrap
 import pytest
 import torch
 
-from benchmark.errors import UserError
-from benchmark.grid import Grid
-from benchmark.plan import plan
-from benchmark.registry import Registry
-from benchmark.runner import rehearse, run_cell, scene
+from benchmark.base.errors import UserError
+from benchmark.experiment.grid import Grid
+from benchmark.experiment.plan import plan
+from benchmark.experiment.runner import rehearse, run_cell, scene
+from benchmark.experiment.store import Status, Store
+from benchmark.registry.registry import Registry
 from benchmark.scenario import Scenario
-from benchmark.store import Status, Store
 
 BASE = Grid("t", ("photos",), ("tiny",), ("none",), ("dlg",), victims=2, evaluations=2)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from benchmark.contract import toy
+from benchmark.clients.toy import toy
 from benchmark.diffusion.sampler import ddim, ddim_inverse, ddim_timesteps, estimate
 from benchmark.diffusion.schedule import Schedule
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from benchmark.base.seeds import stream
 from benchmark.diffusion.schedule import Schedule, from_scheduler
-from benchmark.seeds import stream
 
 
 @pytest.fixture

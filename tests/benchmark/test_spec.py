@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.errors import UserError
-from benchmark.spec import Spec, expand, split
+from benchmark.base.errors import UserError
+from benchmark.base.spec import Spec, expand, split
 
 names = st.from_regex(r"[a-z_]{1,8}", fullmatch=True)
 values = st.from_regex(r"[0-9a-z.]{1,6}", fullmatch=True)

@@ -1,19 +1,19 @@
 import pytest
 import torch
+
+from benchmark.base.errors import UserError
+from benchmark.base.seeds import stream
+from benchmark.clients.stack import Stacked
+from benchmark.clients.toy import toy
 from benchmark.defenses.clipping import Clipping
 from benchmark.defenses.gaussian_noise import GaussianNoise
 from benchmark.defenses.gradient_pruning import GradientPruning
 from benchmark.defenses.private_noise import PrivateNoise
 from benchmark.defenses.quantisation import Quantisation
-
-from benchmark.contract import toy
-from benchmark.errors import UserError
-from benchmark.grid import Grid
-from benchmark.plan import plan
-from benchmark.registry import Registry
+from benchmark.experiment.grid import Grid
+from benchmark.experiment.plan import plan
+from benchmark.registry.registry import Registry
 from benchmark.scenario import Scenario
-from benchmark.seeds import stream
-from benchmark.stack import Stacked
 from benchmark.types import Capability
 from benchmark.vectors import norm
 

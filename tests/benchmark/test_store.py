@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmark.errors import UserError
-from benchmark.store import Record, Status, Store
+from benchmark.base.errors import UserError
+from benchmark.experiment.store import Record, Status, Store
 from tests.benchmark.stores import ABC, PRIVACY, identity_of, image_sample, record
 
 
@@ -72,7 +72,7 @@ def test_a_full_disk_loses_the_cell_in_flight_only(tmp_path, monkeypatch):
         def full(*arguments, **keywords):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("benchmark.store.write_new", full)
+        monkeypatch.setattr("benchmark.experiment.store.write_new", full)
         with pytest.raises(UserError, match="No space left on device; finished cells are kept"):
             store.save(record(identity_of("second")), [sample()])
     assert store.record(identity_of("first")) is not None and store.record(identity_of("second")) is None

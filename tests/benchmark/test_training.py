@@ -7,22 +7,22 @@ import signal
 import numpy as np
 import pytest
 import torch
-from benchmark.datasets.folder import Folder
-from benchmark.datasets.photos import Photos
 from PIL import Image
 from safetensors.torch import load_file
 
+from benchmark.base.environment import describe
+from benchmark.base.errors import UserError
+from benchmark.base.interrupts import Interrupted
+from benchmark.base.spec import one
 from benchmark.cli import main
-from benchmark.contract import toy
+from benchmark.clients.toy import toy
+from benchmark.datasets.folder import Folder
+from benchmark.datasets.photos import Photos
 from benchmark.diffusion.models import build_network, resolve
-from benchmark.environment import describe
-from benchmark.errors import UserError
-from benchmark.grid import Grid
-from benchmark.interrupts import Interrupted
-from benchmark.plan import plan
-from benchmark.registry import Registry
-from benchmark.spec import one
-from benchmark.training import Recipe, Training, fingerprint, train
+from benchmark.diffusion.training import Recipe, Training, fingerprint, train
+from benchmark.experiment.grid import Grid
+from benchmark.experiment.plan import plan
+from benchmark.registry.registry import Registry
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -31,7 +31,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 def less_of_everything(monkeypatch):
     """64 images instead of 8,192, and a sample sheet in 2 steps, keep the tests short."""
     monkeypatch.setattr("benchmark.datasets.photos.TRAINING_CROPS", 64)
-    monkeypatch.setattr("benchmark.training.SHEET_STEPS", 2)
+    monkeypatch.setattr("benchmark.diffusion.training.SHEET_STEPS", 2)
 
 
 def run(out, steps, *more):
@@ -92,7 +92,7 @@ def test_what_it_leaves_is_a_model_with_a_card(tmp_path, capsys):
 
 def test_the_published_weights_are_the_average_not_the_last(training, tmp_path):
     from benchmark.diffusion.conventions import Convention
-    from benchmark.training import publish
+    from benchmark.diffusion.training import publish
 
     for _ in range(5):
         training.advance()
@@ -202,7 +202,7 @@ def test_the_model_is_usable_before_its_sample_sheet_is_drawn(tmp_path, monkeypa
         raise Interrupted(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr("benchmark.training.ddim", interrupted)
+        patch.setattr("benchmark.diffusion.training.ddim", interrupted)
         assert run(tmp_path, 2) == 130
     assert build_network(resolve(one(str(tmp_path))), 0) and not (tmp_path / "samples.png").exists()
     assert run(tmp_path, 2) == 0

@@ -30,7 +30,7 @@ GRID = {
 
 WAITS = """
 import sys, time
-from benchmark.interrupts import Interrupted, noted
+from benchmark.base.interrupts import Interrupted, noted
 with noted(patient=False):
     try:
         print("ready", flush=True)

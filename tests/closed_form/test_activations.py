@@ -2,20 +2,20 @@ import dataclasses
 
 import pytest
 import torch
+from torch.nn import functional as F
+
+from benchmark.attacks._inversion import Inversion, read, sites
+from benchmark.attacks._residual import search
 from benchmark.attacks.activations import Activations
 from benchmark.attacks.residual import Residual
+from benchmark.base.seeds import stream
+from benchmark.clients.toy import Exposed, toy
+from benchmark.closed_form.activations import patch_span, read_activation
 from benchmark.defenses.dp_sgd import DPSGD
 from benchmark.defenses.private_noise import PrivateNoise
 from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
-from torch.nn import functional as F
-
-from benchmark.closed_form.activations import patch_span, read_activation
-from benchmark.closed_form.inversion import Inversion, read, sites
-from benchmark.contract import Exposed, toy
+from benchmark.evaluation.metrics import psnr
 from benchmark.matching.problem import CleanGuess, NoisyGuess, Updates
-from benchmark.matching.residual import search
-from benchmark.metrics import psnr
-from benchmark.seeds import stream
 
 
 def gradient_of(value, channels, seed=0):

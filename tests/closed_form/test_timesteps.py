@@ -2,16 +2,16 @@ import dataclasses
 
 import pytest
 import torch
+
 from benchmark.attacks.dlg import DLG
+from benchmark.base.seeds import stream
+from benchmark.clients.toy import toy
+from benchmark.closed_form.timesteps import CLEAR, Unreadable, read_timesteps, with_timesteps
 from benchmark.defenses.dp_sgd import DPSGD
 from benchmark.defenses.gradient_pruning import GradientPruning
 from benchmark.defenses.none import NoDefense
 from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
 from benchmark.defenses.private_timestep import PrivateTimestep
-
-from benchmark.closed_form.timesteps import CLEAR, Unreadable, read_timesteps, with_timesteps
-from benchmark.contract import toy
-from benchmark.seeds import stream
 
 WIDE = (32, 32)
 

@@ -10,16 +10,16 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from PIL import Image
+
+from benchmark.base.errors import UserError
+from benchmark.base.seeds import stream
 from benchmark.datasets import _lmdb
 from benchmark.datasets.celeba_hq import CelebAHQ
 from benchmark.datasets.cifar10 import CIFAR10
 from benchmark.datasets.cifar100 import CIFAR100
 from benchmark.datasets.folder import Folder
 from benchmark.datasets.lsun_bedroom import LSUNBedroom
-from PIL import Image
-
-from benchmark.errors import UserError
-from benchmark.seeds import stream
 from tests.data.conftest import encoded, picture, write_parquet
 
 

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from benchmark.base.errors import UserError
+from benchmark.base.images import from_pil, to_unit
+from benchmark.base.seeds import stream
 from benchmark.datasets.faces import Faces
 from benchmark.datasets.folder import Folder
 from benchmark.datasets.photos import PUBLIC, VICTIMS, Photos
-from PIL import Image
-
-from benchmark.errors import UserError
-from benchmark.images import from_pil, to_unit
-from benchmark.seeds import stream
 
 
 @pytest.fixture

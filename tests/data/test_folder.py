@@ -5,11 +5,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from benchmark.datasets.folder import Folder
 from PIL import Image
 
-from benchmark.errors import UserError
-from benchmark.seeds import stream
+from benchmark.base.errors import UserError
+from benchmark.base.seeds import stream
+from benchmark.datasets.folder import Folder
 
 
 def fill(folder, count=10, first=0, suffix="png"):

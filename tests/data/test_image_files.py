@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from benchmark.errors import UserError
-from benchmark.image_files import files_below, is_image, read_image
+from benchmark.base.errors import UserError
+from benchmark.base.image_files import files_below, is_image, read_image
 from tests.data.conftest import encoded
 
 RASTER = ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm", "pbm", "jp2", "tga", "ico", "sgi", "avif"]

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 import torch
+
+from benchmark.base.errors import UserError
+from benchmark.base.images import to_unit
+from benchmark.base.seeds import stream
 from benchmark.datasets.celeba_hq import CelebAHQ
 from benchmark.datasets.cifar10 import CIFAR10
 from benchmark.datasets.cifar100 import CIFAR100
 from benchmark.datasets.lsun_bedroom import LSUNBedroom
-
-from benchmark.contract import examine
-from benchmark.errors import UserError
-from benchmark.images import to_unit
-from benchmark.registry import Registry
-from benchmark.seeds import stream
+from benchmark.registry.contract import examine
+from benchmark.registry.registry import Registry
 from tests.data.conftest import write_parquet
 
 NAMES = ("cifar10", "cifar100", "celeba_hq", "lsun_bedroom")
@@ -91,7 +91,7 @@ def test_other_pixels_are_another_data_set(cifar10):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_where_it_is_missing_one_sentence_says_how_to_get_it(name, tmp_path, monkeypatch):
-    from benchmark.spec import one
+    from benchmark.base.spec import one
 
     monkeypatch.setenv("GIDBENCH_DATA", str(tmp_path))
     for prepare in (lambda: None, (tmp_path / name).mkdir):

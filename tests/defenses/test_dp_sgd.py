@@ -2,19 +2,19 @@ import math
 
 import pytest
 import torch
-from benchmark.defenses.dp_sgd import DPSGD
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from benchmark.contract import Toy, toy
+from benchmark.base.seeds import stream
+from benchmark.base.spec import Spec
+from benchmark.clients.federation import draw_victim
+from benchmark.clients.toy import Toy, toy
+from benchmark.defenses.dp_sgd import DPSGD
 from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.models import build_network, build_schedule, resolve
 from benchmark.diffusion.presets import PRESETS
-from benchmark.federation import ClientStep, draw_victim
-from benchmark.plugins import Picture
+from benchmark.plugins import ClientStep, Picture
 from benchmark.scenario import Scenario
-from benchmark.seeds import stream
-from benchmark.spec import Spec
 
 
 def analytic_epsilon(sigma, delta):

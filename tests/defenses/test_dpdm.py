@@ -2,26 +2,25 @@ import math
 
 import pytest
 import torch
+
+from benchmark.base.seeds import stream
+from benchmark.clients.toy import toy
 from benchmark.defenses.dp_sgd import DPSGD
 from benchmark.defenses.dpdm import DPDM
-from benchmark.defenses.timestep_range import TimestepRange
-
-from benchmark.contract import toy
 from benchmark.diffusion.loss import parameter_gradient
-from benchmark.federation import ClientStep
-from benchmark.grid import Grid
-from benchmark.plan import plan
-from benchmark.registry import Registry
-from benchmark.runner import run_cell
+from benchmark.experiment.grid import Grid
+from benchmark.experiment.plan import plan
+from benchmark.experiment.runner import run_cell
+from benchmark.plugins import ClientStep
+from benchmark.registry.registry import Registry
 from benchmark.scenario import Scenario
-from benchmark.seeds import stream
 from benchmark.vectors import norm
 
 
-def uniform(defense=None):
+def uniform(least=0):
     scene = toy(batch=2)
     practice = Scenario(batch_size=2)
-    return ClientStep(scene.network, scene.schedule, scene.victim, practice, *([defense] if defense else []))
+    return ClientStep(scene.network, scene.schedule, scene.victim, practice, least)
 
 
 def distance(a, b):
@@ -60,7 +59,7 @@ def test_a_fixed_timestep_stays_fixed():
 
 
 def test_draws_keep_to_the_range_of_timesteps():
-    again = uniform(TimestepRange(least=900)).redrawn(20, stream(0, "d")).victim
+    again = uniform(least=900).redrawn(20, stream(0, "d")).victim
     assert again.timesteps.min() >= 900
 
 

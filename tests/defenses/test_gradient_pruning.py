@@ -1,12 +1,12 @@
 import pytest
 import torch
-from benchmark.defenses.gradient_pruning import GradientPruning
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.contract import toy
+from benchmark.base.seeds import stream
+from benchmark.clients.toy import toy
+from benchmark.defenses.gradient_pruning import GradientPruning
 from benchmark.scenario import Scenario
-from benchmark.seeds import stream
 
 UPDATE = toy().step().gradient()
 SIZE = sum(value.numel() for value in UPDATE.values())

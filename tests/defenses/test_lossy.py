@@ -4,18 +4,18 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmark.base.seeds import stream
+from benchmark.clients.toy import toy
 from benchmark.defenses.client_dp import ClientDP
 from benchmark.defenses.clipping import Clipping
 from benchmark.defenses.gaussian_noise import GaussianNoise
 from benchmark.defenses.laplace_noise import LaplaceNoise
 from benchmark.defenses.quantisation import Quantisation
 from benchmark.defenses.random_pruning import RandomPruning
-from hypothesis import given
-from hypothesis import strategies as st
-
-from benchmark.contract import toy
 from benchmark.scenario import Scenario
-from benchmark.seeds import stream
 from benchmark.vectors import level_width, norm, size
 
 UPDATE = toy().step().gradient()

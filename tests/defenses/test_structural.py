@@ -4,27 +4,27 @@ import dataclasses
 
 import pytest
 import torch
+
+from benchmark.base.errors import UserError
+from benchmark.base.seeds import stream
+from benchmark.clients.federation import behind_one, draw_victim
+from benchmark.clients.toy import Exposed, toy
 from benchmark.defenses.lora import LoRA
 from benchmark.defenses.none import NoDefense
 from benchmark.defenses.secure_aggregation import SecureAggregation
 from benchmark.defenses.timestep_range import TimestepRange
 from benchmark.defenses.withhold import Withhold
-
-from benchmark.contract import Exposed, toy
-from benchmark.errors import UserError
-from benchmark.federation import behind_one, draw_victim
-from benchmark.grid import Grid
+from benchmark.experiment.grid import Grid
+from benchmark.experiment.plan import plan
+from benchmark.experiment.runner import rehearse, run_cell, scene
+from benchmark.experiment.store import Status
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import granted
-from benchmark.plan import plan
 from benchmark.plugins import Picture
-from benchmark.registry import Registry
-from benchmark.runner import rehearse, run_cell, scene
+from benchmark.registry.registry import Registry
 from benchmark.scenario import Scenario
-from benchmark.seeds import stream
-from benchmark.store import Status
 
 GRID = Grid("t", ("photos",), ("tiny",), ("none",), ("dlg",), victims=2, evaluations=2)
 
@@ -38,7 +38,7 @@ def test_timesteps_are_uniform_from_the_least_one_on_and_in_the_order_of_the_dra
     toys, pictures = toy(), [Picture(torch.zeros(3, 8, 8), "a")] * 20_000
     practice = Scenario(batch_size=20_000)
     plain, high = (
-        draw_victim(pictures, practice, toys.schedule, stream(0, "t"), defense).timesteps
+        draw_victim(pictures, practice, toys.schedule, stream(0, "t"), defense.least_timestep(practice, 1000)).timesteps
         for defense in (Exposed(), TimestepRange(least=300))
     )
     counts = torch.bincount(high - 300, minlength=700).double()

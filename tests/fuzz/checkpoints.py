@@ -70,8 +70,8 @@ def case(seed: int) -> Case:
 
 def _accepted(place: Path, asked: str) -> Iterator[tuple[str, str]]:
     """Yield what differs between the model that was accepted and its files."""
+    from benchmark.base.spec import one
     from benchmark.diffusion.models import build_network, build_schedule, resolve
-    from benchmark.spec import one
 
     model = resolve(one(asked))
     found = build_network(model, 0).unet.state_dict()

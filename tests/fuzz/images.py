@@ -181,8 +181,8 @@ def _accepted(root: Path, printed: str) -> Iterator[tuple[str, str]]:
 
 def created(asked: str) -> Any:
     """Return the data set of this name."""
-    from benchmark.registry import Registry
-    from benchmark.spec import one
+    from benchmark.base.spec import one
+    from benchmark.registry.registry import Registry
 
     return Registry([]).create("dataset", one(asked))[1]
 
@@ -191,7 +191,7 @@ def read(dataset: Any) -> Iterator[tuple[str, str]]:
     """Yield what goes wrong when the images of an accepted data set are read; a sentence is no fault."""
     import torch
 
-    from benchmark.errors import UserError
+    from benchmark.base.errors import UserError
 
     for reader in (dataset.public, dataset.training, lambda size: dataset.victims(1, size, torch.Generator().manual_seed(0))):
         try:

@@ -47,12 +47,18 @@ def bad_cases(kind: str, seeds: Sequence[int], root: Path, watch: Callable[[int]
 
 def preload() -> None:
     """Import what is heavy once, before the first fork."""
-    for name in ("benchmark.cli", "benchmark.runner", "benchmark.training", "benchmark.report.build", "pyarrow.dataset"):
+    for name in (
+        "benchmark.cli",
+        "benchmark.experiment.runner",
+        "benchmark.diffusion.training",
+        "benchmark.report.build",
+        "pyarrow.dataset",
+    ):
         importlib.import_module(name)
     from diffusers import DDPMScheduler, UNet2DModel  # noqa: F401  # diffusers imports them on first use
     from PIL import Image
 
-    from benchmark.environment import settle
+    from benchmark.base.machine import settle
 
     Image.init()
     settle()

@@ -2,12 +2,12 @@
 
 import torch
 
-from benchmark.contract import Exposed, toy
-from benchmark.federation import Round, draw_victim, observe
+from benchmark.base.seeds import stream
+from benchmark.clients.federation import Round, draw_victim, observe
+from benchmark.clients.toy import Exposed, toy
 from benchmark.matching.engine import Task
 from benchmark.plugins import Picture
 from benchmark.scenario import Scenario
-from benchmark.seeds import stream
 
 
 def clients(count, batch=1, network=None, schedule=None, size=8):

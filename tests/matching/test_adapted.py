@@ -5,9 +5,13 @@ import math
 
 import pytest
 import torch
+
 from benchmark.attacks.gidm_plus import OUT, GIDMPlus, _equal
 from benchmark.attacks.posterior_mode import PosteriorMode, _spread
 from benchmark.attacks.residual import Residual
+from benchmark.base.seeds import stream
+from benchmark.clients.stack import Stacked
+from benchmark.clients.toy import toy
 from benchmark.defenses.clipping import Clipping
 from benchmark.defenses.dp_sgd import DPSGD
 from benchmark.defenses.dpdm import DPDM
@@ -20,8 +24,7 @@ from benchmark.defenses.quantisation import Quantisation
 from benchmark.defenses.random_pruning import RandomPruning
 from benchmark.defenses.timestep_range import TimestepRange
 from benchmark.defenses.withhold import Withhold
-
-from benchmark.contract import toy
+from benchmark.evaluation.metrics import psnr
 from benchmark.matching.adapted import USED, as_released, distance, likelihood
 from benchmark.matching.engine import TAKEN
 from benchmark.matching.objectives import (
@@ -31,10 +34,7 @@ from benchmark.matching.objectives import (
     relative_noise,
     squared_distance,
 )
-from benchmark.metrics import psnr
 from benchmark.scenario import Scenario
-from benchmark.seeds import stream
-from benchmark.stack import Stacked
 from benchmark.types import PublicParameters
 
 SCENE = toy(batch=1)

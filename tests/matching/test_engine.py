@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from benchmark.contract import toy
+from benchmark.base.seeds import stream
+from benchmark.clients.toy import toy
 from benchmark.diffusion.denoiser import Denoiser
+from benchmark.evaluation.metrics import psnr
 from benchmark.matching.adam import adam
 from benchmark.matching.engine import Matching, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import granted
 from benchmark.matching.search import Searches
-from benchmark.metrics import psnr
-from benchmark.seeds import stream
 from tests.matching.clients import clients, observations, points, tasks
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from benchmark.matching.fields import CONTRAST, FALL, SHARED, fields
-from benchmark.seeds import stream
+from benchmark.attacks._fields import CONTRAST, FALL, SHARED, fields
+from benchmark.base.seeds import stream
 
 
 def drawn(size: int = 32) -> torch.Tensor:

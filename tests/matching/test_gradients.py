@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.autograd import grad
 
+from benchmark.base.spec import Spec
 from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.models import build_network, build_schedule, resolve
 from benchmark.matching.engine import Matching, MatchingError, Task, match
@@ -27,7 +28,6 @@ from benchmark.matching.objectives import (
     whitened,
 )
 from benchmark.matching.problem import CleanGuess, granted
-from benchmark.spec import Spec
 from tests.matching.clients import observations, points, tasks
 
 TOLERANCE = 1e-4

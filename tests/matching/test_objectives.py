@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.autograd import grad
 
+from benchmark.base.seeds import stream
 from benchmark.matching.objectives import (
     by_norm,
     clipped,
@@ -15,7 +16,6 @@ from benchmark.matching.objectives import (
     weighted,
     whitened,
 )
-from benchmark.seeds import stream
 
 
 def test_cosines_of_a_zero_gradient_have_a_derivative():

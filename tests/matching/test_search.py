@@ -8,9 +8,10 @@ import pytest
 import torch
 from scipy.optimize import minimize, rosen, rosen_der
 
+from benchmark.base.events import Step, watching
 from benchmark.matching.adam import adam, cosine_decay, signed_adam
 from benchmark.matching.lbfgs import lbfgs
-from benchmark.matching.search import Searches, Solution, Step, best_of, best_of_each, watching
+from benchmark.matching.search import Searches, Solution, best_of, best_of_each
 from benchmark.matching.wolfe import C_1, C_2, strong_wolfe
 
 

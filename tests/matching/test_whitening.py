@@ -5,26 +5,26 @@ import math
 
 import pytest
 import torch
+
+from benchmark.attacks._fields import CONTRAST
+from benchmark.attacks._whitening import PLACES, NothingTold, _gram, _inverse_root, _read, whitened_distance
 from benchmark.attacks.whitened import SPREADS, Whitened
+from benchmark.base.seeds import stream
+from benchmark.base.spec import one
+from benchmark.clients.federation import Round, draw_victim, observe
+from benchmark.clients.toy import Exposed, toy
 from benchmark.datasets.photos import Photos
 from benchmark.defenses.clipping import Clipping
 from benchmark.defenses.gradient_pruning import GradientPruning
-
-from benchmark.contract import Exposed, toy
 from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.models import build_network, build_schedule, resolve
-from benchmark.federation import Round, draw_victim, observe
+from benchmark.evaluation.metrics import psnr
 from benchmark.matching.engine import Task, match
-from benchmark.matching.fields import CONTRAST
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import Updates, flat, granted, stack
 from benchmark.matching.search import Solution
-from benchmark.matching.whitening import PLACES, NothingTold, _gram, _inverse_root, _read, whitened_distance
-from benchmark.metrics import psnr
 from benchmark.scenario import Scenario
-from benchmark.seeds import stream
-from benchmark.spec import one
 from benchmark.types import Observation, Update
 
 SCENE = toy(batch=2)

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from benchmark.datasets.photos import Photos
 
-from benchmark.contract import Exposed
+from benchmark.base.environment import describe
+from benchmark.base.machine import cores, settle
+from benchmark.base.seeds import stream
+from benchmark.base.spec import one
+from benchmark.clients.federation import Round, draw_victim, observe
+from benchmark.clients.toy import Exposed
+from benchmark.datasets.photos import Photos
 from benchmark.diffusion.models import build_network, build_schedule, resolve
-from benchmark.environment import describe, settle
-from benchmark.federation import Round, draw_victim, observe
 from benchmark.matching.engine import Task
-from benchmark.matching.resources import cores
 from benchmark.plugins import Picture
 from benchmark.scenario import Scenario
-from benchmark.seeds import stream
-from benchmark.spec import one
 from benchmark.types import Victim
 
 settle()

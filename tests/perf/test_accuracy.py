@@ -10,12 +10,12 @@ import torch
 from rivals import loop
 from scenes import Table, scene
 
+from benchmark.evaluation.metrics import psnr
 from benchmark.matching.engine import Matching, Task
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import granted
 from benchmark.matching.search import Searches
-from benchmark.metrics import psnr
 
 BUDGET = 100
 

@@ -16,11 +16,12 @@ from rivals import differences, forward_over_reverse, loop, vectorised
 from scenes import DEVICE, DISTINCT, matmul_rate, scene, seconds
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmark.base.machine import cores
 from benchmark.diffusion.loss import losses
 from benchmark.matching.engine import Matching
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import granted
-from benchmark.matching.resources import Peak, cores
+from benchmark.matching.resources import Peak
 
 PRESETS = ("tiny", "small", "ddpm-cifar10")
 VICTIMS = (1, 8, 32, 64) if DEVICE == "cpu" else (1, 8, 32, 64, 128, 256)

@@ -19,13 +19,13 @@ import torch
 from rivals import loop
 from scenes import scene, seconds
 
+from benchmark.evaluation.metrics import psnr
 from benchmark.matching.adam import adam, signed_adam
 from benchmark.matching.engine import Matching, Task
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import cosine_distance, squared_distance, total_variation
 from benchmark.matching.problem import granted
 from benchmark.matching.search import Searches
-from benchmark.metrics import psnr
 from benchmark.types import Victim
 
 VICTIMS, BUDGET = 8, 400

@@ -12,10 +12,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from benchmark.errors import UserError, shown
-from benchmark.files import digest
-from benchmark.parsing import parse_json
-from benchmark.ranges import LARGEST
+from benchmark.base.errors import UserError, shown
+from benchmark.base.files import digest
+from benchmark.base.parsing import parse_json
+from benchmark.base.ranges import LARGEST
 
 SCHEMA_VERSION = 3
 

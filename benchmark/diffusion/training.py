@@ -27,17 +27,17 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from benchmark.base.errors import UserError, first_line
+from benchmark.base.files import ASIDE, remove, replace
+from benchmark.base.images import to_unit
+from benchmark.base.interrupts import Interrupted, noted
+from benchmark.base.ranges import Range, Share, check_fields
+from benchmark.base.seeds import stream
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.loss import training_loss
 from benchmark.diffusion.models import CARD
 from benchmark.diffusion.sampler import ddim
 from benchmark.diffusion.schedule import Schedule
-from benchmark.errors import UserError, first_line
-from benchmark.files import ASIDE, remove, replace
-from benchmark.images import to_unit
-from benchmark.interrupts import Interrupted, noted
-from benchmark.ranges import Range, Share, check_fields
-from benchmark.seeds import stream
 
 STATE = "training.pt"
 SHEET = "samples.png"

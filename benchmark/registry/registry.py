@@ -15,10 +15,10 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from benchmark import config
-from benchmark.errors import UserError, first_line, unknown
-from benchmark.imports import reachable
-from benchmark.spec import Spec
+from benchmark.base import config
+from benchmark.base.errors import UserError, first_line, unknown
+from benchmark.base.spec import Spec
+from benchmark.registry.imports import reachable
 
 KINDS = {"attack": "Attack", "defense": "Defense", "dataset": "Dataset"}
 """Kind of plugin -> the base class in `benchmark.plugins` that marks it."""
@@ -26,12 +26,7 @@ KINDS = {"attack": "Attack", "defense": "Defense", "dataset": "Dataset"}
 NOT_ENGINE = frozenset(
     {
         "cli",
-        "contract.py",
-        "display.py",
-        "environment.py",
-        "interrupts.py",
         "report",
-        "training.py",
         *(f"{kind}s" for kind in KINDS),
     }
 )

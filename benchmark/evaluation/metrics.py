@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from benchmark.errors import first_line
-from benchmark.images import to_unit
+from benchmark.base.errors import first_line
+from benchmark.base.images import to_unit
 
 PSNR_CAP = 100.0
 """dB: an exact image counts as this much, so that one of them does not make a mean infinite."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from benchmark.metrics import assign, lpips, mse, psnr, ssim
+from benchmark.evaluation.metrics import assign, lpips, mse, psnr, ssim
 from benchmark.types import Reconstruction, Victim
 
 
@@ -65,24 +65,34 @@ def oracle(victims: Sequence[Victim]) -> list[Reconstruction]:
     return [Reconstruction(victim.images.clone(), evaluations=0) for victim in victims]
 
 
-def judge(victims: Sequence[Victim], rebuilt: Sequence[Reconstruction], success_db: float) -> list[Sample]:
+def judge(
+    victims: Sequence[Victim], rebuilt: Sequence[Reconstruction], success_db: float, updates_per_round: int = 1, redrawn: bool = False
+) -> list[Sample]:
     """Measure every image of every victim.
 
     Args:
-        victims: the truth.
+        victims: the truth behind each update: round by round, update by update.
         rebuilt: one reconstruction per victim, in the same order.
         success_db: PSNR from which an image counts as recovered.
+        updates_per_round: updates that the server saw of each round. Images are numbered through all of a round's updates.
+        redrawn: whether clients trained on other timesteps and noise than the victim's. An estimate of either is then neither
+            right nor wrong, and is left out.
 
     Raises:
         ValueError: an attack returned another number of reconstructions, or something else than it should.
     """
     if len(victims) != len(rebuilt):
         raise ValueError(f"the attack returned {len(rebuilt)} reconstructions for {len(victims)} victims")
-    return [
-        sample
-        for index, (victim, reconstruction) in enumerate(zip(victims, rebuilt, strict=True))
-        for sample in _judge_one(index, victim, _checked(victim, reconstruction), success_db)
-    ]
+    samples: list[Sample] = []
+    for index, (victim, given) in enumerate(zip(victims, rebuilt, strict=True)):
+        number, place = divmod(index, updates_per_round)
+        found = _judge_one(number, place * len(victim.images), victim, _checked(victim, given), success_db)
+        samples += [_without_estimates(sample) for sample in found] if redrawn else found
+    return samples
+
+
+def _without_estimates(sample: Sample) -> Sample:
+    return dataclasses.replace(sample, timestep_estimate=None, timestep_error=None, noise_mse=None)
 
 
 def _checked(victim: Victim, given: Reconstruction) -> Reconstruction:
@@ -111,44 +121,46 @@ def _checked(victim: Victim, given: Reconstruction) -> Reconstruction:
     )
 
 
-def _judge_one(index: int, victim: Victim, reconstruction: Reconstruction, success_db: float) -> list[Sample]:
+@dataclass(frozen=True, eq=False)
+class _Verdict:
+    """What holds for all images of one update: the truth, what was rebuilt, and why it means nothing (None where it does)."""
+
+    victim: Victim
+    reconstruction: Reconstruction
+    reason: str | None
+    success_db: float
+
+
+def _judge_one(number: int, first: int, victim: Victim, reconstruction: Reconstruction, success_db: float) -> list[Sample]:
+    """Judge one update of round `number`, whose images are numbered from `first` on."""
     images = reconstruction.images
     reason = reconstruction.diverged
     if reason is None and not torch.isfinite(images).all():
         reason = "the images are not finite"
     order = assign(victim.images, images) if reason is None else np.arange(len(images))
-    return [
-        _sample(index, i, victim, reconstruction, images[j].clamp(-1, 1), int(j), reason, success_db)
-        for i, j in enumerate(order)
-    ]
+    verdict = _Verdict(victim, reconstruction, reason, success_db)
+    return [dataclasses.replace(_sample(verdict, i, int(j)), victim=number, image=first + i) for i, j in enumerate(order)]
 
 
-def _sample(
-    victim_index: int,
-    i: int,
-    victim: Victim,
-    reconstruction: Reconstruction,
-    image: Tensor,
-    j: int,
-    reason: str | None,
-    success_db: float,
-) -> Sample:
-    truth, ok = victim.images[i], reason is None
+def _sample(verdict: _Verdict, i: int, j: int) -> Sample:
+    """Measure image `i` of the victim against image `j` of the reconstruction."""
+    victim, reconstruction, ok = verdict.victim, verdict.reconstruction, verdict.reason is None
+    truth, image = victim.images[i], reconstruction.images[j].clamp(-1, 1)
     timestep = int(victim.timesteps[i])
     estimate = None if reconstruction.timesteps is None or not ok else int(reconstruction.timesteps[j])
     noise = None if reconstruction.noise is None or not ok else reconstruction.noise[j]
     quality = psnr(truth, image) if ok else None
     return Sample(
-        victim=victim_index,
+        victim=0,
         image=i,
         source=victim.sources[i],
         status="ok" if ok else "diverged",
-        reason=reason or reconstruction.note,
+        reason=verdict.reason or reconstruction.note,
         mse=mse(truth, image) if ok else None,
         psnr=quality,
         ssim=ssim(truth, image) if ok else None,
         lpips=lpips(truth, image) if ok else None,
-        success=quality is not None and quality >= success_db,
+        success=quality is not None and quality >= verdict.success_db,
         timestep=timestep,
         timestep_estimate=estimate,
         timestep_error=None if estimate is None else abs(estimate - timestep),

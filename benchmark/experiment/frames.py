@@ -11,10 +11,10 @@ import pandas as pd
 import pyarrow
 import pyarrow.parquet
 
-from benchmark.judge import Sample
-from benchmark.metrics import PSNR_CAP
-from benchmark.parsing import LARGEST_INTEGER
-from benchmark.records import Damaged, Record, Status, writable
+from benchmark.base.parsing import LARGEST_INTEGER
+from benchmark.evaluation.judge import Sample
+from benchmark.evaluation.metrics import PSNR_CAP
+from benchmark.experiment.records import Damaged, Record, Status, writable
 
 PICTURES = ("original", "reconstruction")
 

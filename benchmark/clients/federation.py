@@ -11,54 +11,11 @@ import torch
 from torch import Tensor
 
 from benchmark.diffusion.denoiser import Denoiser
-from benchmark.diffusion.loss import parameter_gradient, training_loss
-from benchmark.diffusion.schedule import Schedule
+from benchmark.diffusion.schedule import Schedule, uniform_timesteps
 from benchmark.diffusion.sgd import local_batches, mean_update
-from benchmark.plugins import Defense, Picture
+from benchmark.plugins import ClientStep, Defense, Picture
 from benchmark.scenario import Scenario
 from benchmark.types import Capability, Observation, Prior, PublicParameters, Update, Victim
-
-PLAIN = Defense()
-"""What an undefended client does."""
-
-
-@dataclass(frozen=True, eq=False)
-class ClientStep:
-    """One local step on a private batch, as a defense sees it.
-
-    Attributes:
-        network: the weights at that step: the global ones at the first, the client's own after it.
-        schedule: noise schedule and prediction type.
-        victim: the private batch with its timesteps and noise.
-        scenario: the clients' practice. Its batch size differs from that of the batch at hand under Poisson sampling.
-        defense: the client's.
-    """
-
-    network: Denoiser
-    schedule: Schedule
-    victim: Victim
-    scenario: Scenario
-    defense: Defense = PLAIN
-
-    def loss(self, network: torch.nn.Module) -> Tensor:
-        """The mean training loss of the batch under `network`, which may wrap the client's own."""
-        return training_loss(network, self.schedule, self.victim.images, self.victim.timesteps, self.victim.noise)
-
-    def gradient(self) -> Update:
-        """The gradient of the mean loss, one tensor per trainable parameter."""
-        return parameter_gradient(self.network, self.loss(self.network))
-
-    def redrawn(self, draws: int, generator: torch.Generator) -> ClientStep:
-        """The step with each image there `draws` times in a row, with fresh noise and, unless it is fixed, a fresh timestep."""
-        victim, steps = self.victim, self.schedule.steps
-        images = victim.images.repeat_interleave(draws, dim=0)
-        timesteps = victim.timesteps.repeat_interleave(draws)
-        if not self.scenario.fixed_timesteps:
-            least = self.defense.least_timestep(self.scenario, steps)
-            timesteps = _uniform(len(images), least, steps, generator).to(images.device)
-        noise = torch.randn(images.shape, generator=generator).to(images.device)
-        sources = tuple(source for source in victim.sources for _ in range(draws))
-        return dataclasses.replace(self, victim=Victim(images, timesteps, noise, sources))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,11 +47,12 @@ class Round:
     def _trained(self, batches: Sequence[Victim], defense: Defense, generator: torch.Generator) -> Update:
         """What leaves one client."""
         network = self.network
+        least = defense.least_timestep(self.scenario, self.schedule.steps)
         gradients: list[Update] = []
         for batch in batches:
             if gradients:
                 network = _stepped(network, gradients[-1], self.scenario.local_lr)
-            step = ClientStep(network, self.schedule, batch, self.scenario, defense)
+            step = ClientStep(network, self.schedule, batch, self.scenario, least)
             gradients.append(defense.gradient(step, generator))
         return defense.release(mean_update(gradients), generator)
 
@@ -125,24 +83,17 @@ def image_counts(scenario: Scenario, victims: int, generator: torch.Generator) -
 
 
 def draw_victim(
-    pictures: Sequence[Picture], scenario: Scenario, schedule: Schedule, generator: torch.Generator, defense: Defense = PLAIN
+    pictures: Sequence[Picture], scenario: Scenario, schedule: Schedule, generator: torch.Generator, least: int = 0
 ) -> Victim:
-    """The clients' draw of timesteps and noise for all images of a round, on the CPU."""
+    """Draw the timesteps, from `least` on, and the noise of all images of a round, on the CPU."""
     images = torch.stack([picture.image for picture in pictures])
     fixed = scenario.fixed_timesteps
-    least = defense.least_timestep(scenario, schedule.steps)
     if fixed:
         timesteps = torch.tensor(fixed).expand(len(pictures)).clone()
     else:
-        timesteps = _uniform(len(pictures), least, schedule.steps, generator)
+        timesteps = uniform_timesteps(len(pictures), least, schedule.steps, generator)
     noise = torch.randn(images.shape, generator=generator)
     return Victim(images, timesteps, noise, tuple(picture.source for picture in pictures))
-
-
-def _uniform(count: int, least: int, steps: int, generator: torch.Generator) -> Tensor:
-    """Timesteps (count,) in [least, steps). A share is drawn, so that victims keep their place whatever the range."""
-    share = torch.rand(count, generator=generator, dtype=torch.float64)
-    return least + (share * (steps - least)).long()
 
 
 def behind_one(scenario: Scenario, defense: Defense) -> Scenario:

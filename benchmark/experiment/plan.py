@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from benchmark import config
-from benchmark.errors import UserError, unknown
-from benchmark.grid import ORACLE, Grid
-from benchmark.paths import printable
+from benchmark.base import config
+from benchmark.base.errors import UserError, unknown
+from benchmark.base.paths import printable
+from benchmark.base.spec import Spec, expand, expand_stacks
+from benchmark.experiment.grid import ORACLE, Grid
 from benchmark.scenario import Scenario, label
-from benchmark.spec import Spec, expand, expand_stacks
 
 if TYPE_CHECKING:
     from benchmark.diffusion.models import Model
     from benchmark.plugins import Attack, Contents, Dataset, Defense
-    from benchmark.registry import Registry
+    from benchmark.registry.registry import Registry
     from benchmark.types import Capability
 
 IDENTITY_VERSION = 1
@@ -156,7 +156,7 @@ class _Planner:
     def __init__(self, grid: Grid, registry: Registry, device: str) -> None:
         import torch
 
-        from benchmark.registry import engine_hash
+        from benchmark.registry.registry import engine_hash
 
         self.grid, self.registry, self.device = grid, registry, device
         self.engine = engine_hash()
@@ -262,7 +262,7 @@ class _Planner:
         return dataclasses.replace(scenario, image_size=size, timesteps=timesteps, local_lr=lr)
 
     def _choice(self, kind: str, spec: Spec) -> _Choice:
-        from benchmark.registry import load
+        from benchmark.registry.registry import load
 
         name = spec.name.partition(":")[0]
         settings: dict[str, object] = dict(self.settings.get((kind, name), {}))
@@ -285,7 +285,7 @@ class _Planner:
 
     def _defense(self, specs: Sequence[Spec]) -> _Choice:
         """One defense, or several stacked."""
-        from benchmark.stack import stack
+        from benchmark.clients.stack import stack
 
         chosen = [self._choice("defense", spec) for spec in specs]
         if len(chosen) == 1:
@@ -299,7 +299,7 @@ class _Planner:
 
     def _settings(self) -> dict[tuple[str, str], dict[str, object]]:
         """Hyper-parameters of `set`, by kind and name of the plugin."""
-        from benchmark.registry import load
+        from benchmark.registry.registry import load
 
         settings: dict[tuple[str, str], dict[str, object]] = {}
         for key, value in self.grid.set.items():

@@ -19,11 +19,10 @@ from typing import Annotated
 import torch
 from torch import nn
 
+from benchmark.base.errors import UserError, first_line
+from benchmark.base.ranges import Count, NonNegative, Positive, Range
 from benchmark.diffusion.denoiser import Denoiser
-from benchmark.errors import UserError, first_line
-from benchmark.federation import ClientStep
-from benchmark.plugins import Defense
-from benchmark.ranges import Count, NonNegative, Positive, Range
+from benchmark.plugins import ClientStep, Defense
 from benchmark.scenario import Scenario
 from benchmark.types import Privacy, PublicParameters, Update
 

@@ -1,7 +1,7 @@
 """JSON and YAML that somebody else wrote, read within limits.
 
 What a parser alone would let pass is refused here: a key given twice, nesting or aliases without end, integers beyond 64 bits,
-and text that no file can hold. Numbers that are not finite are left to `benchmark.ranges`, which knows their field.
+and text that no file can hold. Numbers that are not finite are left to `benchmark.base.ranges`, which knows their field.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmark.errors import UserError, shown, whole_message
+from benchmark.base.errors import UserError, shown, whole_message
 
 MOST_BYTES = 16 * 2**20
 """Of a text file: a card that lists the images of a training has a few."""

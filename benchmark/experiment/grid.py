@@ -9,11 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, get_type_hints
 
-from benchmark import config
-from benchmark.errors import UserError, shown, unknown
-from benchmark.parsing import parse_yaml, read_text
-from benchmark.paths import user_path
-from benchmark.ranges import Count, Range, check_fields
+from benchmark.base import config
+from benchmark.base.errors import UserError, shown, unknown
+from benchmark.base.parsing import parse_yaml, read_text
+from benchmark.base.paths import user_path
+from benchmark.base.ranges import Count, Range, check_fields
 from benchmark.scenario import Scenario
 
 ORACLE = "oracle"

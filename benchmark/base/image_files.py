@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from benchmark.errors import UserError, first_line
-from benchmark.paths import printable
+from benchmark.base.errors import UserError, first_line
+from benchmark.base.paths import printable
 
 NOT_READ = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 """Formats in Pillow's registry that start a program, hold another file, or are no pictures that Pillow itself decodes."""

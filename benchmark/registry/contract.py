@@ -13,19 +13,16 @@ from typing import Any
 
 import torch
 
-from benchmark import config
-from benchmark.diffusion.denoiser import Denoiser
-from benchmark.diffusion.schedule import Schedule, from_scheduler
-from benchmark.errors import UserError
-from benchmark.federation import ClientStep, Round, draw_victim, observe
-from benchmark.imports import reachable
-from benchmark.matching.search import Step, watching
-from benchmark.plugins import Attack, Dataset, Defense, Picture
-from benchmark.registry import Plugin, Registry, load
-from benchmark.scenario import Scenario
-from benchmark.seeds import stream
-from benchmark.spec import one
-from benchmark.types import Capability, Observation, Prior, PublicParameters, Reconstruction, Victim
+from benchmark.base import config
+from benchmark.base.errors import UserError
+from benchmark.base.events import Step, watching
+from benchmark.base.seeds import stream
+from benchmark.base.spec import one
+from benchmark.clients.toy import Exposed, Toy, toy
+from benchmark.plugins import Attack, Dataset, Defense
+from benchmark.registry.imports import reachable
+from benchmark.registry.registry import Plugin, Registry, load
+from benchmark.types import Capability, Observation, PublicParameters, Reconstruction
 
 BUDGET = 3
 """Evaluations that an attack gets under examination."""
@@ -36,10 +33,10 @@ OPEN_TO_ATTACKS = frozenset(
         "benchmark.attacks",
         "benchmark.closed_form",
         "benchmark.diffusion",
-        "benchmark.errors",
+        "benchmark.base.errors",
         "benchmark.matching",
         "benchmark.plugins",
-        "benchmark.ranges",
+        "benchmark.base.ranges",
         "benchmark.scenario",
         "benchmark.types",
         "benchmark.vectors",
@@ -47,7 +44,7 @@ OPEN_TO_ATTACKS = frozenset(
 )
 """Modules of the bench that an attack may import, besides those in `OPEN_PACKAGES`.
 
-`benchmark.seeds` is not among them: with it an attack could draw the private noise again.
+`benchmark.base.seeds` is not among them: with it an attack could draw the private noise again.
 """
 
 OPEN_PACKAGES = ("benchmark.attacks.", "benchmark.closed_form.", "benchmark.diffusion.", "benchmark.matching.")
@@ -60,62 +57,6 @@ class Finding:
 
     rule: str
     problem: str | None
-
-
-@dataclass(frozen=True, eq=False)
-class Toy:
-    """A tiny round with its private images, for examination."""
-
-    network: Denoiser
-    schedule: Schedule
-    victim: Victim
-    scenario: Scenario
-
-    def step(self) -> ClientStep:
-        """All of the round's images as one client's only step."""
-        practice = dataclasses.replace(self.scenario, batch_size=len(self.victim.images), local_steps=1, clients=1)
-        return ClientStep(self.network, self.schedule, self.victim, practice)
-
-    def round(self) -> Round:
-        """The round, all of whose clients are summed."""
-        return Round(self.network, self.schedule, self.victim, self.scenario)
-
-    def observe(self, defense: Defense, seed: int = 0) -> Observation:
-        """What the server sees of it under a defense; the attacked network stands for its own prior."""
-        network = defense.prepare(self.network, stream(seed, "prepare"))
-        trained, granted = dataclasses.replace(self.round(), network=network), copy.deepcopy(network)
-        prior = Prior(copy.deepcopy(self.network).requires_grad_(False), copy.deepcopy(self.schedule))
-        streams = stream(seed, "defense"), stream(seed, "order")
-        return observe(trained, defense, torch.zeros(3), granted, *streams, prior)
-
-
-class Exposed(Defense):
-    """Grants everything and changes nothing."""
-
-
-def toy(size: int = 8, batch: int = 2, channels: tuple[int, int] = (4, 8), **practice: Any) -> Toy:
-    """A U-Net of a few thousand parameters, with every kind of layer that the presets have, and random images.
-
-    `practice` are more fields of the scenario.
-    """
-    from diffusers import DDPMScheduler, UNet2DModel
-
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        unet = UNet2DModel(
-            sample_size=size,
-            block_out_channels=channels,
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            norm_num_groups=2,
-            attention_head_dim=4,
-        )
-    scenario = Scenario(**{"image_size": size, "batch_size": batch, "timesteps": 200, **practice})
-    schedule = from_scheduler(DDPMScheduler(num_train_timesteps=1000))
-    draw = stream(0, "toy")
-    pictures = [Picture(2 * torch.rand(3, size, size, generator=draw) - 1, f"toy-{i}") for i in range(scenario.images)]
-    return Toy(Denoiser(unet), schedule, draw_victim(pictures, scenario, schedule, draw), scenario)
 
 
 def examine(name: str, registry: Registry) -> Iterator[Finding]:

@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from benchmark.errors import UserError, shown
-from benchmark.paths import LONGEST_PATH, user_path
+from benchmark.base.errors import UserError, shown
+from benchmark.base.paths import LONGEST_PATH, user_path
 
 MOST_VALUES = 10_000
 """Values of one axis."""

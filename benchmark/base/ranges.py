@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from benchmark.errors import shown
+from benchmark.base.errors import shown
 
 LARGEST = 10**9
 """The greatest count and the greatest size of a number: more is a mistake, and would run for years."""

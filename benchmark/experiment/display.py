@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from benchmark.matching.search import Step
-from benchmark.paths import printable
-from benchmark.plan import Cell
-from benchmark.store import Record
+from benchmark.base.events import Step
+from benchmark.base.paths import printable
+from benchmark.experiment.plan import Cell
+from benchmark.experiment.store import Record
 
 
 class Display(ABC):

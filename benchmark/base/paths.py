@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from benchmark.errors import UserError, shown
+from benchmark.base.errors import UserError, shown
 
 LONGEST_NAME = 255
 """Bytes of one part of a path, on every usual file system."""

@@ -20,12 +20,22 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.errors import UserError, remark
-from benchmark.files import ASIDE, digest, real_directory, remove, replace, sync, write_new
-from benchmark.frames import most_bytes, to_frame, to_parquet
-from benchmark.judge import Sample
-from benchmark.parsing import read_text
-from benchmark.records import IDENTITY, SCHEMA_VERSION, Damaged, Record, Status, checksum, to_json, to_plan, to_record
+from benchmark.base.errors import UserError, remark
+from benchmark.base.files import ASIDE, digest, real_directory, remove, replace, sync, write_new
+from benchmark.base.parsing import read_text
+from benchmark.evaluation.judge import Sample
+from benchmark.experiment.frames import most_bytes, to_frame, to_parquet
+from benchmark.experiment.records import (
+    IDENTITY,
+    SCHEMA_VERSION,
+    Damaged,
+    Record,
+    Status,
+    checksum,
+    to_json,
+    to_plan,
+    to_record,
+)
 
 __all__ = ["ASIDE", "SCHEMA_VERSION", "Cell", "DamagedCell", "Record", "Status", "Store"]
 

@@ -7,8 +7,8 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from benchmark.errors import UserError, shown, unknown
-from benchmark.ranges import check_fields, check_range
+from benchmark.base.errors import UserError, shown, unknown
+from benchmark.base.ranges import check_fields, check_range
 
 T = TypeVar("T")
 

@@ -20,19 +20,19 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from benchmark.base.environment import describe
+from benchmark.base.errors import first_line
+from benchmark.base.events import Step, watching
+from benchmark.base.machine import out_of_memory
+from benchmark.base.seeds import stream
+from benchmark.clients.federation import Round, behind_one, draw_victim, image_counts, known_of, observe, seen_apart
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.models import Model, build_network, build_schedule
-from benchmark.environment import describe
-from benchmark.errors import first_line
-from benchmark.federation import Round, behind_one, draw_victim, image_counts, known_of, observe, seen_apart
-from benchmark.judge import Sample, judge, oracle
-from benchmark.matching.resources import out_of_memory
-from benchmark.matching.search import Step, watching
-from benchmark.metrics import lpips_missing
-from benchmark.plan import Cell
+from benchmark.evaluation.judge import Sample, judge, oracle
+from benchmark.evaluation.metrics import lpips_missing
+from benchmark.experiment.plan import Cell
+from benchmark.experiment.store import Record, Status
 from benchmark.plugins import Dataset, Picture
-from benchmark.seeds import stream
-from benchmark.store import Record, Status
 from benchmark.types import Capability, Observation, Prior, Privacy, PublicParameters, Reconstruction, Victim
 
 
@@ -72,9 +72,8 @@ def run_cell(cell: Cell, timeout: float | None = None) -> Outcome:
                 with watching(steps.append):
                     rebuilt = attack(cell, victims, observations)
                 seconds = time.perf_counter() - start
-                samples = _by_round(judge(victims, rebuilt, cell.success_db), cell.victims)
-                if claims.public.draws_per_image:
-                    samples = [_without_draws(sample) for sample in samples]
+                redrawn = claims.public.draws_per_image is not None
+                samples = judge(victims, rebuilt, cell.success_db, len(victims) // cell.victims, redrawn)
                 _check_count(rebuilt, len(steps))
                 status, reason = _verdict(samples)
     except CellTimeout:
@@ -118,7 +117,8 @@ def scene(cell: Cell) -> tuple[list[Victim], list[Observation]]:
     draw = _draw(cell)
     sizes = _sizes(cell, draw)
     pictures = iter(_pictures(cell, sum(sizes)))
-    rounds = [draw_victim([next(pictures) for _ in range(n)], cell.scenario, schedule, draw, cell.defense) for n in sizes]
+    least = cell.defense.least_timestep(cell.scenario, schedule.steps)
+    rounds = [draw_victim([next(pictures) for _ in range(n)], cell.scenario, schedule, draw, least) for n in sizes]
     victims, scenario = seen_apart(rounds, cell.scenario, cell.defense), behind_one(cell.scenario, cell.defense)
     prepared = _prepared(cell)
     network, granted = (copy.deepcopy(prepared).to(cell.device) for _ in range(2))
@@ -202,22 +202,6 @@ def _pictures(cell: Cell, count: int) -> list[Picture]:
 def _copy(victim: Victim, device: str) -> Victim:
     images, timesteps, noise = (t.clone().to(device) for t in (victim.images, victim.timesteps, victim.noise))
     return Victim(images, timesteps, noise, victim.sources)
-
-
-def _by_round(samples: Sequence[Sample], rounds: int) -> list[Sample]:
-    """Images numbered by the round that they are from, however many updates of it the server has seen."""
-    updates = max(sample.victim for sample in samples) + 1
-    clients = updates // rounds
-    images = len(samples) // updates
-    return [
-        dataclasses.replace(s, victim=s.victim // clients, image=s.victim % clients * images + s.image) if clients > 1 else s
-        for s in samples
-    ]
-
-
-def _without_draws(sample: Sample) -> Sample:
-    """Where an image had several timesteps and noises, an estimate of one is neither right nor wrong."""
-    return dataclasses.replace(sample, timestep_estimate=None, timestep_error=None, noise_mse=None)
 
 
 def _verdict(samples: Sequence[Sample]) -> tuple[Status, str]:

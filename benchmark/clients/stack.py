@@ -21,10 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmark.base.errors import UserError
 from benchmark.diffusion.denoiser import Denoiser
-from benchmark.errors import UserError
-from benchmark.federation import ClientStep
-from benchmark.plugins import Defense
+from benchmark.plugins import ClientStep, Defense
 from benchmark.scenario import Scenario
 from benchmark.types import Capability, Privacy, PublicParameters, Update
 

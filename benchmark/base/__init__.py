@@ -1,0 +1,1 @@
+"""What every other package needs: error sentences, checked input, files, seeds, the machine."""

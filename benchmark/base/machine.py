@@ -1,0 +1,166 @@
+"""The machine: devices, threads, precision, and how much memory is free."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmark.base.errors import UserError, shown
+
+if TYPE_CHECKING:
+    import torch
+
+MOST_DIGITS = 4
+"""Digits in the number of a device."""
+
+MALLOPT = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 256 * 2**20)}
+"""glibc's parameters, from malloc.h: no mappings of their own for large tensors, nothing trimmed, growth in large pieces."""
+
+ALLOCATOR_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "LD_PRELOAD")
+
+
+def device_name(choice: str) -> str:
+    """Turn `auto`, `cpu`, `cuda` or `cuda:i` into a torch device that exists.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if choice == "auto":
+        return "cuda:0" if count else "cpu"
+    kind, _, index = choice.partition(":")
+    if choice == "cpu":
+        return "cpu"
+    if kind != "cuda" or (":" in choice and not index.isdecimal()):
+        raise UserError(f"unknown device {shown(choice)}; known are: auto, cpu, cuda, cuda:i")
+    if len(index) > MOST_DIGITS or int(index or 0) >= count:
+        raise UserError(f"device {shown(choice)} is not there: this machine has {count or 'no'} CUDA device(s)")
+    return f"cuda:{index or 0}"
+
+
+def settle() -> None:
+    """Set threads, allocator and precision as the bench needs them; to be called before the first tensor is made.
+
+    Threads: one for sums unless the user set OMP_NUM_THREADS. The preset U-Nets are too small to gain from a second one,
+    threads that wait for each other slow down by far more when another process wants the cores, and sums that are split alike
+    everywhere come out alike everywhere. The engine gives each core victims of its own instead.
+
+    Allocator: glibc's returns freed memory to the system, and page faults then take a good part of each evaluation. It keeps
+    it instead, unless the user set one of ALLOCATOR_VARIABLES.
+
+    Precision: no tf32 on GPUs, neither in products nor in convolutions (where torch allows it by default): the last digits of
+    an update are what tells a good reconstruction from an exact one.
+    """
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    _settle_allocator()
+
+
+def _settle_allocator() -> None:
+    global _allocator
+    if told := [f"{name}={os.environ[name]}" for name in ALLOCATOR_VARIABLES if name in os.environ]:
+        _allocator = ", ".join(told)
+    elif platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        kept = [libc.mallopt(parameter, value) for parameter, value in MALLOPT.values()]
+        _allocator = "glibc, keeps freed memory" if all(kept) else _allocator
+
+
+_allocator = "system default"
+
+
+def allocator() -> str:
+    """Return how memory is allocated, for people."""
+    return _allocator
+
+
+def precision() -> dict[str, bool]:
+    """Return the flags that decide how GPUs round products; part of every cell's identity."""
+    import torch
+
+    return {
+        "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+        "tf32_convolution": torch.backends.cudnn.allow_tf32,
+    }
+
+
+def available(device: torch.device) -> int:
+    """Bytes that are free on the device, or for this process on the CPU."""
+    import torch
+
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(_free(), _allowed()) + _kept()
+
+
+class _Mallinfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`, from malloc.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    )
+
+
+def _kept() -> int:
+    """What glibc's allocator holds and does not use: the bench tells it to keep what tensors leave (`settle`)."""
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError):  # another C library, or an old one
+        return 0
+    mallinfo2.restype = _Mallinfo
+    return int(mallinfo2().fordblks)
+
+
+def _free() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def _allowed() -> int:
+    """What the control group leaves, as containers set it."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        return int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no such group, or no limit
+        return sys.maxsize
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+OUT_OF_MEMORY = (
+    "alloc_failed",
+    "bad_alloc",
+    "can't allocate memory",
+    "can't start new thread",
+    "cannot allocate memory",
+    "failed to map segment",
+    "out of memory",
+    "resource temporarily unavailable",
+)
+"""What libraries say where memory, or the room for a thread's stack, ran out."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on a GPU or on the CPU."""
+    import torch
+
+    message = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in message for words in OUT_OF_MEMORY)

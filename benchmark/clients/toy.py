@@ -1,0 +1,74 @@
+"""A tiny round of a client, for the contract of plugins and for tests."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmark.base.seeds import stream
+from benchmark.clients.federation import Round, draw_victim, observe
+from benchmark.diffusion.denoiser import Denoiser
+from benchmark.diffusion.schedule import Schedule, from_scheduler
+from benchmark.plugins import ClientStep, Defense, Picture
+from benchmark.scenario import Scenario
+from benchmark.types import Observation, Prior, Victim
+
+
+@dataclass(frozen=True, eq=False)
+class Toy:
+    """A tiny round with its private images, for examination."""
+
+    network: Denoiser
+    schedule: Schedule
+    victim: Victim
+    scenario: Scenario
+
+    def step(self) -> ClientStep:
+        """All of the round's images as one client's only step."""
+        practice = dataclasses.replace(self.scenario, batch_size=len(self.victim.images), local_steps=1, clients=1)
+        return ClientStep(self.network, self.schedule, self.victim, practice)
+
+    def round(self) -> Round:
+        """The round, all of whose clients are summed."""
+        return Round(self.network, self.schedule, self.victim, self.scenario)
+
+    def observe(self, defense: Defense, seed: int = 0) -> Observation:
+        """What the server sees of it under a defense; the attacked network stands for its own prior."""
+        network = defense.prepare(self.network, stream(seed, "prepare"))
+        trained, granted = dataclasses.replace(self.round(), network=network), copy.deepcopy(network)
+        prior = Prior(copy.deepcopy(self.network).requires_grad_(False), copy.deepcopy(self.schedule))
+        streams = stream(seed, "defense"), stream(seed, "order")
+        return observe(trained, defense, torch.zeros(3), granted, *streams, prior)
+
+
+class Exposed(Defense):
+    """Grants everything and changes nothing."""
+
+
+def toy(size: int = 8, batch: int = 2, channels: tuple[int, int] = (4, 8), **practice: Any) -> Toy:
+    """A U-Net of a few thousand parameters, with every kind of layer that the presets have, and random images.
+
+    `practice` are more fields of the scenario.
+    """
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        unet = UNet2DModel(
+            sample_size=size,
+            block_out_channels=channels,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=2,
+            attention_head_dim=4,
+        )
+    scenario = Scenario(**{"image_size": size, "batch_size": batch, "timesteps": 200, **practice})
+    schedule = from_scheduler(DDPMScheduler(num_train_timesteps=1000))
+    draw = stream(0, "toy")
+    pictures = [Picture(2 * torch.rand(3, size, size, generator=draw) - 1, f"toy-{i}") for i in range(scenario.images)]
+    return Toy(Denoiser(unet), schedule, draw_victim(pictures, scenario, schedule, draw), scenario)

@@ -1,0 +1,1 @@
+"""The judge and its metrics: the only code that compares a reconstruction with the truth."""

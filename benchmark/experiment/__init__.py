@@ -1,0 +1,1 @@
+"""An experiment: a grid is planned as cells, each cell is run to a record, and a run directory keeps the records."""

@@ -1,0 +1,1 @@
+"""Plugins by name: how they are found, what they import, and the contract that each one keeps."""
