@@ -66,7 +66,11 @@ def oracle(victims: Sequence[Victim]) -> list[Reconstruction]:
 
 
 def judge(
-    victims: Sequence[Victim], rebuilt: Sequence[Reconstruction], success_db: float, updates_per_round: int = 1, redrawn: bool = False
+    victims: Sequence[Victim],
+    rebuilt: Sequence[Reconstruction],
+    success_db: float,
+    updates_per_round: int = 1,
+    redrawn: bool = False,
 ) -> list[Sample]:
     """Measure every image of every victim.
 
