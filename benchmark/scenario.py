@@ -82,6 +82,15 @@ class Scenario:
         """The private images behind an update, N = K E B (under Poisson sampling: in expectation)."""
         return self.batches * self.batch_size
 
+    def of_one_client(self) -> Scenario:
+        """Return the practice of one client alone."""
+        if self.clients == 1:
+            return self
+        order = self.order if self.local_steps > 1 else "known"
+        # The timesteps have been drawn by then; all that is left to know of them is whether they were fixed.
+        timesteps = self.timesteps[0] if isinstance(self.timesteps, tuple) else self.timesteps
+        return dataclasses.replace(self, clients=1, order=order, timesteps=timesteps)
+
     @property
     def drawn(self) -> dict[str, object]:
         """What decides which timesteps and noise the clients draw: a curve over `local_lr` shows one draw of them."""

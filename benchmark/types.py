@@ -6,7 +6,7 @@ Shapes: images and noise are `(N, C, H, W)` float32, images in [-1, 1]; timestep
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 
 from torch import Tensor
@@ -67,6 +67,10 @@ class PublicParameters:
     def disclosed(self) -> frozenset[str]:
         """The names of the fields that apply."""
         return frozenset(f.name for f in fields(self) if getattr(self, f.name) is not None)
+
+    def of_aggregate(self) -> PublicParameters:
+        """Return what is left where the server sees the mean of several clients alone."""
+        return replace(self, kept_share=None, update_clip_norm=None, gaussian_ratio=None, laplace_ratio=None, bits=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +160,11 @@ class Victim:
     timesteps: Tensor
     noise: Tensor
     sources: tuple[str, ...]
+
+    def on(self, device: str) -> Victim:
+        """Return a copy on a device."""
+        images, timesteps, noise = (tensor.clone().to(device) for tensor in (self.images, self.timesteps, self.noise))
+        return Victim(images, timesteps, noise, self.sources)
 
 
 @dataclass(frozen=True, eq=False)

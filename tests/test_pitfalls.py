@@ -8,13 +8,14 @@ Evaluation mode: test_federation. Failed trials in means: test_leaderboard.
 import torch
 
 from benchmark.clients.toy import Exposed
-from benchmark.evaluation.judge import judge, oracle
+from benchmark.evaluation.judge import judge
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
-from benchmark.experiment.runner import scene as play
+from benchmark.experiment.scene import oracle
 from benchmark.matching.objectives import cosine_distance, squared_distance
 from benchmark.matching.problem import CleanGuess, Updates
 from benchmark.registry.registry import Registry
+from tests.scenes import play
 
 
 def test_client_and_attacker_scale_the_loss_and_the_images_alike(scene):

@@ -16,8 +16,10 @@ from benchmark.cli.options import add_include
 from benchmark.cli.output import give_up_stdout
 
 if TYPE_CHECKING:
+    from benchmark.experiment.cache import Cache
+    from benchmark.experiment.cell import Cell
     from benchmark.experiment.grid import Grid
-    from benchmark.experiment.plan import Cell
+    from benchmark.experiment.scene import Scene
     from benchmark.experiment.store import Store
     from benchmark.scenario import Scenario
 
@@ -50,9 +52,11 @@ def execute(options: argparse.Namespace) -> int:
     A run that a signal or the output ended early reports what is finished.
     """
     from benchmark.base.machine import device_name, settle
+    from benchmark.evaluation.metrics import lpips_missing
+    from benchmark.experiment.cache import Cache
     from benchmark.experiment.grid import read
     from benchmark.experiment.plan import plan
-    from benchmark.experiment.runner import rehearse
+    from benchmark.experiment.scene import check_inputs
     from benchmark.experiment.store import Store
     from benchmark.registry.registry import Registry
 
@@ -62,15 +66,17 @@ def execute(options: argparse.Namespace) -> int:
     cells = plan(grid, Registry(options.include), device)
     store = Store(options.out or Path("results", "runs", Path(options.grid).stem))
     missing = _missing(cells, store, options)
-    rehearse(missing)
+    cache = Cache()
+    lpips_missing()  # reads its weights once, before the first cell's time runs
+    check_inputs(missing, cache)
     for text in dict.fromkeys(text for cell in cells for text in cell.remarks):
         remark(text)
     if options.dry_run:
-        return _dry_run(cells, missing, grid)
+        return _dry_run(cells, missing, grid, cache)
     with store.writing(), noted(patient=False) as signals:
         floors = sorted({cell.attack_label for cell in cells if cell.control and cell.attack is not None})
         store.save_plan(grid.title, grid.success_db, grid.set, [cell.identity for cell in cells], floors)
-        ended = _run(missing, store, options, signals)
+        ended = _run(missing, cache, store, options, signals)
         return _report(store, options) if ended is None else _report_early(ended, store)
 
 
@@ -115,7 +121,7 @@ class _Ended:
     code: int
 
 
-def _run(cells: list[Cell], store: Store, options: argparse.Namespace, signals: Sequence[int]) -> _Ended | None:
+def _run(cells: list[Cell], cache: Cache, store: Store, options: argparse.Namespace, signals: Sequence[int]) -> _Ended | None:
     """Run the cells, each saved as it ends. Why the run ended early, None where it did not."""
     from benchmark.base.events import watching
     from benchmark.experiment.display import choose
@@ -126,7 +132,7 @@ def _run(cells: list[Cell], store: Store, options: argparse.Namespace, signals: 
         with display, watching(display.step):
             for cell in cells:
                 display.begin(cell)
-                outcome = run_cell(cell, options.cell_timeout)
+                outcome = run_cell(cell, cache, options.cell_timeout)
                 store.save(outcome.record, outcome.samples)
                 display.end(cell, outcome.record)
                 if signals:
@@ -165,14 +171,18 @@ def _report(store: Store, options: argparse.Namespace) -> int:
     return 0 if all(Status(status).final for status in results.cells.status) else 1
 
 
-def _dry_run(cells: Sequence[Cell], missing: Sequence[Cell], grid: Grid) -> int:
+def _dry_run(cells: Sequence[Cell], missing: Sequence[Cell], grid: Grid, cache: Cache) -> int:
+    from benchmark.experiment.scene import Scene
+
     waiting = {cell.identity for cell in missing}
+    scenes = [Scene(cell, cache) for cell in cells]
     print(printable(grid.title))
-    for cell in cells:
-        state = "will be skipped" if cell.missing else f"{_updates(cell)} x {cell.budget} evaluations"
+    for cell, updates in zip(cells, map(_updates, scenes), strict=True):
+        state = "will be skipped" if cell.missing else f"{updates} x {cell.budget} evaluations"
         print(f"  {cell.name}: {state if cell.identity in waiting else 'done'}")
-    attacked = [cell for cell in missing if not cell.missing]
-    seconds = sum(cell.budget * _updates(cell) * cost for cell, cost in zip(attacked, _costs(attacked), strict=True))
+    attacked = [scene for scene in scenes if scene.cell.identity in waiting and not scene.cell.missing]
+    costs = zip(attacked, _costs(attacked), strict=True)
+    seconds = sum(scene.cell.budget * _updates(scene) * cost for scene, cost in costs)
     print(
         f"{len(missing)} of {len(cells)} cells to run; their attacks take about {int(seconds) // 60} min "
         f"{int(seconds) % 60} s here, by the measured cost of an evaluation."
@@ -180,33 +190,28 @@ def _dry_run(cells: Sequence[Cell], missing: Sequence[Cell], grid: Grid) -> int:
     return 0
 
 
-def _updates(cell: Cell) -> int:
-    """How many updates the attack gets."""
-    from benchmark.clients.federation import updates_a_round
-
-    return cell.victims * updates_a_round(cell.scenario, cell.defense)
+def _updates(scene: Scene) -> int:
+    """Return how many updates the attack gets."""
+    return scene.cell.victims * scene.updates_per_round
 
 
-def _costs(cells: Sequence[Cell]) -> list[float]:
-    """Seconds of one evaluation of one update for each cell, measured once per model and images behind an update."""
-    from benchmark.clients.federation import behind_one
-
+def _costs(scenes: Sequence[Scene]) -> list[float]:
+    """Return the seconds of one evaluation of one update for each scene, measured once per model and practice."""
     measured: dict[tuple[str, Scenario], float] = {}
-    keys = [(cell.model.label, behind_one(cell.scenario, cell.defense)) for cell in cells]
-    for key, cell in zip(keys, cells, strict=True):
-        if cell.budget and key not in measured:
-            measured[key] = _cost(cell)
+    keys = [(scene.cell.model.label, scene.practice) for scene in scenes]
+    for key, scene in zip(keys, scenes, strict=True):
+        if scene.cell.budget and key not in measured:
+            measured[key] = _cost(scene)
     return [measured.get(key, 0.0) for key in keys]
 
 
-def _cost(cell: Cell) -> float:
-    from benchmark.experiment.runner import scene
+def _cost(scene: Scene) -> float:
     from benchmark.matching.engine import seconds_per_evaluation
 
-    victims, observations = scene(cell)
+    device = scene.cell.device
     known = [
-        dataclasses.replace(seen, timesteps=victim.timesteps.to(cell.device), noise=victim.noise.to(cell.device))
-        for victim, seen in zip(victims, observations, strict=True)
+        dataclasses.replace(observation, timesteps=victim.timesteps.to(device), noise=victim.noise.to(device))
+        for victim, observation in zip(scene.victims, scene.observations, strict=True)
     ]
     return seconds_per_evaluation(known)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,59 +95,39 @@ def draw_victim(
     return Victim(images, timesteps, noise, tuple(picture.source for picture in pictures))
 
 
-def behind_one(scenario: Scenario, defense: Defense) -> Scenario:
-    """The practice behind one update that the server sees: that of a single client, unless updates are aggregated."""
-    if defense.aggregates or scenario.clients == 1:
-        return scenario
-    order = scenario.order if scenario.local_steps > 1 else "known"
-    # Whoever asks has drawn the timesteps; what is left to be known of them is whether they were fixed.
-    timesteps = scenario.timesteps[0] if isinstance(scenario.timesteps, tuple) else scenario.timesteps
-    return dataclasses.replace(scenario, clients=1, order=order, timesteps=timesteps)
+def split(victim: Victim, parts: int) -> list[Victim]:
+    """Split what lies behind a round into equal parts, e.g. one of each client."""
+    return [_part(victim, place) for (place,) in local_batches(len(victim.images), parts, 1)]
 
 
-def updates_a_round(scenario: Scenario, defense: Defense) -> int:
-    """How many updates the server sees of each round: one, or one of each client, see `behind_one`."""
-    return scenario.clients // behind_one(scenario, defense).clients
+@dataclass(frozen=True, eq=False)
+class Granted:
+    """What the attacker is granted besides the update. Its tensors share no storage with the clients' own.
 
-
-def seen_apart(rounds: Sequence[Victim], scenario: Scenario, defense: Defense) -> list[Victim]:
-    """What lies behind each update that the server sees: each round, or each client of each round, see `behind_one`."""
-    parts = updates_a_round(scenario, defense)
-    return [_part(victim, place) for victim in rounds for (place,) in local_batches(len(victim.images), parts, 1)]
-
-
-def known_of(defense: Defense, scenario: Scenario) -> PublicParameters:
-    """What everybody knows of a defense that says something of the update that is seen.
-
-    What each client does to its own update says nothing exact of the mean of several.
+    Attributes:
+        network: a copy of the global weights.
+        mean_colour: (C,) mean over public images, in [-1, 1].
+        public: what everybody knows of the defense.
+        prior: what the attacker knows of images in general.
     """
-    public = defense.public(scenario)
-    if scenario.clients == 1:
-        return public
-    return dataclasses.replace(
-        public, kept_share=None, update_clip_norm=None, gaussian_ratio=None, laplace_ratio=None, bits=None
-    )
+
+    network: Denoiser
+    mean_colour: Tensor
+    public: PublicParameters
+    prior: Prior | None = None
 
 
 def observe(
-    trained: Round,
-    defense: Defense,
-    mean_colour: Tensor,
-    granted_network: Denoiser,
-    generator: torch.Generator,
-    shuffle: torch.Generator,
-    prior: Prior | None = None,
+    trained: Round, defense: Defense, granted: Granted, generator: torch.Generator, shuffle: torch.Generator
 ) -> Observation:
-    """Train the round under `defense` and show the server what it sees of it.
+    """Train the round under `defense` and return what the server sees of it.
 
     Args:
         trained: the round.
         defense: decides what is combined, released and granted.
-        mean_colour: (C,) mean over public images.
-        granted_network: a copy of the weights that is not the clients' own.
+        granted: what else the attacker is granted.
         generator: the defense's random stream.
         shuffle: the random stream of the order in which timesteps and noise are granted, where that is not known.
-        prior: what the attacker knows of images in general.
     """
     victim, scenario = trained.victim, trained.scenario
     update = trained.update(defense, generator)
@@ -159,17 +138,17 @@ def observe(
     order = order.to(victim.images.device)
     return Observation(
         update={name: value.detach().clone() for name, value in update.items()},
-        network=granted_network,
+        network=granted.network,
         schedule=copy.deepcopy(trained.schedule),
         image_shape=(channels, height, width),
         batch_size=count // scenario.batches,
-        mean_colour=mean_colour.clone(),
+        mean_colour=granted.mean_colour.clone(),
         local_steps=scenario.local_steps,
         local_lr=scenario.local_lr if scenario.local_steps > 1 else None,
         clients=scenario.clients,
         order_known=ordered,
-        public=known_of(defense, scenario),
+        public=granted.public,
         timesteps=None if Capability.TIMESTEP in defense.hides else victim.timesteps[order],
         noise=None if disclosed is None else disclosed[order],
-        prior=prior,
+        prior=granted.prior,
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmark.base.seeds import stream
-from benchmark.clients.federation import Round, draw_victim, observe
+from benchmark.clients.federation import Granted, Round, draw_victim, observe
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.schedule import Schedule, from_scheduler
 from benchmark.plugins import ClientStep, Defense, Picture
@@ -37,12 +37,15 @@ class Toy:
         return Round(self.network, self.schedule, self.victim, self.scenario)
 
     def observe(self, defense: Defense, seed: int = 0) -> Observation:
-        """What the server sees of it under a defense; the attacked network stands for its own prior."""
+        """Return what the server sees of it under a defense. The attacked network stands for its own prior."""
         network = defense.prepare(self.network, stream(seed, "prepare"))
-        trained, granted = dataclasses.replace(self.round(), network=network), copy.deepcopy(network)
+        public = defense.public(self.scenario)
         prior = Prior(copy.deepcopy(self.network).requires_grad_(False), copy.deepcopy(self.schedule))
-        streams = stream(seed, "defense"), stream(seed, "order")
-        return observe(trained, defense, torch.zeros(3), granted, *streams, prior)
+        granted = Granted(
+            copy.deepcopy(network), torch.zeros(3), public if self.scenario.clients == 1 else public.of_aggregate(), prior
+        )
+        trained = dataclasses.replace(self.round(), network=network)
+        return observe(trained, defense, granted, stream(seed, "defense"), stream(seed, "order"))
 
 
 class Exposed(Defense):

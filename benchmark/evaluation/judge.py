@@ -60,11 +60,6 @@ class Sample:
     reconstruction: NDArray[np.float32]
 
 
-def oracle(victims: Sequence[Victim]) -> list[Reconstruction]:
-    """The ceiling in every table: the truth itself, put through the judge. Not a plugin, since it needs the truth."""
-    return [Reconstruction(victim.images.clone(), evaluations=0) for victim in victims]
-
-
 def judge(
     victims: Sequence[Victim],
     rebuilt: Sequence[Reconstruction],

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from benchmark.base.events import Step
 from benchmark.base.paths import printable
-from benchmark.experiment.plan import Cell
+from benchmark.experiment.cell import Cell
 from benchmark.experiment.store import Record
 
 

@@ -17,14 +17,14 @@ from benchmark.base import config
 from benchmark.base.errors import UserError, unknown
 from benchmark.base.paths import printable
 from benchmark.base.spec import Spec, expand, expand_stacks
+from benchmark.experiment.cell import Cell, Keys
 from benchmark.experiment.grid import ORACLE, Grid
-from benchmark.scenario import Scenario, label
+from benchmark.scenario import Scenario
 
 if TYPE_CHECKING:
     from benchmark.diffusion.models import Model
-    from benchmark.plugins import Attack, Contents, Dataset, Defense
+    from benchmark.plugins import Contents, Dataset
     from benchmark.registry.registry import Registry
-    from benchmark.types import Capability
 
 IDENTITY_VERSION = 1
 """Part of every cell's identity; to be raised when the meaning of the identity changes."""
@@ -37,74 +37,6 @@ MOST_IMAGES = 10_000
 
 MEMORY_PER_IMAGE = 4
 """Copies of a cell's images that are in memory at once: pictures, victims, observations, reconstructions."""
-
-
-@dataclass(frozen=True)
-class Keys:
-    """What each axis of a cell is, as canonical JSON: the names of its random streams. Of the scenario, what is drawn by it."""
-
-    dataset: str
-    scenario: str
-    model: str
-    prior: str
-    defense: str
-    attack: str
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of the grid, with every axis resolved. An `attack` of None is the oracle.
-
-    `scenario.image_size` is always a number here. Random streams are named by `keys`, which say what an axis is; a label says
-    how it was asked for, and two labels may ask for the same. `dataset_remarks` say what the user should know of the data set.
-    """
-
-    dataset_label: str
-    defense_label: str
-    attack_label: str
-    scenario: Scenario
-    model: Model
-    dataset: Dataset
-    defense: Defense
-    attack: Attack | None
-    trial: int
-    victims: int
-    seed: int
-    success_db: float
-    device: str
-    identity: str
-    keys: Keys
-    dataset_remarks: tuple[str, ...] = ()
-
-    @property
-    def missing(self) -> frozenset[Capability]:
-        """What the attack needs and is not granted; such a cell is skipped."""
-        from benchmark.types import Capability
-
-        withheld = self.defense.hides | (frozenset() if self.model.prior else {Capability.PRIOR})
-        return self.attack.needs & withheld if self.attack else frozenset()
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """What the user should know of data set, model and prior."""
-        prior = self.model.prior.remarks if self.model.prior else ()
-        return (*self.dataset_remarks, *self.model.remarks, *prior)
-
-    @property
-    def name(self) -> str:
-        """For people: the axes that usually differ."""
-        scene = f"{self.dataset_label} · {label(self.scenario.record)} · {self.model.label}"
-        return f"{self.attack_label} vs {self.defense_label} · {scene} · trial {self.trial}"
-
-    @property
-    def budget(self) -> int:
-        """Evaluations that the attack may spend on one victim."""
-        return self.attack.budget if self.attack else 0
-
-    @property
-    def control(self) -> bool:
-        """Whether it is a floor or the ceiling, not an attack."""
-        return self.attack is None or self.attack.control
 
 
 def plan(grid: Grid, registry: Registry, device: str) -> list[Cell]:

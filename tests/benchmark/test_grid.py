@@ -13,10 +13,10 @@ from benchmark.base.spec import expand, one, split
 from benchmark.experiment import grid as grids
 from benchmark.experiment.grid import Grid, read, shipped
 from benchmark.experiment.plan import plan
-from benchmark.experiment.runner import scene
 from benchmark.registry.registry import Registry, load
 from benchmark.scenario import Scenario, label
 from benchmark.types import Capability
+from tests.scenes import play
 
 BASE = Grid("title", ("photos",), ("tiny",), ("none",), ("dlg",), evaluations=3)
 
@@ -211,7 +211,7 @@ def test_the_images_name_the_streams_and_not_the_place_where_they_lie(registry, 
     places = (f"folder:{pictures / 'one'}", "folder:one", "folder:./one/", f"folder:{pictures / 'com,ma [2]'}")
     cells = [plan(changed(datasets=(place,), victims=3), registry, "cpu")[-1] for place in places]
     assert len({cell.keys for cell in cells}) == len({cell.identity for cell in cells}) == 1
-    first, last = ([victim.images for victim in scene(cell)[0]] for cell in (cells[0], cells[-1]))
+    first, last = ([victim.images for victim in play(cell)[0]] for cell in (cells[0], cells[-1]))
     assert all(torch.equal(a, b) for a, b in zip(first, last, strict=True))
 
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from benchmark.base.seeds import stream
-from benchmark.evaluation.judge import judge, oracle
+from benchmark.evaluation.judge import judge
+from benchmark.experiment.scene import oracle
 from benchmark.types import Reconstruction, Victim
 
 

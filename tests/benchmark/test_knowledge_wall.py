@@ -11,12 +11,13 @@ import torch
 from benchmark.base.seeds import seed, stream
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
-from benchmark.experiment.runner import run_cell, scene
+from benchmark.experiment.runner import run_cell
 from benchmark.experiment.store import Status
 from benchmark.matching.problem import gaussian, unknowns
 from benchmark.registry.contract import RULES
 from benchmark.registry.registry import Plugin, Registry
 from benchmark.types import Capability
+from tests.scenes import play
 
 ROOT = Path(__file__).resolve().parents[2]
 ATTACKS = [plugin.name for plugin in Registry().all("attack")]
@@ -47,7 +48,7 @@ def test_importing_every_attack_loads_no_data_set_client_or_judge():
 
 
 def test_granted_tensors_share_no_storage_with_the_truth(cells):
-    victims, observations = scene(cells["dlg", "none"])
+    victims, observations = play(cells["dlg", "none"])
     held = {t.untyped_storage().data_ptr() for v in victims for t in (v.images, v.timesteps, v.noise)}
     for seen in observations:
         shown = [*seen.update.values(), seen.timesteps, seen.noise, seen.mean_colour, *seen.network.parameters()]
@@ -64,7 +65,7 @@ def test_granted_tensors_share_no_storage_with_the_truth(cells):
     ],
 )
 def test_what_a_defense_hides_is_not_in_the_observation(cells, defense, hidden):
-    for seen in scene(cells["dlg", defense])[1]:
+    for seen in play(cells["dlg", defense])[1]:
         assert (seen.timesteps is None) == (Capability.TIMESTEP in hidden)
         assert (seen.noise is None) == (Capability.NOISE in hidden)
         assert seen.grants == {Capability.TIMESTEP, Capability.NOISE} - hidden
@@ -77,7 +78,7 @@ def test_an_attack_without_what_it_needs_is_skipped_with_the_reason(cells):
 
 
 def test_victims_are_the_same_under_every_attack_and_defense(cells):
-    first, *others = (scene(cell)[0] for cell in cells.values())
+    first, *others = (play(cell)[0] for cell in cells.values())
     for victims in others:
         for a, b in zip(first, victims, strict=True):
             assert torch.equal(a.images, b.images)
@@ -87,7 +88,7 @@ def test_victims_are_the_same_under_every_attack_and_defense(cells):
 
 def test_victims_differ_between_trials():
     grid = Grid(**{**GRID.__dict__, "trials": 2, "defenses": ("none",), "attacks": ("dlg",)})
-    first, second = (scene(c)[0] for c in plan(grid, Registry(), "cpu") if c.attack_label == "dlg")
+    first, second = (play(c)[0] for c in plan(grid, Registry(), "cpu") if c.attack_label == "dlg")
     assert not torch.equal(first[0].images, second[0].images)
     assert not torch.equal(first[0].noise, second[0].noise)
 
@@ -100,7 +101,7 @@ def test_streams_of_victim_defense_and_attack_differ(cells, monkeypatch):
         opened.append(seed(base, *axes))
         return stream(base, *axes)
 
-    monkeypatch.setattr("benchmark.experiment.runner.stream", recording)
+    monkeypatch.setattr("benchmark.experiment.scene.stream", recording)
     run_cell(cells["dlg", "dp_sgd"])
     assert len(set(opened)) >= 4  # victims, pictures, defense, attack
     draws = [torch.rand(8, generator=torch.Generator().manual_seed(s)).tolist() for s in set(opened)]
@@ -109,7 +110,7 @@ def test_streams_of_victim_defense_and_attack_differ(cells, monkeypatch):
 
 def test_a_start_does_not_depend_on_the_private_noise(cells):
     """The reference code starts the "unknown" noise at the true one; here two victims' starts depend on the stream alone."""
-    _, (first, second) = scene(cells["dlg", "private_noise"])
+    _, (first, second) = play(cells["dlg", "private_noise"])
     a, b = (unknowns(seen, gaussian(seen, draws), draws) for seen, draws in ((first, stream(0, "s")), (second, stream(0, "s"))))
     assert set(a) == {"x_0", "eps"}
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -160,7 +161,7 @@ def test_a_prior_is_granted_as_a_frozen_copy_and_named_in_the_record():
     )
     cells = [cell for cell in plan(grid, Registry(), "cpu") if cell.attack_label == "gidm"]
     for cell, label in zip(cells, ("self", "tiny:trained"), strict=True):
-        (seen,) = scene(cell)[1]
+        (seen,) = play(cell)[1]
         assert Capability.PRIOR in seen.grants
         assert not any(p.requires_grad for p in seen.prior.network.parameters())
         shared = {p.data_ptr() for p in seen.prior.network.parameters()} & {p.data_ptr() for p in seen.network.parameters()}

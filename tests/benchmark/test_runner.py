@@ -7,10 +7,11 @@ import torch
 from benchmark.base.errors import UserError
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
-from benchmark.experiment.runner import rehearse, run_cell, scene
+from benchmark.experiment.runner import run_cell
 from benchmark.experiment.store import Status, Store
 from benchmark.registry.registry import Registry
 from benchmark.scenario import Scenario
+from tests.scenes import check, play
 
 BASE = Grid("t", ("photos",), ("tiny",), ("none",), ("dlg",), victims=2, evaluations=2)
 
@@ -45,7 +46,7 @@ def plugin(tmp_path, body):
 
 def run(tmp_path, body, timeout=None, **changes):
     grid = dataclasses.replace(BASE, attacks=("mine",), **changes)
-    return run_cell(cell(grid, "mine", plugin(tmp_path, body), grid.defenses[0]), timeout)
+    return run_cell(cell(grid, "mine", plugin(tmp_path, body), grid.defenses[0]), timeout=timeout)
 
 
 def test_the_same_cell_gives_the_same_bits():
@@ -118,9 +119,9 @@ def test_one_diverged_victim_leaves_the_others_ok(tmp_path):
 
 
 def test_an_attack_cannot_spoil_the_next_cell(tmp_path):
-    before = scene(cell())[1][0]
+    before = play(cell())[1][0]
     run(tmp_path, "[p.data.zero_() for o in observations for p in o.network.parameters()]; return 1 / 0")
-    after = scene(cell())[1][0]
+    after = play(cell())[1][0]
     assert all(torch.equal(before.update[name], after.update[name]) for name in before.update)
     for p, q in zip(before.network.parameters(), after.network.parameters(), strict=True):
         assert torch.equal(p, q)
@@ -148,16 +149,16 @@ class Rough(Defense):
 def run_defense(tmp_path, body="pass", more="", timeout=None, attack="oracle"):
     (tmp_path / "rough.py").write_text(DEFENSE.format(body=body, more=more))
     grid = dataclasses.replace(BASE, defenses=("rough",))
-    return run_cell(cell(grid, attack, Registry([tmp_path]), "rough"), timeout)
+    return run_cell(cell(grid, attack, Registry([tmp_path]), "rough"), timeout=timeout)
 
 
 def test_a_defense_can_spoil_neither_the_truth_nor_the_next_cell(tmp_path):
-    before = scene(cell())[1][0].update
+    before = play(cell())[1][0].update
     body = "[p.data.zero_() for p in step.network.parameters()]; step.victim.images.zero_()"
     outcome = run_defense(tmp_path, body)
     assert outcome.record.status == Status.OK
     assert all(abs(s.original).max() > 0 for s in outcome.samples)
-    after = scene(cell())[1][0].update
+    after = play(cell())[1][0].update
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -196,7 +197,7 @@ def test_whatever_an_attack_returns_becomes_a_row_that_can_be_saved(tmp_path, re
 def test_what_is_missing_shows_before_anything_runs(tmp_path):
     grid = dataclasses.replace(BASE, datasets=("photos", "faces"), victims=81)
     with pytest.raises(UserError, match="80 faces for victims, not 81"):
-        rehearse(plan(grid, Registry(), "cpu"))
+        check(plan(grid, Registry(), "cpu"))
 
 
 def test_adaptive_is_using_what_the_defense_discloses(tmp_path):
@@ -226,15 +227,15 @@ def test_local_steps_of_several_clients_run_and_say_how_they_were_read(order, ba
 
 
 def test_step_size_and_order_change_no_victim_and_the_order_depends_on_no_defense():
-    def play(defense="none", **changes):
+    def played(defense="none", **changes):
         grid = dataclasses.replace(BASE, scenarios=(dataclasses.replace(LOCAL, **changes),), defenses=(defense,))
-        return scene(cell(grid, defense=defense))
+        return play(cell(grid, defense=defense))
 
-    (plain, _), (faster, _), (shuffled, one) = play(), play(local_lr=0.2), play(order="unknown")
+    (plain, _), (faster, _), (shuffled, one) = played(), played(local_lr=0.2), played(order="unknown")
     for a, b, c in zip(plain, faster, shuffled, strict=True):
         for name in ("images", "timesteps", "noise"):
             assert torch.equal(getattr(a, name), getattr(b, name)) and torch.equal(getattr(a, name), getattr(c, name))
-    _, other = play("gradient_pruning", order="unknown")
+    _, other = played("gradient_pruning", order="unknown")
     for a, b in zip(one, other, strict=True):
         assert torch.equal(a.timesteps, b.timesteps) and not torch.equal(a.timesteps, plain[0].timesteps)
 
@@ -255,4 +256,4 @@ def test_the_record_says_how_it_was_made():
     assert record.config["attack"]["restarts"] == 1
     assert record.config["model"]["state"] == "random"
     assert record.knows == "weights+noise+timestep"
-    assert record.budget == 2 and record.peak_mib > 0
+    assert record.budget == 2 and record.peak_mib is None

@@ -7,16 +7,14 @@ import torch
 
 from benchmark.base.errors import UserError
 from benchmark.base.seeds import stream
-from benchmark.clients.federation import behind_one, draw_victim
+from benchmark.clients.federation import draw_victim
 from benchmark.clients.toy import Exposed, toy
 from benchmark.defenses.lora import LoRA
-from benchmark.defenses.none import NoDefense
-from benchmark.defenses.secure_aggregation import SecureAggregation
 from benchmark.defenses.timestep_range import TimestepRange
 from benchmark.defenses.withhold import Withhold
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
-from benchmark.experiment.runner import rehearse, run_cell, scene
+from benchmark.experiment.runner import run_cell
 from benchmark.experiment.store import Status
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
@@ -25,6 +23,7 @@ from benchmark.matching.problem import granted
 from benchmark.plugins import Picture
 from benchmark.registry.registry import Registry
 from benchmark.scenario import Scenario
+from tests.scenes import check, play
 
 GRID = Grid("t", ("photos",), ("tiny",), ("none",), ("dlg",), victims=2, evaluations=2)
 
@@ -52,14 +51,14 @@ def test_a_fixed_timestep_in_the_range_stays_and_one_below_is_refused_before_any
     (cell,) = cells(defenses=("timestep_range[least=500]",), scenarios=fixed).values()
     assert [sample.timestep for sample in run_cell(cell).samples] == [500, 500]
     with pytest.raises(UserError, match="trains from t = 501 on, and the scenario fixes t = 500"):
-        rehearse(list(cells(defenses=("timestep_range[least=501]",), scenarios=fixed).values()))
+        check(list(cells(defenses=("timestep_range[least=501]",), scenarios=fixed).values()))
     with pytest.raises(UserError, match="below the model's 1000 timesteps"):
-        rehearse(list(cells(defenses=("timestep_range[least=1000]",)).values()))
+        check(list(cells(defenses=("timestep_range[least=1000]",)).values()))
 
 
 def test_the_judge_knows_the_timesteps_that_were_trained():
     (cell,) = cells(defenses=("timestep_range[least=900]",)).values()
-    victims, observations = scene(cell)
+    victims, observations = play(cell)
     for victim, seen in zip(victims, observations, strict=True):
         assert victim.timesteps.min() >= 900 and torch.equal(victim.timesteps, seen.timesteps)
 
@@ -138,7 +137,7 @@ def test_adapters_leave_nothing_to_be_withheld_before_them():
 
 def test_aggregation_over_one_client_is_no_defense():
     found = cells(defenses=("none", "secure_aggregation"))
-    (_, plain), (_, summed) = (scene(found[name]) for name in ("none", "secure_aggregation"))
+    (_, plain), (_, summed) = (play(found[name]) for name in ("none", "secure_aggregation"))
     for a, b in zip(plain, summed, strict=True):
         assert all(torch.equal(value, b.update[name]) for name, value in a.update.items())
         assert a.grants == b.grants and a.image_count == b.image_count
@@ -147,7 +146,7 @@ def test_aggregation_over_one_client_is_no_defense():
 def test_without_aggregation_the_server_sees_every_client_s_own_update():
     practice = (Scenario(clients=3, batch_size=2, timesteps=(10, 20, 30, 40, 50, 60)),)
     found = cells(defenses=("none", "secure_aggregation"), scenarios=practice)
-    (apart, single), (together, summed) = (scene(found[name]) for name in ("none", "secure_aggregation"))
+    (apart, single), (together, summed) = (play(found[name]) for name in ("none", "secure_aggregation"))
     assert len(single) == 6 and len(summed) == 2
     assert [seen.image_count for seen in (*single, *summed)] == [2] * 6 + [6] * 2
     for first, whole in zip((0, 3), summed, strict=True):
@@ -169,7 +168,6 @@ def test_images_keep_their_numbers_however_their_updates_were_seen():
 
 def test_one_update_has_the_practice_of_one_client():
     practice = Scenario(clients=3, local_steps=2, order="unknown", timesteps=(1, 2, 3, 4, 5, 6))
-    alone = behind_one(practice, NoDefense())
+    alone = practice.of_one_client()
     assert (alone.clients, alone.local_steps, alone.order) == (1, 2, "unknown")
-    assert behind_one(dataclasses.replace(practice, local_steps=1, timesteps=7), NoDefense()).order == "known"
-    assert behind_one(practice, SecureAggregation()) == practice
+    assert dataclasses.replace(practice, local_steps=1, timesteps=7).of_one_client().order == "known"

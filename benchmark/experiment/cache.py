@@ -1,0 +1,61 @@
+"""What the cells of one run share, so that each is built once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from benchmark.diffusion.denoiser import Denoiser
+from benchmark.diffusion.models import Model, build_network
+from benchmark.plugins import Dataset
+
+MOST_NETWORKS = 4
+"""Networks that are kept in memory."""
+
+MOST_COLOURS = 8
+"""Mean colours that are kept; each takes a pass over the public images."""
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class Cache:
+    """The networks and mean colours that a run has built. Whoever takes a network must copy it before changing it."""
+
+    def __init__(self) -> None:
+        self._networks: dict[tuple[Model, int], Denoiser] = {}
+        self._colours: dict[tuple[Dataset, int], Tensor] = {}
+
+    def network(self, model: Model, seed: int) -> Denoiser:
+        """Return the network of a model; random weights are drawn from `seed`.
+
+        Raises:
+            UserError: its files cannot be loaded.
+        """
+        key = (dataclasses.replace(model, prior=None), seed)  # the weights do not depend on the prior that is granted
+        if key not in self._networks:
+            _keep(self._networks, key, build_network(*key), MOST_NETWORKS)
+        return self._networks[key]
+
+    def mean_colour(self, dataset: Dataset, size: int) -> Tensor:
+        """Return the mean (C,) over the public images of a data set at `size` x `size`, in [-1, 1].
+
+        Raises:
+            UserError: there are none, or one cannot be read.
+        """
+        key = (dataset, size)
+        if key not in self._colours:
+            images = torch.stack([picture.image for picture in dataset.public(size)])
+            _keep(self._colours, key, images.mean(dim=(0, 2, 3)), MOST_COLOURS)
+        return self._colours[key]
+
+
+def _keep(kept: dict[Key, Value], key: Key, value: Value, most: int) -> None:
+    """Add a value; where there are more than `most`, drop the oldest."""
+    kept[key] = value
+    if len(kept) > most:
+        del kept[next(iter(kept))]

@@ -1,0 +1,115 @@
+"""The record of a cell: what it was, what the attack knew, and how it ended."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from benchmark.base.environment import describe
+from benchmark.diffusion.models import build_schedule
+from benchmark.evaluation.metrics import lpips_missing
+from benchmark.experiment.cell import Cell
+from benchmark.experiment.records import Record, Status
+from benchmark.experiment.scene import Scene
+from benchmark.types import Capability, Privacy, PublicParameters
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a defense says of itself. A defense that fails to say it claims nothing.
+
+    Attributes:
+        public: what everybody knows of it.
+        privacy: its guarantee, None where it has none.
+    """
+
+    public: PublicParameters = field(default_factory=PublicParameters)
+    privacy: Privacy | None = None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a cell ended.
+
+    Attributes:
+        status: its status.
+        reason: why, where it is not simply ok.
+        seconds: the attack's own time, None where it did not finish.
+        backends: how the engine made its gradients, sorted.
+        peak_mib: most memory of tensors on a GPU while the cell ran, None on a CPU.
+    """
+
+    status: Status
+    reason: str
+    seconds: float | None = None
+    backends: Sequence[str] = ()
+    peak_mib: float | None = None
+
+
+def record_of(scene: Scene, claims: Claims, ending: Ending) -> Record:
+    """Return the record of a cell that has ended."""
+    cell = scene.cell
+    return Record(
+        identity=cell.identity,
+        status=ending.status,
+        reason=ending.reason,
+        config=_config(scene),
+        knows=_knows(cell, claims.public),
+        adaptive=bool(cell.attack and cell.attack.adapts_to & _informative(cell, claims.public)),
+        control=cell.control,
+        budget=cell.budget,
+        n_total=scene.image_count,
+        seconds=ending.seconds,
+        peak_mib=ending.peak_mib,
+        privacy=dataclasses.asdict(claims.privacy) if claims.privacy else None,
+        lpips_missing=lpips_missing(),
+        environment={**describe(cell.device), "matching": "+".join(ending.backends)},
+    )
+
+
+def lacking(cell: Cell) -> str:
+    """Return why the attack cannot run: what it needs and is not granted."""
+    private = [capability.value for capability in cell.missing - {Capability.PRIOR}]
+    reasons = [f"the {' and '.join(sorted(private))}, which the client keeps private"] if private else []
+    reasons += ["a prior, which is not granted"] if Capability.PRIOR in cell.missing else []
+    return f"needs {', and '.join(reasons)}"
+
+
+def _knows(cell: Cell, public: PublicParameters) -> str:
+    """Return what the client grants. The prior has a column of its own."""
+    names = {capability: capability.value for capability in (Capability.NOISE, Capability.TIMESTEP)}
+    if public.disclosed_noise_error is not None:
+        names[Capability.NOISE] = "near noise"
+    granted = sorted(name for capability, name in names.items() if capability not in cell.defense.hides)
+    return "+".join(["weights", *granted])
+
+
+def _informative(cell: Cell, public: PublicParameters) -> frozenset[str]:
+    """Return the public parameters that say something new: where the timestep is granted, its range does not."""
+    private = Capability.TIMESTEP in cell.defense.hides
+    return public.disclosed if private else public.disclosed - {"least_timestep"}
+
+
+def _config(scene: Scene) -> dict[str, object]:
+    cell = scene.cell
+    return {
+        "dataset": {"name": cell.dataset_label, "remarks": list(cell.dataset_remarks), **dataclasses.asdict(cell.dataset)},  # type: ignore[call-overload]
+        "scenario": cell.scenario.record,
+        "summed_clients": scene.practice.clients,
+        "model": {
+            "name": cell.model.label,
+            "state": cell.model.state,
+            "prior": cell.model.prior_label,
+            "steps": cell.model.steps,
+            "prediction_type": build_schedule(cell.model).prediction_type,
+            "convention": dataclasses.asdict(cell.model.convention) if cell.model.convention else None,
+            "remarks": list(cell.model.remarks),
+        },
+        "defense": {"name": cell.defense_label, **dataclasses.asdict(cell.defense)},  # type: ignore[call-overload]
+        "attack": {"name": cell.attack_label, **(dataclasses.asdict(cell.attack) if cell.attack else {})},  # type: ignore[call-overload]
+        "trial": cell.trial,
+        "victims": cell.victims,
+        "seed": cell.seed,
+        "success_db": cell.success_db,
+    }
