@@ -19,6 +19,7 @@ from benchmark.base.paths import printable
 from benchmark.base.spec import Spec, expand, expand_stacks
 from benchmark.experiment.cell import Cell, Keys
 from benchmark.experiment.grid import ORACLE, Grid
+from benchmark.registry.identity import module_hash
 from benchmark.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from benchmark.plugins import Contents, Dataset
     from benchmark.registry.registry import Registry
 
-IDENTITY_VERSION = 1
+IDENTITY_VERSION = 2
 """Part of every cell's identity; to be raised when the meaning of the identity changes."""
 
 MOST_CELLS = 100_000
@@ -88,12 +89,13 @@ class _Planner:
     def __init__(self, grid: Grid, registry: Registry, device: str) -> None:
         import torch
 
-        from benchmark.registry.registry import engine_hash
+        from benchmark.base.machine import precision
 
         self.grid, self.registry, self.device = grid, registry, device
-        self.engine = engine_hash()
+        self.scene = module_hash("benchmark.experiment.scene")
         # Sums round differently when they are split over another number of threads.
-        self.hardware = [device.partition(":")[0], torch.get_num_threads() if device == "cpu" else None]
+        threads = torch.get_num_threads() if device == "cpu" else None
+        self.hardware = {"device": device.partition(":")[0], "threads": threads, **precision()}
         self.settings = self._settings()
         self._compared: set[tuple[str, str]] = set()  # models and data sets that share no victim
         self._weights = cache(_weights_key)  # reads whole files: once for a model, not for every cell
@@ -139,7 +141,7 @@ class _Planner:
         )
         everything = {
             "version": IDENTITY_VERSION,
-            "engine": self.engine,
+            "scene": self.scene,
             "hardware": self.hardware,
             "keys": dataclasses.asdict(keys),
             "scenario": dataclasses.asdict(scenario),
@@ -202,7 +204,7 @@ class _Planner:
             fields = config.field_names(load(self.registry.get(kind, name)))
             settings = {"evaluations": self.grid.evaluations, **settings} if "evaluations" in fields else settings
         plugin, value = self.registry.create(kind, spec, settings)
-        sources = {"source": plugin.source_hash, "data": ""}
+        sources = {"code": plugin.code_hash, "data": ""}
         return _Choice(printable(str(spec)), value, {"name": name, "fields": dataclasses.asdict(value)}, sources)
 
     def _dataset(self, spec: Spec) -> _Choice:
@@ -227,7 +229,12 @@ class _Planner:
         if len(set(names)) < len(names):
             raise UserError(f"defense '{label}' names one defense twice")
         value = stack(dict(zip(names, (choice.value for choice in chosen), strict=True)))
-        return _Choice(label, value, {"stack": [c.key for c in chosen]}, {"stack": [c.sources for c in chosen]})
+        return _Choice(
+            label,
+            value,
+            {"stack": [c.key for c in chosen]},
+            {"stack": [c.sources for c in chosen], "code": module_hash("benchmark.clients.stack")},
+        )
 
     def _settings(self) -> dict[tuple[str, str], dict[str, object]]:
         """Hyper-parameters of `set`, by kind and name of the plugin."""

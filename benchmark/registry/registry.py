@@ -6,7 +6,6 @@ import ast
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,19 +17,10 @@ from typing import Any
 from benchmark.base import config
 from benchmark.base.errors import UserError, first_line, unknown
 from benchmark.base.spec import Spec
-from benchmark.registry.imports import reachable
+from benchmark.registry.identity import code_hash
 
 KINDS = {"attack": "Attack", "defense": "Defense", "dataset": "Dataset"}
 """Kind of plugin -> the base class in `benchmark.plugins` that marks it."""
-
-NOT_ENGINE = frozenset(
-    {
-        "cli",
-        "report",
-        *(f"{kind}s" for kind in KINDS),
-    }
-)
-"""Parts of `benchmark` that no answer depends on, and plugins, whose sources count for their own cells only."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +41,10 @@ class Plugin:
     module: str | None
     class_name: str
 
-    @cached_property
-    def source_hash(self) -> str:
-        """A hash of its source and of what it imports from its own package; part of the identity of its cells.
-
-        The bench's own modules are left out: `engine_hash` covers them.
-        """
-        home = (self.module or "").rpartition(".")[0]
-        package = home if home.startswith("benchmark.") else (self.module or "").partition(".")[0]
-        digest = hashlib.blake2b(self.path.read_bytes(), digest_size=16)
-        if package:
-            near = dict(reachable(self.path, self.module, lambda name: f"{name}.".startswith(f"{package}.")))
-            for name in sorted(name for name in near if f"{name}.".startswith(f"{package}.")):
-                digest.update(name.encode() + b"\0" + near[name].read_bytes())
-        return digest.hexdigest()
+    @property
+    def code_hash(self) -> str:
+        """A hash of its code and of the code that it imports; part of the identity of its cells."""
+        return code_hash(self.path, self.module)
 
     @cached_property
     def summary(self) -> str:
@@ -271,13 +251,3 @@ def _import_file(path: Path) -> Any:
             del sys.modules[name]
             raise
     return sys.modules[name]
-
-
-def engine_hash() -> str:
-    """A hash of the bench's own code that can change an answer: all of `benchmark` but what only shows answers."""
-    root = Path(inspect.getfile(sys.modules["benchmark"])).parent
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).parts[0] not in NOT_ENGINE:
-            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()

@@ -72,9 +72,9 @@ def test_an_entry_point_registers_the_same_class(folder, monkeypatch):
 
 
 def test_a_changed_source_has_another_hash(folder):
-    before = Registry([folder]).get("attack", "theirs").source_hash
+    before = Registry([folder]).get("attack", "theirs").code_hash
     (folder / "theirs.py").write_text(PLUGIN.replace("1.0", "1.5"))
-    assert Registry([folder]).get("attack", "theirs").source_hash != before
+    assert Registry([folder]).get("attack", "theirs").code_hash != before
 
 
 def test_a_changed_helper_changes_the_plugin(tmp_path, monkeypatch):
@@ -85,10 +85,10 @@ def test_a_changed_helper_changes_the_plugin(tmp_path, monkeypatch):
     (package / "theirs.py").write_text(PLUGIN.replace("from typing", "from .helper import VALUE\nfrom typing"))
     monkeypatch.syspath_prepend(str(tmp_path))
     plugin = registry.Plugin("attack", "theirs", package / "theirs.py", "their_package.theirs", "Theirs")
-    before = plugin.source_hash
+    before = plugin.code_hash
     (package / "helper.py").write_text("VALUE = 1\n")
     again = registry.Plugin("attack", "theirs", package / "theirs.py", "their_package.theirs", "Theirs")
-    assert again.source_hash != before
+    assert again.code_hash != before
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,76 @@
+"""The part of a cell's identity that comes from code: syntax trees, without docstrings, comments and layout.
+
+A cell depends on the code that its scene, data set, defense and attack import, and on no other.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+from benchmark.registry.imports import reachable
+
+SPEAKING = frozenset({"benchmark.base.errors", "benchmark.base.events"})
+"""Modules that only tell the user or a display something. No image depends on them."""
+
+Tree = str | tuple["Tree", ...]
+
+
+def code_hash(path: Path, module: str | None) -> str:
+    """Return a hash of the code of a file and of all that it imports from `benchmark` and from its own package.
+
+    Args:
+        path: the source file.
+        module: its name, None outside of any package.
+    """
+    packages = {"benchmark", (module or "benchmark").partition(".")[0]}
+
+    def counts(name: str) -> bool:
+        return name.partition(".")[0] in packages and name not in SPEAKING
+
+    imported = dict(reachable(path, module, counts))
+    digest = hashlib.blake2b(digest_of(path).encode(), digest_size=16)
+    for name in sorted(filter(counts, imported)):
+        digest.update(f"{name}={digest_of(imported[name])};".encode())
+    return digest.hexdigest()
+
+
+def module_hash(module: str) -> str:
+    """Return `code_hash` of a module of the bench, by name."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    return code_hash(Path(spec.origin), module)
+
+
+def digest_of(path: Path) -> str:
+    """Return a hash of the syntax tree of one file."""
+    return _digest(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, changed: int) -> str:
+    """Return the hash of a file that was last changed at that time; every cell asks for the same files."""
+    return tree_digest(path.read_text(encoding="utf-8"))
+
+
+def tree_digest(source: str) -> str:
+    """Return a hash of the syntax tree of a source text. It does not depend on the version of Python."""
+    return hashlib.blake2b(repr(_tree(ast.parse(source))).encode(), digest_size=16).hexdigest()
+
+
+def _tree(value: object) -> Tree:
+    """Return a syntax tree as nested tuples, without fields that are empty and without bare strings."""
+    if isinstance(value, list):
+        return tuple(_tree(item) for item in value if not _is_text(item))
+    if isinstance(value, ast.AST):
+        fields = [(name, part) for name, part in ast.iter_fields(value) if part is not None and part != []]
+        return (type(value).__name__, *((name, _tree(part)) for name, part in fields))
+    return repr(value)
+
+
+def _is_text(node: object) -> bool:
+    """Return whether a statement is a string alone: a docstring, or the description of the line above it."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
