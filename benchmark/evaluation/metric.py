@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Level(StrEnum):
-    """What a metric has one value of: an image, an attack under a defense, or a defense."""
+    """What a metric gives one value for: an image, an attack under a defense, or a defense."""
 
     IMAGE = "image"
     CELL = "cell"
@@ -66,11 +66,13 @@ class Measure:
     """How the pictures of an image are measured. The values are a column of `samples.parquet`.
 
     Attributes:
+        title: names the metric in sentences.
         of: maps original and reconstruction, each (C, H, W) float32 in [-1, 1], to the value.
         bounds: least and largest value; a file with others is damaged.
         missing: returns why this machine cannot measure it, None where it can. `of` returns None where it cannot.
     """
 
+    title: str
     of: Callable[[Tensor, Tensor], float | None]
     bounds: tuple[float, float] = (-inf, inf)
     missing: Callable[[], str | None] = _nothing_missing
@@ -101,8 +103,7 @@ class Metric:
 
     Attributes:
         name: names it in `report --measure` and, with a `measure`, in `samples.parquet`.
-        title: names it in sentences.
-        level: what it has one value of.
+        level: what it gives one value for.
         better: which values are better.
         columns: what it adds to `leaderboard.csv`.
         summarise: returns the values of `columns` for a row of the leaderboard. At `Level.IMAGE` there is an image that did
@@ -113,7 +114,6 @@ class Metric:
     """
 
     name: str
-    title: str
     level: Level
     better: Direction
     columns: tuple[str, ...]

@@ -124,7 +124,6 @@ def _backbone(network: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]
 METRICS: tuple[Metric, ...] = (
     Metric(
         name="psnr",
-        title="PSNR",
         level=Level.IMAGE,
         better=Direction.HIGHER,
         columns=(
@@ -136,41 +135,37 @@ METRICS: tuple[Metric, ...] = (
             Shown("PSNR median", "psnr_median", ".1f", ("psnr_ci_low", "psnr_ci_high"), room=Room.INTERVAL),
             Shown("gain over floor", "psnr_gain", "+.1f", ("psnr_gain_ci_low", "psnr_gain_ci_high"), room=Room.INTERVAL),
         ),
-        measure=Measure(psnr, bounds=(0.0, PSNR_CAP)),
+        measure=Measure("PSNR", psnr, bounds=(0.0, PSNR_CAP)),
         chosen=True,
     ),
     Metric(
         name="ssim",
-        title="SSIM",
         level=Level.IMAGE,
         better=Direction.HIGHER,
         columns=("ssim_mean",),
         summarise=summaries.mean("ssim"),
         shown=(Shown("SSIM", "ssim_mean", ".3f"),),
-        measure=Measure(ssim, bounds=(-1.0, 1.0)),
+        measure=Measure("SSIM", ssim, bounds=(-1.0, 1.0)),
     ),
     Metric(
         name="lpips",
-        title="LPIPS",
         level=Level.IMAGE,
         better=Direction.LOWER,
         columns=("lpips_mean",),
         summarise=summaries.mean("lpips"),
         shown=(Shown("LPIPS", "lpips_mean", ".3f"),),
-        measure=Measure(lpips, missing=lpips_missing),
+        measure=Measure("LPIPS", lpips, missing=lpips_missing),
     ),
     Metric(
         name="mse",
-        title="MSE",
         level=Level.IMAGE,
         better=Direction.LOWER,
         columns=("mse_mean",),
         summarise=summaries.mean("mse"),
-        measure=Measure(mse, bounds=(0.0, 1.0)),
+        measure=Measure("MSE", mse, bounds=(0.0, 1.0)),
     ),
     Metric(
         name="success",
-        title="success",
         level=Level.CELL,
         better=Direction.HIGHER,
         columns=("success_rate", "success_ci_low", "success_ci_high"),
@@ -180,7 +175,6 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="timestep",
-        title="the timestep's accuracy",
         level=Level.IMAGE,
         better=Direction.HIGHER,
         columns=("timestep_accuracy",),
@@ -189,7 +183,6 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="privacy",
-        title="epsilon",
         level=Level.DEFENSE,
         better=Direction.LOWER,
         columns=("epsilon_round", "epsilon_total", "delta"),
@@ -198,7 +191,6 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="seconds",
-        title="time",
         level=Level.CELL,
         better=Direction.LOWER,
         columns=("seconds_per_victim",),
@@ -206,7 +198,6 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="evaluations",
-        title="evaluations",
         level=Level.CELL,
         better=Direction.LOWER,
         columns=("evaluations",),
@@ -214,7 +205,6 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         name="noise_mse",
-        title="the noise's MSE",
         level=Level.IMAGE,
         better=Direction.LOWER,
         columns=("noise_mse_mean",),

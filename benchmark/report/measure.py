@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmark.base.errors import UserError, unknown
+from benchmark.base.errors import UserError, shown
 from benchmark.evaluation.metric import Measure
 from benchmark.evaluation.metrics import measures
 from benchmark.experiment.store import DamagedCell, Store
@@ -25,10 +25,10 @@ def measure(store: Store, name: str) -> int:
             written.
     """
     if name not in measures():
-        raise unknown("metric of images", name, measures())
+        raise UserError(f"unknown metric of images {shown(name)}; known are: {', '.join(measures())}")
     chosen = measures()[name]
     if reason := chosen.missing():
-        raise UserError(f"{name} cannot be measured: {reason}")
+        raise UserError(f"{chosen.title} cannot be measured: {reason}")
     identities = store.plan()["cells"]
     count = 0
     with store.writing():

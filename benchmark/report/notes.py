@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.evaluation import metrics
+from benchmark.evaluation.metrics import measures
 from benchmark.evaluation.statistics import LEVEL, reachable_level
 from benchmark.experiment.store import Cell, Record
 
@@ -47,12 +47,11 @@ def notes_on_settings(settings: Mapping[str, Any]) -> list[str]:
 def notes_on_measurements(cells: Sequence[Cell]) -> list[str]:
     """Return which metrics lack values of images that did not diverge, and why."""
     notes = []
-    for metric in metrics.METRICS:
-        if metric.measure:
-            lacking = [cell.record for cell in cells if cell.samples[metric.name][cell.samples.status == "ok"].isna().any()]
-            hint = f"{len(lacking)} of {len(cells)} cells lack it; to measure it: report RUN --measure {metric.name}"
-            reasons = {record.unmeasured.get(metric.name, hint) for record in lacking}
-            notes += [f"No {metric.title}: {reason}." for reason in sorted(reasons)]
+    for name, measure in measures().items():
+        lacking = [cell.record for cell in cells if cell.samples[name][cell.samples.status == "ok"].isna().any()]
+        hint = f"{len(lacking)} of {len(cells)} cells lack it; to measure it: report RUN --measure {name}"
+        reasons = {record.unmeasured.get(name, hint) for record in lacking}
+        notes += [f"No {measure.title}: {reason}." for reason in sorted(reasons)]
     return notes
 
 
