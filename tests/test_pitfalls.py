@@ -39,7 +39,7 @@ def test_two_stages_attack_one_victim():
 
 
 def test_the_oracle_proves_that_client_and_judge_normalise_images_alike(scene):
-    assert [sample.psnr for sample in judge([scene.victim], oracle([scene.victim]), 30)] == [100.0, 100.0]
+    assert [sample.measured["psnr"] for sample in judge([scene.victim], oracle([scene.victim]), 30)] == [100.0, 100.0]
 
 
 def test_a_private_timestep_is_not_there_to_be_fixed_at_the_truth():

@@ -18,8 +18,9 @@ def execute(options: argparse.Namespace) -> int:
     """Print a line per defense under which both attacks have finished."""
     from benchmark.base.errors import UserError, remark, unknown
     from benchmark.experiment.store import Store
+    from benchmark.report.compare import paired_difference
     from benchmark.report.escape import plain
-    from benchmark.report.leaderboard import paired_difference, read
+    from benchmark.report.results import read
 
     results = read(Store(options.run_dir))
     for note in results.damage:

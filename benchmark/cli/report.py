@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from benchmark.base.paths import user_path
+
+if TYPE_CHECKING:
+    from benchmark.experiment.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `report`."""
     parser.add_argument("run_dir", type=user_path, metavar="RUN_DIR")
+    parser.add_argument("--measure", metavar="METRIC", help="first measure the stored images by this metric, e.g. lpips")
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -18,7 +23,18 @@ def execute(options: argparse.Namespace) -> int:
     from benchmark.report import tables
     from benchmark.report.build import build
 
-    results, table = build(Store(options.run_dir))
+    store = Store(options.run_dir)
+    if options.measure is not None:
+        _measure(store, options.measure)
+    results, table = build(store)
     tables.show(results, table)
     print(f"Tables and figures: {options.run_dir}")
     return 0
+
+
+def _measure(store: Store, name: str) -> None:
+    from benchmark.base.machine import settle
+    from benchmark.report.measure import measure
+
+    settle()
+    print(f"Measured {name} of {measure(store, name)} images")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmark.evaluation.metrics import assign, lpips, mse, psnr, ssim
+from benchmark.evaluation.metrics import assign, measures
 from benchmark.types import Reconstruction, Victim
 
 
@@ -22,12 +22,9 @@ class Sample:
         victim: index of the round within the trial.
         image: index among the images behind its update: client by client, step by step.
         source: the photograph that the image comes from.
-        status: `ok` or `diverged`; all measurements of a diverged one are None.
+        status: `ok` or `diverged`.
         reason: why it diverged, else what the attack notes of how it ran.
-        mse: in units of the range [0, 1].
-        psnr: dB, peak 1, at most 100.
-        ssim: in [-1, 1].
-        lpips: None where its weights are missing.
+        measured: the value of each of `metrics.measures`, None where it cannot be measured or the image diverged.
         success: whether the PSNR reached the threshold.
         timestep: the truth.
         timestep_estimate: the attack's own, None where it makes none.
@@ -45,10 +42,7 @@ class Sample:
     source: str
     status: str
     reason: str
-    mse: float | None
-    psnr: float | None
-    ssim: float | None
-    lpips: float | None
+    measured: Mapping[str, float | None]
     success: bool
     timestep: int
     timestep_estimate: int | None
@@ -148,17 +142,15 @@ def _sample(verdict: _Verdict, i: int, j: int) -> Sample:
     timestep = int(victim.timesteps[i])
     estimate = None if reconstruction.timesteps is None or not ok else int(reconstruction.timesteps[j])
     noise = None if reconstruction.noise is None or not ok else reconstruction.noise[j]
-    quality = psnr(truth, image) if ok else None
+    measured = {name: measure.of(truth, image) if ok else None for name, measure in measures().items()}
+    quality = measured["psnr"]
     return Sample(
         victim=0,
         image=i,
         source=victim.sources[i],
         status="ok" if ok else "diverged",
         reason=verdict.reason or reconstruction.note,
-        mse=mse(truth, image) if ok else None,
-        psnr=quality,
-        ssim=ssim(truth, image) if ok else None,
-        lpips=lpips(truth, image) if ok else None,
+        measured=measured,
         success=quality is not None and quality >= verdict.success_db,
         timestep=timestep,
         timestep_estimate=estimate,

@@ -1,4 +1,7 @@
-"""How close a reconstruction is, always on images clipped to [-1, 1] and mapped to [0, 1], so the peak of PSNR is 1."""
+"""How close a reconstruction is, always on images clipped to [-1, 1] and mapped to [0, 1], so the peak of PSNR is 1.
+
+`METRICS` at the end lists everything that the bench measures.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from torch import Tensor
 
 from benchmark.base.errors import first_line
 from benchmark.base.images import to_unit
+from benchmark.evaluation import summaries
+from benchmark.evaluation.metric import Direction, Level, Measure, Metric, Room, Shown
 
 PSNR_CAP = 100.0
 """dB: an exact image counts as this much, so that one of them does not make a mean infinite."""
@@ -114,3 +119,102 @@ def _backbone(network: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]
     """Yield the convolutions of AlexNet that LPIPS uses, with their numbers in torchvision's network."""
     for part in network.net.children():  # type: ignore[union-attr]
         yield from ((layer, module) for layer, module in part.named_children() if isinstance(module, torch.nn.Conv2d))
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        name="psnr",
+        level=Level.IMAGE,
+        better=Direction.HIGHER,
+        columns=(
+            *("psnr_median", "psnr_mean", "psnr_ci_low", "psnr_ci_high"),
+            *("psnr_gain", "psnr_gain_ci_low", "psnr_gain_ci_high"),
+        ),
+        summarise=summaries.psnr,
+        shown=(
+            Shown("PSNR median", "psnr_median", ".1f", ("psnr_ci_low", "psnr_ci_high"), room=Room.INTERVAL),
+            Shown("gain over floor", "psnr_gain", "+.1f", ("psnr_gain_ci_low", "psnr_gain_ci_high"), room=Room.INTERVAL),
+        ),
+        measure=Measure("PSNR", psnr, bounds=(0.0, PSNR_CAP)),
+        chosen=True,
+    ),
+    Metric(
+        name="ssim",
+        level=Level.IMAGE,
+        better=Direction.HIGHER,
+        columns=("ssim_mean",),
+        summarise=summaries.mean("ssim"),
+        shown=(Shown("SSIM", "ssim_mean", ".3f"),),
+        measure=Measure("SSIM", ssim, bounds=(-1.0, 1.0)),
+    ),
+    Metric(
+        name="lpips",
+        level=Level.IMAGE,
+        better=Direction.LOWER,
+        columns=("lpips_mean",),
+        summarise=summaries.mean("lpips"),
+        shown=(Shown("LPIPS", "lpips_mean", ".3f"),),
+        measure=Measure("LPIPS", lpips, missing=lpips_missing),
+    ),
+    Metric(
+        name="mse",
+        level=Level.IMAGE,
+        better=Direction.LOWER,
+        columns=("mse_mean",),
+        summarise=summaries.mean("mse"),
+        measure=Measure("MSE", mse, bounds=(0.0, 1.0)),
+    ),
+    Metric(
+        name="success",
+        level=Level.CELL,
+        better=Direction.HIGHER,
+        columns=("success_rate", "success_ci_low", "success_ci_high"),
+        summarise=summaries.success,
+        shown=(Shown("success", "success_rate", ".0%", ("success_ci_low", "success_ci_high"), room=Room.NUMBER),),
+        chosen=True,
+    ),
+    Metric(
+        name="timestep",
+        level=Level.IMAGE,
+        better=Direction.HIGHER,
+        columns=("timestep_accuracy",),
+        summarise=summaries.timestep_accuracy,
+        shown=(Shown("timestep exact", "timestep_accuracy", ".0%", paper=False),),
+    ),
+    Metric(
+        name="privacy",
+        level=Level.DEFENSE,
+        better=Direction.LOWER,
+        columns=("epsilon_round", "epsilon_total", "delta"),
+        summarise=summaries.privacy,
+        shown=(Shown("epsilon total", "epsilon_total", ".3g", paper=False),),
+    ),
+    Metric(
+        name="seconds",
+        level=Level.CELL,
+        better=Direction.LOWER,
+        columns=("seconds_per_victim",),
+        summarise=summaries.seconds_per_victim,
+    ),
+    Metric(
+        name="evaluations",
+        level=Level.CELL,
+        better=Direction.LOWER,
+        columns=("evaluations",),
+        summarise=summaries.evaluations,
+    ),
+    Metric(
+        name="noise_mse",
+        level=Level.IMAGE,
+        better=Direction.LOWER,
+        columns=("noise_mse_mean",),
+        summarise=summaries.mean("noise_mse"),
+        shown=(Shown("noise MSE", "noise_mse_mean", ".2f", paper=False),),
+    ),
+)
+"""Every metric, in the order of the columns of `leaderboard.csv`: a new one goes to the end, so that these stay in place."""
+
+
+def measures() -> dict[str, Measure]:
+    """Return how an image's pictures are measured, by the metric's name."""
+    return {metric.name: metric.measure for metric in METRICS if metric.measure}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections.abc import Sequence
 
@@ -13,23 +12,25 @@ import pyarrow.parquet
 
 from benchmark.base.parsing import LARGEST_INTEGER
 from benchmark.evaluation.judge import Sample
-from benchmark.evaluation.metrics import PSNR_CAP
+from benchmark.evaluation.metrics import measures
 from benchmark.experiment.records import Damaged, Record, Status, writable
 
 PICTURES = ("original", "reconstruction")
 
-_KINDS = {
-    **dict.fromkeys(("victim", "image", "timestep", "timestep_estimate", "timestep_error", "evaluations"), pyarrow.int64()),
+FIXED = {
+    **dict.fromkeys(("victim", "image"), pyarrow.int64()),
     **dict.fromkeys(("source", "status", "reason"), pyarrow.string()),
-    **dict.fromkeys(("mse", "psnr", "ssim", "lpips", "noise_mse", "loss"), pyarrow.float64()),
-    **dict.fromkeys(PICTURES, pyarrow.binary()),
     "success": pyarrow.bool_(),
+    **dict.fromkeys(("timestep", "timestep_estimate", "timestep_error"), pyarrow.int64()),
+    **dict.fromkeys(("noise_mse", "loss"), pyarrow.float64()),
+    "evaluations": pyarrow.int64(),
+    **dict.fromkeys(PICTURES, pyarrow.binary()),
+    "shape": pyarrow.list_(pyarrow.int64()),
 }
+"""The columns of `samples.parquet` beside the measurements, each of which is a column of float64."""
 
-SCHEMA = pyarrow.schema(
-    [(field.name, _KINDS[field.name]) for field in dataclasses.fields(Sample)] + [("shape", pyarrow.list_(pyarrow.int64()))]
-)
-"""The columns of `samples.parquet`."""
+RANKED = "psnr"
+"""The measurement that every file has: attacks are ranked by it. Others may be new, or gone, since a file was written."""
 
 CHANNELS = (1, 3)
 
@@ -39,17 +40,23 @@ BYTES_PER_FILE, BYTES_PER_ROW = 2**20, 2**16
 SLACK = 1e-3
 """By how much rounding may carry a measurement over its bound."""
 
-BOUNDS = {"psnr": (0.0, PSNR_CAP), "mse": (0.0, 1.0), "ssim": (-1.0, 1.0)}
-"""Of the measurements that every image has that did not diverge."""
-
 
 def to_parquet(samples: Sequence[Sample]) -> bytes:
     """Return the samples as a parquet file, a row per image."""
-    columns = {name: [_stored(getattr(sample, name)) for sample in samples] for name in SCHEMA.names if name != "shape"}
+    columns = {name: [_stored(getattr(sample, name)) for sample in samples] for name in FIXED if name != "shape"}
     columns["shape"] = [list(sample.original.shape) for sample in samples]
-    file = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pydict(columns, schema=SCHEMA), file)
-    return file.getvalue()
+    columns |= {name: [sample.measured[name] for sample in samples] for name in measures()}
+    schema = pyarrow.schema({**FIXED, **dict.fromkeys(measures(), pyarrow.float64())})
+    return _written(pyarrow.Table.from_pydict(columns, schema=schema))
+
+
+def with_measurement(content: bytes, name: str, values: Sequence[float | None]) -> bytes:
+    """Return a parquet file of samples with the values as its column of a measurement, all other columns as they were."""
+    with _opened(content) as file:
+        table = file.read(use_threads=False)
+    column = pyarrow.array(values, type=pyarrow.float64())
+    place = table.schema.get_field_index(name)
+    return _written(table.append_column(name, column) if place < 0 else table.set_column(place, name, column))
 
 
 def most_bytes(record: Record) -> int:
@@ -61,12 +68,14 @@ def most_bytes(record: Record) -> int:
 def to_frame(content: bytes, record: Record) -> pd.DataFrame:
     """Return the rows of a parquet file; `original` and `reconstruction` are (H, W, C) float32 arrays again.
 
+    A measurement that the file lacks is NaN, and one that is no metric any more is left out.
+
     Raises:
         Damaged: it is no parquet file, or does not hold what `to_parquet` writes for such a record.
     """
     try:
-        with pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content), memory_map=False, pre_buffer=False) as file:
-            if not file.schema_arrow.equals(SCHEMA):
+        with _opened(content) as file:
+            if not _fits(file.schema_arrow):
                 raise Damaged("its columns are not those of samples")
             if not file.metadata.num_rows <= record.n_total:
                 raise Damaged("it has more rows than the cell has images")
@@ -75,10 +84,33 @@ def to_frame(content: bytes, record: Record) -> pd.DataFrame:
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise Damaged("it is no whole parquet file") from error
+    frame = frame.reindex(columns=[*FIXED, *measures()])
     _check(frame, record)
     for column in PICTURES:
         frame[column] = [_picture(raw, shape) for raw, shape in zip(frame[column], frame["shape"], strict=True)]
     return frame.drop(columns="shape")
+
+
+def _opened(content: bytes) -> pyarrow.parquet.ParquetFile:
+    return pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content), memory_map=False, pre_buffer=False)
+
+
+def _written(table: pyarrow.Table) -> bytes:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(table, file)
+    return file.getvalue()
+
+
+def _fits(schema: pyarrow.Schema) -> bool:
+    """Return whether the columns are the fixed ones and measurements, `RANKED` among them, each once."""
+    kinds = dict(zip(schema.names, schema.types, strict=True))
+    measured = {name: kind for name, kind in kinds.items() if name not in FIXED}
+    return (
+        len(kinds) == len(schema.names)
+        and FIXED.items() <= kinds.items()
+        and RANKED in measured
+        and all(kind == pyarrow.float64() for kind in measured.values())
+    )
 
 
 def _stored(value: object) -> object:
@@ -104,8 +136,13 @@ def _check(frame: pd.DataFrame, record: Record) -> None:
         raise Damaged("it lacks values")
     if frame.duplicated(["victim", "image"]).any():
         raise Damaged("it has an image twice")
-    if not all(ok[name].between(low - SLACK, high + SLACK).all() for name, (low, high) in BOUNDS.items()):
+    if not all(_plausible(ok[name], *measure.bounds) for name, measure in measures().items()) or ok[RANKED].isna().any():
         raise Damaged("it has a measurement that cannot be")
+
+
+def _plausible(values: pd.Series[float], low: float, high: float) -> bool:
+    """Return whether every value that there is lies within the bounds."""
+    return bool((values.isna() | values.between(low - SLACK, high + SLACK)).all())
 
 
 def _picture(raw: bytes, shape: Sequence[int]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -68,7 +68,7 @@ class Record:
         seconds: the attack's own time on all victims.
         peak_mib: most memory in use while the attack ran, of the process on a CPU, of the tensors on a GPU.
         privacy: the defense's guarantee.
-        lpips_missing: why LPIPS could not be measured.
+        lpips_missing: why LPIPS could not be measured when the cell ran.
         environment: versions, machine and settings.
         samples_digest: checksum of the cell's `samples.parquet`, entered as the cell is saved.
         checksum: of all other fields, entered as the cell is saved.
@@ -92,6 +92,11 @@ class Record:
     samples_digest: str = field(default="", compare=False)
     checksum: str = field(default="", compare=False)
     schema: int = SCHEMA_VERSION
+
+    @property
+    def unmeasured(self) -> dict[str, str]:
+        """Why a metric could not be measured when the cell ran, by its name."""
+        return {"lpips": self.lpips_missing} if self.lpips_missing else {}
 
 
 def to_json(values: Mapping[str, Any]) -> bytes:

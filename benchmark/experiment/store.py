@@ -24,7 +24,7 @@ from benchmark.base.errors import UserError, remark
 from benchmark.base.files import ASIDE, digest, real_directory, remove, replace, sync, write_new
 from benchmark.base.parsing import read_text
 from benchmark.evaluation.judge import Sample
-from benchmark.experiment.frames import most_bytes, to_frame, to_parquet
+from benchmark.experiment.frames import most_bytes, to_frame, to_parquet, with_measurement
 from benchmark.experiment.records import (
     IDENTITY,
     SCHEMA_VERSION,
@@ -44,8 +44,11 @@ OWN_DIRECTORIES = ("cells", "figures")
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 """What a file system without locks answers to `flock`."""
 
-_LEFTOVER = 16
-"""Digits of the random name under which a single file is written aside."""
+_LEFTOVER = f"{ASIDE}{'[0-9a-f]' * 16}"
+"""The random name under which a single file is written aside."""
+
+_BEFORE = f"{ASIDE}samples"
+"""The samples that a record belongs to, while others take their place."""
 
 
 class DamagedCell(Exception):
@@ -121,13 +124,12 @@ class Store:
         """
         aside, target = self.cells / f"{ASIDE}{record.identity}", self.cells / record.identity
         content = to_parquet(samples)
-        values = dataclasses.asdict(dataclasses.replace(record, samples_digest=digest(content)))
         try:
             self._discard(aside)
             try:
                 aside.mkdir()
                 write_new(aside / "samples.parquet", content)
-                write_new(aside / "record.json", to_json({**values, "checksum": checksum(values)}))
+                write_new(aside / "record.json", _sealed(record, content))
                 sync(aside)
                 if real_directory(target):
                     target.rename(aside / target.name)
@@ -142,6 +144,24 @@ class Store:
             raise UserError(
                 f"cannot write to {self.cells}: {_reason(error)}; finished cells are kept, the same command goes on from there"
             ) from error
+
+    def amend(self, cell: Cell, name: str, values: Sequence[float | None]) -> None:
+        """Write a measurement of each image of a cell that was read. A kill at any moment leaves the old cell or the new one.
+
+        Raises:
+            UserError: the disk does not take it, or the cell has changed since it was read.
+        """
+        place = self.cells / cell.record.identity
+        try:
+            before = _samples(place, cell.record)
+            after = with_measurement(before, name, values)
+            replace(place / _BEFORE, before)
+            replace(place / "samples.parquet", after)
+            replace(place / "record.json", _sealed(cell.record, after))
+            (place / _BEFORE).unlink()
+        except (OSError, Damaged) as error:
+            reason = _reason(error) if isinstance(error, OSError) else error
+            raise UserError(f"cannot write to {place}: {reason}; every cell is kept") from error
 
     def read(self, identity: str) -> Cell | None:
         """Return a cell, None where there is none.
@@ -159,10 +179,7 @@ class Store:
             name = f"{place.name}/record.json"
             record = to_record(_text(place / "record.json"), identity)
             name = f"{place.name}/samples.parquet"
-            content = _content(place / "samples.parquet", most_bytes(record))
-            if digest(content) != record.samples_digest:
-                raise Damaged("its checksum differs")
-            return Cell(record, to_frame(content, record))
+            return Cell(record, to_frame(_samples(place, record), record))
         except OSError as error:
             if error.errno == errno.ENOMEM:
                 raise MemoryError from error
@@ -238,7 +255,7 @@ class Store:
 
     def _clear(self) -> None:
         """Clear what a killed process left, and whatever stands in the place of a cell; other names are not GIDBench's."""
-        for path in self.path.glob(f"{ASIDE}{'[0-9a-f]' * _LEFTOVER}"):
+        for path in self.path.glob(_LEFTOVER):
             remove(path)
         for path in list(self.cells.iterdir()):
             if IDENTITY.fullmatch(path.name.removeprefix(ASIDE)):
@@ -246,6 +263,9 @@ class Store:
                     self._discard(path)
                 elif not real_directory(path):
                     remove(path)
+                else:
+                    for leftover in path.glob(_LEFTOVER):
+                        remove(leftover)
 
     def _discard(self, aside: Path) -> None:
         """Clear what was not written to its end, and put the cell back that it was about to replace."""
@@ -279,6 +299,26 @@ def _text(path: Path) -> str:
         if isinstance(error.__cause__, OSError):
             raise error.__cause__ from error
         raise Damaged("it is not a text file of a usual size") from error
+
+
+def _sealed(record: Record, samples: bytes) -> bytes:
+    """Return the content of `record.json` that belongs to these samples."""
+    values = dataclasses.asdict(dataclasses.replace(record, samples_digest=digest(samples)))
+    return to_json({**values, "checksum": checksum(values)})
+
+
+def _samples(place: Path, record: Record) -> bytes:
+    """Return the samples that a record belongs to.
+
+    Raises:
+        Damaged: they are not there any more.
+    """
+    content = _content(place / "samples.parquet", most_bytes(record))
+    if digest(content) != record.samples_digest and os.path.lexists(place / _BEFORE):
+        content = _content(place / _BEFORE, most_bytes(record))
+    if digest(content) != record.samples_digest:
+        raise Damaged("its checksum differs")
+    return content
 
 
 def _content(path: Path, most: int) -> bytes:

@@ -7,8 +7,9 @@ import pandas as pd
 from benchmark.base.errors import UserError
 from benchmark.experiment.store import Store
 from benchmark.report import figures, tables
-from benchmark.report.leaderboard import Results, leaderboard, read
+from benchmark.report.leaderboard import leaderboard
 from benchmark.report.publish import FIGURES, publishing
+from benchmark.report.results import Results, read
 from benchmark.report.strongest import strongest
 
 

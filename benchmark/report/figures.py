@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from benchmark.experiment.grid import ORACLE
 from benchmark.report import escape
 from benchmark.report.curves import psnr_by_images, psnr_by_timestep, with_images
-from benchmark.report.leaderboard import PAIR, SCENE, Results, select
+from benchmark.report.results import PAIR, SCENE, Results, select
 from benchmark.report.strongest import PREFIX
 
 STYLE: Any = {

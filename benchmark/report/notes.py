@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.experiment.store import Record
-from benchmark.report.statistics import LEVEL, reachable_level
+from benchmark.evaluation.metrics import measures
+from benchmark.evaluation.statistics import LEVEL, reachable_level
+from benchmark.experiment.store import Cell, Record
 
 
 def notes_on_damage(damage: Sequence[tuple[str, str]]) -> list[str]:
@@ -43,10 +44,20 @@ def notes_on_settings(settings: Mapping[str, Any]) -> list[str]:
     return [f"Set by the grid or the command: {', '.join(f'{key}={settings[key]}' for key in sorted(settings))}."]
 
 
+def notes_on_measurements(cells: Sequence[Cell]) -> list[str]:
+    """Return which metrics lack values of images that did not diverge, and why."""
+    notes = []
+    for name, measure in measures().items():
+        lacking = [cell.record for cell in cells if cell.samples[name][cell.samples.status == "ok"].isna().any()]
+        hint = f"{len(lacking)} of {len(cells)} cells lack it; to measure it: report RUN --measure {name}"
+        reasons = {record.unmeasured.get(name, hint) for record in lacking}
+        notes += [f"No {measure.title}: {reason}." for reason in sorted(reasons)]
+    return notes
+
+
 def notes_on_records(records: Sequence[Record]) -> list[str]:
     """Return what the cells say of themselves, each sentence once."""
-    missing = {record.lpips_missing for record in records if record.lpips_missing}
-    notes = [f"No LPIPS: {reason}." for reason in sorted(missing)]
+    notes: list[str] = []
     for record in records:
         notes += [remark for part in ("dataset", "model") for remark in record.config[part].get("remarks") or []]
         notes += [_privacy(record)] if record.privacy else []

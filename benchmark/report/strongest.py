@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmark.evaluation import metrics
+from benchmark.evaluation.statistics import best_intervals, rate_interval
 from benchmark.experiment.grid import ORACLE
-from benchmark.report.leaderboard import PAIR, SCENE, Results, by_image, floors_of, select
-from benchmark.report.statistics import best_intervals, rate_interval
+from benchmark.report.leaderboard import floors_of
+from benchmark.report.results import PAIR, SCENE, Results, by_image, select
 
 PREFIX = "strongest:"
 """Before the name of the attack that won."""
-
-NOT_CHOSEN = ("ssim_mean", "lpips_mean", "mse_mean", "noise_mse_mean", "timestep_accuracy", "seconds_per_victim", "evaluations")
-"""Measured of the winner's own images, and so left out here."""
 
 
 def strongest(results: Results, table: pd.DataFrame) -> pd.DataFrame:
@@ -54,7 +53,7 @@ def _winner(results: Results, names: dict[str, Any], rows: pd.DataFrame, floor: 
     success = rate_interval(recovered, least.source.nunique())
     return {
         **chosen,
-        **dict.fromkeys(NOT_CHOSEN, np.nan),
+        **{column: np.nan for metric in metrics.METRICS if not metric.in_strongest for column in metric.columns},
         "success_rate": recovered,
         "success_ci_low": success[0],
         "success_ci_high": success[1],

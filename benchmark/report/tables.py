@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
+from benchmark.evaluation import metrics
+from benchmark.evaluation.metric import Room, Shown
 from benchmark.experiment.grid import ORACLE
 from benchmark.report import escape
-from benchmark.report.leaderboard import COLUMNS, SCENE, Results
 from benchmark.report.notes import notes_on_floors
+from benchmark.report.results import SCENE, Results
 
 REALISTIC = "Realistic: clients keep noise and timestep to themselves"
 LABORATORY = "Laboratory: timestep or noise is granted to the attack, which no real client does"
 STRONGEST = "The strongest attack under each defense, chosen inside the bootstrap"
 
-MEASUREMENTS = ("n ok", "PSNR median [95%]", "gain over floor [95%]", "SSIM", "LPIPS", "success [95%]")
-
-TERMINAL = {"attack": 0, "budget": 6, "n ok": 4, "PSNR median": 20, "gain over floor": 20, "success": 7}
-"""Columns of the printed table and their widths; 0 is that of the longest name."""
+MISSING = "–"
+"""What stands in the place of a number that there is not."""
 
 WIDEST_NAME = 24
 """Columns of an attack's name; a longer one goes on in the next line."""
@@ -47,6 +47,7 @@ def _about(row: Any) -> str:
 
 def _readable(rows: pd.DataFrame) -> pd.DataFrame:
     """Every column that people read, as text."""
+    columns = _columns()
     shown = [
         {
             "attack": row.attack,
@@ -54,15 +55,22 @@ def _readable(rows: pd.DataFrame) -> pd.DataFrame:
             "knows": row.knows,
             "adaptive": "yes" if row.adaptive else "no",
             "budget": str(row.budget),
-            **dict(zip(MEASUREMENTS, _measurements(row), strict=True)),
-            "epsilon total": _number(row.epsilon_total, ".3g"),
-            "timestep exact": _number(row.timestep_accuracy, ".0%"),
-            "noise MSE": _number(row.noise_mse_mean, ".2f"),
+            "n ok": _count(row),
+            **dict(zip(columns, _measurements(row, columns.values()), strict=True)),
             "status": row.status if not row.reason else f"{row.status}: {row.reason}",
         }
         for row in rows.itertuples()
     ]
     return pd.DataFrame(shown)
+
+
+def _columns() -> dict[str, Shown]:
+    """Return the numbers that people read by their headings: with the better direction and whether an interval follows."""
+    return {
+        f"{shown.header} {metric.better}{' [95%]' if shown.interval else ''}": shown
+        for metric in metrics.METRICS
+        for shown in metric.shown
+    }
 
 
 def captions(results: Results, table: pd.DataFrame) -> list[str]:
@@ -83,7 +91,7 @@ def write(results: Results, table: pd.DataFrame, best: pd.DataFrame, directory: 
 
     The rows of `strongest` attacks come last in the first and before the others in the other two.
     """
-    rows = pd.concat([table, best])[list(COLUMNS)]
+    rows = pd.concat([table, best]).drop(columns="control")
     rows.map(lambda value: escape.csv(value) if isinstance(value, str) else value).to_csv(
         directory / "leaderboard.csv", index=False, encoding="utf-8"
     )
@@ -123,21 +131,17 @@ def _terminal(defense: str, rows: pd.DataFrame, width: int, footnotes: dict[str,
     """The rows of one defense in 80 columns; reasons go to the numbered `footnotes`."""
     title = f"[bold]{escape.terminal(defense)}[/] [dim]· {escape.terminal(_granted(rows))}[/]"
     printed = Table(title=title, title_justify="left", title_style="", box=None, padding=(0, 1, 0, 0))
-    for name, columns in TERMINAL.items():
-        text = name in ("attack", "PSNR median", "gain over floor")
-        printed.add_column(
-            name,
-            justify="left" if text else "right",
-            min_width=columns or width,
-            max_width=width if name == "attack" else None,
-            no_wrap=name != "attack",
-            overflow="fold",
-            header_style="dim",
-        )
+    printed.add_column("attack", min_width=width, max_width=width, overflow="fold", header_style="dim")
+    for name, room in (("budget", 6), ("n ok", 4)):
+        printed.add_column(name, justify="right", min_width=room, no_wrap=True, header_style="dim")
+    columns = [shown for shown in _columns().values() if shown.room]
+    for shown in columns:
+        justify: JustifyMethod = "left" if shown.room is Room.INTERVAL else "right"
+        printed.add_column(shown.header, justify=justify, min_width=shown.room, no_wrap=True, header_style="dim")
     for row in rows.itertuples():
         mark = f" ({footnotes.setdefault(row.reason, len(footnotes) + 1)})" if row.reason else ""
-        success = _number(row.success_rate, ".0%")
-        printed.add_row(escape.terminal(_name(row)), str(row.budget), _count(row), _psnr(row) + mark, _gain(row), success)
+        first, *others = _measurements(row, columns, narrow=True)
+        printed.add_row(escape.terminal(_name(row)), str(row.budget), _count(row), first + mark, *others)
     return printed
 
 
@@ -155,20 +159,25 @@ def _markdown(title: str, captions: Sequence[str], shown: Sequence[tuple[str, pd
 def _latex(title: str, captions: Sequence[str], shown: Sequence[tuple[str, pd.DataFrame]]) -> str:
     """One full-width table per section, a block of rows per defense; reasons stay in the other files."""
     parts = ["% needs \\usepackage{booktabs,graphicx}"]
-    headings = ["attack", "budget", *MEASUREMENTS]
+    columns = {heading: shown for heading, shown in _columns().items() if shown.paper}
+    headings = ["attack", "budget", "n ok", *columns]
+    alignment = "lrr" + "".join("l" if shown.interval else "r" for shown in columns.values())
     for heading, rows in shown:
         lines = [_latex_row(headings)]
         for defense, group in rows.groupby("defense", sort=False):
             block = rf"\textit{{{escape.tex(str(defense))}}}, {escape.tex(_granted(group))}"
             lines += [r"\midrule", rf"\multicolumn{{{len(headings)}}}{{l}}{{{block}}} \\"]
-            lines += [_latex_row([_name(row), str(row.budget), *_measurements(row)]) for row in group.itertuples()]
+            lines += [
+                _latex_row([_name(row), str(row.budget), _count(row), *_measurements(row, columns.values())])
+                for row in group.itertuples()
+            ]
         caption = " ".join([f"{title}. {heading}.", *captions])
         parts += [
             r"\begin{table*}[t]",
             r"\centering",
             rf"\caption{{{escape.tex(caption)}}}",
             r"\resizebox{\textwidth}{!}{%",
-            r"\begin{tabular}{lrrllrrl}",
+            rf"\begin{{tabular}}{{{alignment}}}",
             r"\toprule",
             *lines,
             r"\bottomrule",
@@ -180,12 +189,24 @@ def _latex(title: str, captions: Sequence[str], shown: Sequence[tuple[str, pd.Da
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join("--" if cell == "–" else escape.tex(cell) for cell in cells) + r" \\"
+    return " & ".join("--" if cell == MISSING else escape.tex(cell) for cell in cells) + r" \\"
 
 
-def _measurements(row: Any) -> list[str]:
-    ssim, lpips = _number(row.ssim_mean, ".3f"), _number(row.lpips_mean, ".3f")
-    return [_count(row), _psnr(row), _gain(row), ssim, lpips, _success(row)]
+def _measurements(row: Any, columns: Iterable[Shown], narrow: bool = False) -> list[str]:
+    """Return a row's numbers as text; the first gives way to the status where it has no value."""
+    first, *others = (_number(row, shown, narrow) for shown in columns)
+    return [str(row.status) if first == MISSING else first, *others]
+
+
+def _number(row: Any, shown: Shown, narrow: bool) -> str:
+    """Return a number with its interval, which a `narrow` table has only where there is room for it."""
+    value = getattr(row, shown.column)
+    if pd.isna(value):
+        return MISSING
+    bounds = [getattr(row, name) for name in shown.interval or ()]
+    if not bounds or pd.isna(bounds[0]) or (narrow and shown.room is not Room.INTERVAL):
+        return format(value, shown.form)
+    return "{} [{}, {}]".format(*(format(number, shown.form) for number in (value, *bounds)))
 
 
 def _granted(rows: pd.DataFrame) -> str:
@@ -201,28 +222,3 @@ def _name(row: Any) -> str:
 
 def _count(row: Any) -> str:
     return f"{row.n_ok}/{row.n_total}"
-
-
-def _psnr(row: Any) -> str:
-    """The median, or why there is none."""
-    text = _interval(row.psnr_median, row.psnr_ci_low, row.psnr_ci_high, ".1f")
-    return str(row.status) if text == "–" else text
-
-
-def _gain(row: Any) -> str:
-    return _interval(row.psnr_gain, row.psnr_gain_ci_low, row.psnr_gain_ci_high, "+.1f")
-
-
-def _success(row: Any) -> str:
-    return _interval(row.success_rate, row.success_ci_low, row.success_ci_high, ".0%")
-
-
-def _number(value: float, form: str) -> str:
-    return "–" if pd.isna(value) else format(value, form)
-
-
-def _interval(value: float, low: float, high: float, form: str) -> str:
-    if pd.isna(value):
-        return "–"
-    bounds = f" [{format(low, form)}, {format(high, form)}]" if not pd.isna(low) else ""
-    return format(value, form) + bounds

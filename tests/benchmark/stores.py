@@ -50,11 +50,11 @@ def image_sample(victim=0, psnr=10.0, **changes):
     """A sample of a private image of its own photograph; without a PSNR it diverged."""
     picture = np.full((8, 8, 3), 0.1 * victim, dtype=np.float32)
     lost = psnr is None
+    measured = {"psnr": psnr, "ssim": None if lost else 0.5, "mse": None if lost else 0.1, "lpips": None}
     values = dict(
-        victim=victim, image=0, source=f"source-{victim}", status="diverged" if lost else "ok", reason="", psnr=psnr,
-        mse=None if lost else 0.1, ssim=None if lost else 0.5, lpips=None, success=not lost and psnr >= 30, timestep=200,
-        timestep_estimate=None, timestep_error=None, noise_mse=None, loss=1e-3, evaluations=50, original=picture,
-        reconstruction=picture,
+        victim=victim, image=0, source=f"source-{victim}", status="diverged" if lost else "ok", reason="", measured=measured,
+        success=not lost and psnr >= 30, timestep=200, timestep_estimate=None, timestep_error=None, noise_mse=None, loss=1e-3,
+        evaluations=50, original=picture, reconstruction=picture,
     )  # fmt: skip
     return Sample(**{**values, **changes})
 

@@ -11,11 +11,12 @@ import pytest
 from benchmark.base.errors import UserError
 from benchmark.base.files import digest
 from benchmark.cli import main
+from benchmark.evaluation import statistics
 from benchmark.experiment.records import checksum
 from benchmark.experiment.store import SCHEMA_VERSION, DamagedCell, Store
-from benchmark.report import figures, statistics
+from benchmark.report import figures
 from benchmark.report.build import build
-from benchmark.report.leaderboard import read
+from benchmark.report.results import read
 from tests.benchmark.stores import ABC, PRIVACY, add, identity_of, image_sample, record
 
 

@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
+from benchmark.evaluation import statistics
 from benchmark.experiment.store import Store
-from benchmark.report import escape, figures, statistics, tables
+from benchmark.report import escape, figures, tables
 from benchmark.report.build import build
-from benchmark.report.leaderboard import leaderboard, read
+from benchmark.report.leaderboard import leaderboard
+from benchmark.report.results import read
 from tests.benchmark.stores import add, config
 
 HOSTILE = [

@@ -167,7 +167,7 @@ def test_the_judge_finds_each_estimate_in_an_unknown_order():
     rebuilt = Reconstruction(images, 0, timesteps=seen.timesteps, noise=seen.noise)
     samples = judge([victim], [rebuilt], 30)
     assert [sample.timestep for sample in samples] == list(TIMESTEPS)
-    assert all((sample.psnr, sample.timestep_error, sample.noise_mse) == (100.0, 0, 0.0) for sample in samples)
+    assert all((sample.measured["psnr"], sample.timestep_error, sample.noise_mse) == (100.0, 0, 0.0) for sample in samples)
 
 
 @pytest.mark.parametrize(("clients", "steps", "batch"), [(1, 3, 1), (2, 2, 2)])
@@ -258,4 +258,4 @@ def test_images_behind_two_local_steps_are_found():
     seen = scene.observe(Exposed())
     rebuilt = [*DLG(evaluations=160).run([seen], stream(0, "attack")), Reconstruction(flat(seen), 0)]
     found, floor = (judge([scene.victim], [one], 30) for one in rebuilt)
-    assert all(a.psnr > b.psnr + 12 for a, b in zip(found, floor, strict=True))
+    assert all(a.measured["psnr"] > b.measured["psnr"] + 12 for a, b in zip(found, floor, strict=True))

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from benchmark.cli import main
+from benchmark.evaluation import statistics
 from benchmark.experiment.store import Store
-from benchmark.report import figures, publish, statistics
+from benchmark.report import figures, publish
 from benchmark.report.build import build
 from benchmark.report.publish import publishing
 from tests.benchmark.stores import add

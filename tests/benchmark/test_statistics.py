@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from benchmark.report.statistics import best_intervals, median_interval, rate_interval, reachable_level
+from benchmark.evaluation.statistics import best_intervals, median_interval, rate_interval, reachable_level
 
 
 def test_the_interval_of_a_median_covers_it_about_as_often_as_it_says():

@@ -64,9 +64,9 @@ def quick_figures() -> Iterator[None]:
 
 
 def case(seed: int) -> Case:
-    """Return a report of a damaged run, in some cases then a comparison or a run that goes on."""
+    """Return a report of a damaged run, in some cases after measuring again, or then a comparison or a run that goes on."""
     draw = Random(seed)
-    commands: list[list[str]] = [["report", "RUN"]]
+    commands: list[list[str]] = [["report", "RUN", *draw.choice(([], [], ["--measure", "ssim"]))]]
     if draw.random() < 0.3:
         commands.append(["compare", "RUN", "dlg", "constant_image"])
     if draw.random() < 0.2:

@@ -1,0 +1,60 @@
+"""From the images and cells of a row of the leaderboard to its numbers: what `Metric.summarise` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import nan
+from typing import Any
+
+import numpy as np
+
+from benchmark.evaluation.metric import Group
+from benchmark.evaluation.statistics import median_interval, rate_interval
+
+
+def mean(name: str) -> Callable[[Group], tuple[float]]:
+    """Return the mean of a measurement over the images that did not diverge and have it."""
+    return lambda group: (float(group.ok[name].mean()),)
+
+
+def psnr(group: Group) -> tuple[float, ...]:
+    """Return median, mean and interval of the PSNR, then median and interval of its gain over the floor."""
+    ok = group.ok
+    paired = ok.dropna(subset=["gain"])
+    median, low, high = _median(ok.psnr, ok.source)
+    return median, float(ok.psnr.mean()), low, high, *_median(paired.gain, paired.source)
+
+
+def success(group: Group) -> tuple[float, float, float]:
+    """Return the share of all images that were recovered, and its interval. A lost image is not recovered."""
+    if group.samples.empty:
+        return (nan if (group.cells.status == "skipped").all() else 0.0), nan, nan
+    rate = float(group.samples.success.sum()) / int(group.cells.n_total.sum())
+    return rate, *rate_interval(rate, group.samples.source.nunique())
+
+
+def timestep_accuracy(group: Group) -> tuple[float]:
+    """Return the share of exact timesteps among those that the attack estimates."""
+    return (float((group.ok.timestep_error.dropna() == 0).mean()),)
+
+
+def privacy(group: Group) -> tuple[float, ...]:
+    """Return the defense's epsilon of a round and in total, and its delta."""
+    first = group.cells.iloc[0]
+    return tuple(float(first[name]) for name in ("epsilon_round", "epsilon_total", "delta"))
+
+
+def seconds_per_victim(group: Group) -> tuple[float]:
+    """Return the attack's time on one victim in seconds."""
+    cells = group.cells
+    return (nan if group.samples.empty else float(cells.seconds.sum() / cells.victims[cells.seconds.notna()].sum()),)
+
+
+def evaluations(group: Group) -> tuple[float]:
+    """Return the evaluations that the attack spent on one victim."""
+    return (nan if group.samples.empty else float(group.samples.evaluations.mean()),)
+
+
+def _median(values: Any, sources: Any) -> tuple[float, float, float]:
+    """Return the median with its interval, NaN without values."""
+    return (float(np.median(values)), *median_interval(values.tolist(), sources.tolist())) if len(values) else (nan, nan, nan)
