@@ -49,7 +49,7 @@ class Denoiser(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} mixes no time embeddings")
 
     @property
-    def network(self) -> ModelMixin:
+    def body(self) -> ModelMixin:
         """The network as diffusers has it."""
         return self.get_submodule(self.part)
 

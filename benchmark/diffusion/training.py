@@ -231,7 +231,7 @@ def publish(training: Training, scheduler: SchedulerMixin, out: Path, card: dict
     training.average.copy_to(training.network.parameters())
     aside = out / f"{ASIDE}{secrets.token_hex(8)}"
     try:
-        training.network.network.save_pretrained(aside / training.network.part, safe_serialization=True)
+        training.network.body.save_pretrained(aside / training.network.part, safe_serialization=True)
         scheduler.save_pretrained(aside / "scheduler")
         (aside / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         for part in sorted(aside.iterdir(), key=lambda path: path.name == CARD):  # the card last

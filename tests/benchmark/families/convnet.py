@@ -27,7 +27,7 @@ class ConvDenoiser(Denoiser):
     part = "convnet"
 
     def predict(self, x_t, times):
-        return self.network(x_t, times)
+        return self.body(x_t, times)
 
 
 class ConvFamily(Family):
