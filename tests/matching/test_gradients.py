@@ -13,6 +13,7 @@ from torch.autograd import grad
 
 from benchmark.attacks.gidm_plus import RelaxedGuess
 from benchmark.base.spec import Spec
+from benchmark.diffusion.codec import Pixels
 from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.models import build_network, build_schedule, resolve
 from benchmark.matching.engine import Matching, MatchingError, Task, match
@@ -120,6 +121,7 @@ class Net(nn.Module):
     """A network of a few layers, drawn aside from torch's global state."""
 
     device = "cpu"
+    codec = Pixels()
     layers: ClassVar[dict[str, Callable[[], nn.Module]]] = {}
 
     def __init__(self):
