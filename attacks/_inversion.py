@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,15 +23,12 @@ from torch.nn import functional as F
 
 from benchmark.closed_form.activations import Activation, patch_span, read_activation, row_span
 from benchmark.diffusion.denoiser import Denoiser
+from benchmark.diffusion.landmarks import landmarks
 from benchmark.matching.problem import defect
 from benchmark.types import Observation
 
 RIDGE = 1e-9
 """Of a Gram matrix's mean diagonal, added to it: patches may be dependent, as those of a flat image are."""
-
-
-AFTER = re.compile(r"\.up_blocks\.|\.conv_out$")
-"""Names of convolutions that come after the way down."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +107,14 @@ def _plain(layer: nn.Conv2d) -> bool:
 def read(seen: Observation, passed: Sequence[Site]) -> Readout:
     """What the gradients tell of the inputs of the convolutions on the way down: spans, and of one image an activation too.
 
-    Of one image, spans after the activation are left out: they follow from it, and made the search slower.
+    Of one image, spans after the activation are left out: they follow from it, and made the search slower. Nothing is read of
+    a network without landmarks.
     """
-    if defect(seen):
+    known = landmarks(seen.network)
+    if known is None or defect(seen):
         return Readout({})
     images = seen.batch_shape[0]
-    told = [site for site in passed if f"{site.name}.weight" in seen.update and not AFTER.search(site.name)]
+    told = [site for site in passed if f"{site.name}.weight" in seen.update and site.name in known.encoder]
     gradients = {site: seen.update[f"{site.name}.weight"] for site in told}
     telling = {site: g for site, g in gradients.items() if g.any() and images * site.height * site.width < g[0].numel()}
     spans = {site: row_span(gradient) for site, gradient in telling.items()}

@@ -41,6 +41,7 @@ from benchmark.attacks._inversion import Inversion, Readout, read, sites
 from benchmark.attacks._residual import plain_start, search
 from benchmark.base.ranges import LARGEST, InnerShare, Positive, Range
 from benchmark.closed_form.timesteps import with_timesteps
+from benchmark.diffusion.landmarks import landmarks
 from benchmark.matching.adapted import USED
 from benchmark.matching.engine import TAKEN
 from benchmark.matching.lbfgs import lbfgs
@@ -123,7 +124,10 @@ class Activations(Attack):
             places = [place for place, start in enumerate(near) if bool(start.note) == inverted]
             budgets = [self.evaluations - near[place].spent for place in places]
             found = search([observations[i] for i in places], [near[i].x for i in places], budgets, scale)
-            rebuilt.update((place, _rebuilt(solution, near[place])) for place, solution in zip(places, found, strict=True))
+            rebuilt.update(
+                (place, _rebuilt(observations[place], solution, near[place]))
+                for place, solution in zip(places, found, strict=True)
+            )
         return [rebuilt[place] for place in range(len(observations))]
 
 
@@ -142,8 +146,9 @@ def _searched(inversion: Inversion, start: Tensor, budgets: Sequence[int]) -> Se
     return searches
 
 
-def _rebuilt(solution: Solution, near: _Near) -> Reconstruction:
+def _rebuilt(seen: Observation, solution: Solution, near: _Near) -> Reconstruction:
     rebuilt = solution.reconstruction()
+    unknown = "" if landmarks(seen.network) else ": the network does not say which layers its encoder has"
     return dataclasses.replace(
-        rebuilt, evaluations=near.spent + rebuilt.evaluations, note=near.note or "nothing could be inverted"
+        rebuilt, evaluations=near.spent + rebuilt.evaluations, note=near.note or f"nothing could be inverted{unknown}"
     )

@@ -34,14 +34,18 @@ import torch
 from torch import Tensor
 
 from benchmark.base.ranges import LARGEST, InnerShare, Positive, Range
+from benchmark.diffusion.loss import Forward, losses
+from benchmark.diffusion.process import Mixture, Process
 from benchmark.matching.adam import adam
 from benchmark.matching.engine import TAKEN, Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import layerwise_cosine_distance, squared_distance
-from benchmark.matching.problem import CleanGuess, Guess, Stack, flat, granted, unknowns
+from benchmark.matching.problem import Guess, Stack, flat, granted, unknowns
 from benchmark.matching.search import Solution, Variables
 from benchmark.plugins import Attack
 from benchmark.types import Observation, Reconstruction
+
+UNMIXED = "the timestep is private, and the network does not mix time embeddings"
 
 OUT = -1e4
 """The logit of a timestep whose weight is zero."""
@@ -68,10 +72,12 @@ class GIDMPlus(Attack):
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
         tasks = [Task(seen, unknowns(seen, flat(seen), generator), self.evaluations) for seen in observations]
-        private = [task for task in tasks if task.seen.timesteps is None]
+        going = [task for task in tasks if task.seen.timesteps is not None or task.seen.network.mixes]
+        private = [task for task in going if task.seen.timesteps is None]
         joint = dict(zip(private, self._joint(private), strict=True))
-        found = match([_after(task, joint.get(task)) for task in tasks], granted, squared_distance, lbfgs)
-        return [_rebuilt(solution, joint.get(task)) for task, solution in zip(tasks, found, strict=True)]
+        found = match([_after(task, joint.get(task)) for task in going], granted, squared_distance, lbfgs)
+        rebuilt = {task: _rebuilt(solution, joint.get(task)) for task, solution in zip(going, found, strict=True)}
+        return [rebuilt.get(task) or Reconstruction(task.start["x_0"], 0, diverged=UNMIXED) for task in tasks]
 
     def _joint(self, tasks: Sequence[Task]) -> list[Solution]:
         """The first phase: image, noise and the logits (B, T) of the timestep."""
@@ -110,6 +116,26 @@ def _rebuilt(found: Solution, joint: Solution | None) -> Reconstruction:
     return dataclasses.replace(found.after(joint).reconstruction(), timesteps=logits.argmax(dim=-1) if moved else None)
 
 
+@dataclass(frozen=True, eq=False)
+class RelaxedGuess(Guess):
+    """Images, relaxed timesteps and noise.
+
+    Attributes:
+        x_0: (P, N, C, H, W) images.
+        weights: (P, N, T) over the timesteps.
+        eps: (P, N, C, H, W) noise.
+    """
+
+    x_0: Tensor
+    weights: Tensor
+    eps: Tensor
+
+    def losses(self, network: Forward, schedule: Process) -> Tensor:
+        """See `Guess.losses`: the client's own training losses."""
+        x_0, weights, eps = (part.flatten(0, 1) for part in self.parts())
+        return losses(network, schedule, x_0, Mixture(weights), eps).view(self.x_0.shape[:2])
+
+
 def _relaxed(variables: Variables, known: Stack) -> Guess:
     noise = known.noise if known.noise is not None else variables["eps"]
-    return CleanGuess(variables["x_0"], torch.softmax(variables["logits"], dim=-1), noise)
+    return RelaxedGuess(variables["x_0"], torch.softmax(variables["logits"], dim=-1), noise)

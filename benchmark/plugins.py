@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmark.base.ranges import check_fields
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.loss import parameter_gradient, training_loss
-from benchmark.diffusion.schedule import Schedule, uniform_timesteps
+from benchmark.diffusion.process import Process, uniform_timesteps
 from benchmark.scenario import Scenario
 from benchmark.types import Capability, Observation, Privacy, PublicParameters, Reconstruction, Update, Victim
 
@@ -65,21 +65,22 @@ class ClientStep:
 
     Attributes:
         network: the weights at that step: the global ones at the first, the client's own after it.
-        schedule: noise schedule and prediction type.
+        schedule: the process.
         victim: the private batch with its timesteps and noise.
         scenario: the clients' practice. Its batch size differs from that of the batch at hand under Poisson sampling.
         least: the least timestep that clients train on.
     """
 
     network: Denoiser
-    schedule: Schedule
+    schedule: Process
     victim: Victim
     scenario: Scenario
     least: int = 0
 
     def loss(self, network: torch.nn.Module) -> Tensor:
         """The mean training loss of the batch under `network`, which may wrap the client's own."""
-        return training_loss(network, self.schedule, self.victim.images, self.victim.timesteps, self.victim.noise)
+        x_0 = self.network.codec.encode(self.victim.images)
+        return training_loss(network, self.schedule, x_0, self.victim.timesteps, self.victim.noise)
 
     def gradient(self) -> Update:
         """The gradient of the mean loss, one tensor per trainable parameter."""

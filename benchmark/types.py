@@ -12,7 +12,7 @@ from enum import Enum
 from torch import Tensor
 
 from benchmark.diffusion.denoiser import Denoiser
-from benchmark.diffusion.schedule import Schedule
+from benchmark.diffusion.process import Process
 
 Update = Mapping[str, Tensor]
 """What crosses the wire: one tensor per trainable parameter that leaves the client, under the parameter's name."""
@@ -81,11 +81,11 @@ class Prior:
 
     Attributes:
         network: the denoiser; a copy, even where the attacked model is its own prior.
-        schedule: its noise schedule and prediction type.
+        schedule: its process.
     """
 
     network: Denoiser
-    schedule: Schedule
+    schedule: Process
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ class Observation:
         update: what crossed the wire: the mean over clients of (theta_0 - theta_E) / (eta E), with E local steps of size eta.
             Where clients take one step each, that is the gradient of the mean loss of all N images.
         network: the granted weights, in evaluation mode.
-        schedule: the granted noise schedule and prediction type.
+        schedule: the granted process.
         image_shape: (C, H, W).
         batch_size: private images B in the batch of one local step.
         mean_colour: (C,) mean over public images, in [-1, 1].
@@ -115,7 +115,7 @@ class Observation:
 
     update: Update
     network: Denoiser
-    schedule: Schedule
+    schedule: Process
     image_shape: tuple[int, int, int]
     batch_size: int
     mean_colour: Tensor

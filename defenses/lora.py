@@ -52,7 +52,7 @@ class LoRA(Defense):
         config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=ADAPTED, init_lora_weights=True)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            inject_adapter_in_model(config, network.unet)
+            inject_adapter_in_model(config, network.body)
         return network.eval()
 
     def public(self, scenario: Scenario) -> PublicParameters:

@@ -17,7 +17,7 @@ from benchmark.base.ranges import LARGEST
 from benchmark.cli.options import add_include
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler
+    from diffusers import SchedulerMixin
 
     from benchmark.diffusion.models import Model
     from benchmark.diffusion.training import Training
@@ -79,7 +79,7 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare(options: argparse.Namespace) -> tuple[Training, DDPMScheduler, Model, Dataset]:
+def _prepare(options: argparse.Namespace) -> tuple[Training, SchedulerMixin, Model, Dataset]:
     """Return the training at the step that it has reached in `--out`, its schedule, its first model and its data set."""
     from benchmark.base.machine import device_name
     from benchmark.base.spec import one
@@ -100,7 +100,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Training, DDPMScheduler, Mode
             data=fingerprint(images),
             files=dataset.fingerprint(),
             model=printable(options.model),
-            schedule=f"{schedule.prediction_type} {fingerprint(schedule.alpha_bar)}",
+            schedule=f"{schedule.prediction_type} {fingerprint(schedule.level)}",
             start=fingerprint(*network.parameters()),
             batch_size=options.batch_size,
             lr=options.lr,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmark.diffusion.denoiser import Denoiser
-from benchmark.diffusion.schedule import Schedule, uniform_timesteps
+from benchmark.diffusion.process import Process, uniform_timesteps
 from benchmark.diffusion.sgd import local_batches, mean_update
 from benchmark.plugins import ClientStep, Defense, Picture
 from benchmark.scenario import Scenario
@@ -23,13 +23,13 @@ class Round:
 
     Attributes:
         network: the global weights.
-        schedule: noise schedule and prediction type.
+        schedule: the process.
         victim: the private images of all clients and steps, with their timesteps and noise.
         scenario: the clients' practice.
     """
 
     network: Denoiser
-    schedule: Schedule
+    schedule: Process
     victim: Victim
     scenario: Scenario
 
@@ -82,7 +82,7 @@ def image_counts(scenario: Scenario, victims: int, generator: torch.Generator) -
 
 
 def draw_victim(
-    pictures: Sequence[Picture], scenario: Scenario, schedule: Schedule, generator: torch.Generator, least: int = 0
+    pictures: Sequence[Picture], scenario: Scenario, schedule: Process, generator: torch.Generator, least: int = 0
 ) -> Victim:
     """Draw the timesteps, from `least` on, and the noise of all images of a round, on the CPU."""
     images = torch.stack([picture.image for picture in pictures])

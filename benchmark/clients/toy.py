@@ -12,7 +12,9 @@ import torch
 from benchmark.base.seeds import stream
 from benchmark.clients.federation import Granted, Round, draw_victim, observe
 from benchmark.diffusion.denoiser import Denoiser
-from benchmark.diffusion.schedule import Schedule, from_scheduler
+from benchmark.diffusion.families.unet2d import UNet2D
+from benchmark.diffusion.process import Process
+from benchmark.diffusion.schedulers import read_process
 from benchmark.plugins import ClientStep, Defense, Picture
 from benchmark.scenario import Scenario
 from benchmark.types import Observation, Prior, Victim
@@ -23,7 +25,7 @@ class Toy:
     """A tiny round with its private images, for examination."""
 
     network: Denoiser
-    schedule: Schedule
+    schedule: Process
     victim: Victim
     scenario: Scenario
 
@@ -71,7 +73,7 @@ def toy(size: int = 8, batch: int = 2, channels: tuple[int, int] = (4, 8), **pra
             attention_head_dim=4,
         )
     scenario = Scenario(**{"image_size": size, "batch_size": batch, "timesteps": 200, **practice})
-    schedule = from_scheduler(DDPMScheduler(num_train_timesteps=1000))
+    schedule = read_process(DDPMScheduler(num_train_timesteps=1000))
     draw = stream(0, "toy")
     pictures = [Picture(2 * torch.rand(3, size, size, generator=draw) - 1, f"toy-{i}") for i in range(scenario.images)]
-    return Toy(Denoiser(unet), schedule, draw_victim(pictures, scenario, schedule, draw), scenario)
+    return Toy(UNet2D(unet, schedule.times), schedule, draw_victim(pictures, scenario, schedule, draw), scenario)

@@ -3,10 +3,10 @@
 To test which of finitely many embeddings lie in the span of a gradient's rows is near to the abstract of DAGER (arXiv
 2405.15586), for the tokens of a text.
 
-The layer's input is the embedding e(t_i), which no weight changes where it is positional, as in every preset. Its gradients
-are sum_i d_i e(t_i)^T for the weight and sum_i d_i for the bias, so the rows of [weight | bias] lie in the span of
-the vectors (e(t_i), 1): the timesteps are those of the T candidates that lie in the span of the rows. The sum over examples,
-clients and local steps keeps that span.
+The layer is a landmark of the network (`benchmark.diffusion.landmarks`). Its input is the embedding e(t_i), which no weight
+changes where it is positional, as in every preset. Its gradients are sum_i d_i e(t_i)^T for the weight and sum_i d_i for the
+bias, so the rows of [weight | bias] lie in the span of the vectors (e(t_i), 1): the timesteps are those of the T candidates
+that lie in the span of the rows. The sum over examples, clients and local steps keeps that span.
 
 Where that layer is withheld, the residual blocks' own projections of the time embedding tell as much: their input is a function
 of the timestep and of weights that the server knows, so the same test runs on those T candidates, block by block until one is
@@ -28,14 +28,9 @@ import torch
 from torch import Tensor
 
 from benchmark.closed_form.activations import ROUNDING
+from benchmark.diffusion.landmarks import Landmarks, landmarks
 from benchmark.matching.problem import defect, flat
 from benchmark.types import Observation, Reconstruction
-
-FIRST = "unet.time_embedding.linear_1"
-"""The time embedding's first layer."""
-
-TAKEN_UP = ".time_emb_proj"
-"""How the names of the layers end that take the time embedding up."""
 
 ABOVE_NOISE = 5.0
 """Singular values count above this many times the noise."""
@@ -71,25 +66,28 @@ def read_timesteps(seen: Observation) -> Reading:
     """
     if problem := defect(seen):
         raise Unreadable(problem)
-    *others, last = _layers(seen)
+    known = landmarks(seen.network)
+    if known is None:
+        raise Unreadable("the network does not say which layers take the time embedding")
+    *others, last = _layers(seen, known)
     for layer in others:
         with suppress(Unreadable):
-            return _read(seen, layer)
-    return _read(seen, last)
+            return _read(seen, layer, known.inputs(layer))
+    return _read(seen, last, known.inputs(last))
 
 
-def _layers(seen: Observation) -> list[str]:
+def _layers(seen: Observation, known: Landmarks) -> list[str]:
     """The layers that tell the timesteps: the first one, or where it is withheld those that take the embedding up."""
-    taking_up = [name for name, _ in seen.network.named_modules() if name.endswith(TAKEN_UP)]
-    told = [name for name in (FIRST, *taking_up) if f"{name}.weight" in seen.update]
+    told = [name for name in (known.embedding, *known.projections) if f"{name}.weight" in seen.update]
     if not told:
         raise Unreadable("no layer that takes the time embedding left the client")
-    return told[:1] if told[0] == FIRST else told
+    return told[:1] if told[0] == known.embedding else told
 
 
-def _read(seen: Observation, layer: str) -> Reading:
+def _read(seen: Observation, layer: str, inputs: Tensor) -> Reading:
+    """What one layer tells, whose input at each timestep is `inputs` (T, width)."""
     images, least = seen.batch_shape[0], seen.public.least_timestep or 0
-    rows, candidates = seen.update[f"{layer}.weight"].double(), _inputs(seen, layer)[least:].double()
+    rows, candidates = seen.update[f"{layer}.weight"].double(), inputs[least:].double()
     width, bias = rows.shape[1], seen.update.get(f"{layer}.bias")
     if bias is not None:  # an input of 1 beside the others
         rows = torch.cat([rows, bias[:, None].double()], 1)
@@ -107,18 +105,6 @@ def _read(seen: Observation, layer: str) -> Reading:
     if 1 < found < images:
         raise Unreadable(f"{found} timesteps stand behind {images} images, and which are repeated is not told")
     return Reading((least + order[:found]).sort().values.expand(images).clone(), confidence)
-
-
-@torch.no_grad()
-def _inputs(seen: Observation, layer: str) -> Tensor:
-    """(T, width): what the layer gets at each timestep."""
-    unet = seen.network.unet
-    embedding: Tensor = unet.time_proj(torch.arange(seen.schedule.steps, device=seen.network.device))
-    if layer == FIRST:
-        return embedding
-    block = seen.network.get_submodule(layer.removesuffix(TAKEN_UP))
-    taken: Tensor = block.nonlinearity(unet.time_embedding(embedding))  # type: ignore[operator]
-    return taken
 
 
 def with_timesteps(

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 
 from benchmark.base.ranges import Range, check_fields
-from benchmark.diffusion.process import MOST_STEPS
-from benchmark.diffusion.schedule import PredictionType
+from benchmark.diffusion.process import PredictionType
+from benchmark.diffusion.schedulers import DDPM_TARGETS, MOST_STEPS
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler
+    from diffusers import SchedulerMixin
 
 LARGEST_BETA = 0.999
 
@@ -23,7 +23,7 @@ class Convention:
     """Settable as `tiny[prediction=v_prediction,schedule=sigmoid,steps=16]`.
 
     Attributes:
-        prediction: what the network predicts.
+        prediction: what the network predicts; `flow_prediction` trains by flow matching, whose noise is linear in the timestep.
         schedule: `linear` (diffusers' own; betas are scaled by 1000 / T), `cosine` (diffusers' squaredcos_cap_v2) or
             `sigmoid` (after Jabri et al. 2022, arXiv 2212.11972, from -3 to 3 at temperature 1; its alpha_bar at t = 1 of
             T = 16 is that of the GIDM reference code).
@@ -36,14 +36,12 @@ class Convention:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.prediction not in DDPM_TARGETS and self.schedule != "linear":
+            raise ValueError(f"{self.prediction} has no schedule {self.schedule}")
 
-    def scheduler(self) -> DDPMScheduler:
+    def scheduler(self) -> SchedulerMixin:
         """The convention as diffusers' scheduler, which can be saved beside a network."""
-        from diffusers import DDPMScheduler
-
-        return DDPMScheduler(
-            num_train_timesteps=self.steps, prediction_type=self.prediction, **BETAS[self.schedule](self.steps)
-        )
+        return SCHEDULERS[self.prediction](self)
 
 
 def _linear(steps: int) -> Mapping[str, object]:
@@ -66,3 +64,23 @@ def _sigmoid(steps: int) -> Mapping[str, object]:
 
 BETAS: Mapping[str, Callable[[int], Mapping[str, object]]] = {"linear": _linear, "cosine": _cosine, "sigmoid": _sigmoid}
 """What each schedule passes to diffusers, from the number of timesteps."""
+
+
+def _ddpm(convention: Convention) -> SchedulerMixin:
+    from diffusers import DDPMScheduler
+
+    betas = BETAS[convention.schedule](convention.steps)
+    return DDPMScheduler(num_train_timesteps=convention.steps, prediction_type=convention.prediction, **betas)
+
+
+def _flow(convention: Convention) -> SchedulerMixin:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=convention.steps)
+
+
+SCHEDULERS: Mapping[PredictionType, Callable[[Convention], SchedulerMixin]] = {
+    **dict.fromkeys(DDPM_TARGETS, _ddpm),
+    "flow_prediction": _flow,
+}
+"""The scheduler of a convention, by what its network predicts."""

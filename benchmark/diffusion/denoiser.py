@@ -2,60 +2,63 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, cast
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
+from benchmark.diffusion.codec import Codec, Pixels
+from benchmark.diffusion.landmarks import Landmarks
+from benchmark.diffusion.process import Mixture
+
 if TYPE_CHECKING:
-    from diffusers import UNet2DModel
+    from diffusers import ModelMixin
 
 
-class Denoiser(nn.Module):
-    """A diffusers U-Net as a plain function of (x_t, t), always in evaluation mode: client and attacker see one function.
+class Denoiser(nn.Module, ABC):
+    """A network as a function of (x_t, t), always in evaluation mode: client and attacker hold one function.
 
-    Gradient matching differentiates twice, and fused attention has no second derivative, so every attention layer gets
-    diffusers' plain processor.
+    Attributes:
+        part: the network's name, before those of its parameters and as its subfolder in a pipeline's directory.
+        codec: from images to what the network denoises, and back.
+        mixes: whether the network takes relaxed timesteps, see `mixed`.
+        times: (T,) what the network is fed at each timestep, see `Process.times`; not saved with the weights.
     """
 
-    def __init__(self, unet: UNet2DModel) -> None:
+    part: ClassVar[str]
+    codec: ClassVar[Codec] = Pixels()
+    mixes: ClassVar[bool] = False
+    times: Tensor
+
+    def __init__(self, network: ModelMixin, times: Tensor) -> None:
         super().__init__()
-        self.unet = unet
-        for module in unet.modules():
-            if hasattr(module, "set_processor"):
-                module.set_processor(AttnProcessor())
-        unet.time_proj.register_forward_hook(_mix)
+        self.register_buffer("times", times, persistent=False)
+        self.add_module(self.part, network)
         self.eval()
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The prediction for noisy images `x_t` (B, C, H, W) at timesteps `t` (B,), of the images' shape.
+    def forward(self, x_t: Tensor, t: Tensor | Mixture) -> Tensor:
+        """Return the prediction for noisy images `x_t` (B, C, H, W) at timesteps `t` (B,) in [0, T), of the images' shape."""
+        return self.mixed(x_t, t) if isinstance(t, Mixture) else self.predict(x_t, self.times[t])
 
-        Weights `t` (B, T) over the timesteps mix their embeddings before the first layer that learns.
-        """
-        if not t.is_floating_point():
-            return cast(Tensor, self.unet(x_t, t).sample)
-        token = _weights.set(t)
-        try:
-            return cast(Tensor, self.unet(x_t, torch.zeros(len(t), dtype=torch.int64, device=t.device)).sample)
-        finally:
-            _weights.reset(token)
+    @abstractmethod
+    def predict(self, x_t: Tensor, times: Tensor) -> Tensor:
+        """Return the prediction for `x_t` where the network is fed `times` (B,)."""
+
+    def mixed(self, x_t: Tensor, t: Mixture) -> Tensor:
+        """Return the prediction at relaxed timesteps, whose embeddings are mixed before the first layer that learns."""
+        raise NotImplementedError(f"{type(self).__name__} mixes no time embeddings")
+
+    @property
+    def body(self) -> ModelMixin:
+        """The network as diffusers has it."""
+        return self.get_submodule(self.part)
+
+    @property
+    def landmarks(self) -> Landmarks | None:
+        """The layers that closed forms ask for; None where the family does not know them."""
+        return None
 
     @property
     def device(self) -> str:
         """The device of the parameters."""
         return str(next(self.parameters()).device)
-
-
-_weights: ContextVar[Tensor | None] = ContextVar("weights", default=None)
-"""Weights (B, T) over the timesteps of the forward pass under way; each thread has its own."""
-
-
-def _mix(time_projection: nn.Module, inputs: object, embedding: Tensor) -> Tensor:
-    """In place of the embedding of one timestep, the mixture of all of them where weights are given."""
-    t = _weights.get()
-    if t is None:
-        return embedding
-    every: Tensor = time_projection.forward(torch.arange(t.shape[1], device=t.device))
-    return t @ every.to(t.dtype)

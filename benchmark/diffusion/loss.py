@@ -7,23 +7,23 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from benchmark.diffusion.schedule import Schedule
+from benchmark.diffusion.process import Mixture, Process
 
-Forward = Callable[[Tensor, Tensor], Tensor]
-"""A network as a function of noisy images (B, C, H, W) and timesteps (B,), as `Denoiser.forward` is."""
+Forward = Callable[[Tensor, Tensor | Mixture], Tensor]
+"""A network as a function of noisy images (B, C, H, W) and B timesteps, as `Denoiser.forward` is."""
 
 
-def losses(network: Forward, schedule: Schedule, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+def losses(network: Forward, schedule: Process, x_0: Tensor, t: Tensor | Mixture, eps: Tensor) -> Tensor:
     """Each example's mean || target - net(x_t, t) ||^2 over channels and pixels, (B,).
 
-    Shapes: `x_0` and `eps` (B, C, H, W), `t` (B,).
+    Shapes: `x_0` and `eps` (B, C, H, W), `t` (B,) or B mixtures.
     """
     prediction = network(schedule.add_noise(x_0, t, eps), t)
     residual: Tensor = schedule.target(x_0, t, eps) - prediction
     return residual.square().flatten(1).mean(1)
 
 
-def training_loss(network: Forward, schedule: Schedule, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+def training_loss(network: Forward, schedule: Process, x_0: Tensor, t: Tensor | Mixture, eps: Tensor) -> Tensor:
     """L, the mean of the examples' `losses`, a scalar: the simplified loss of Ho et al. 2020 (arXiv 2006.11239)."""
     return losses(network, schedule, x_0, t, eps).mean()
 

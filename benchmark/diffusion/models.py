@@ -1,4 +1,4 @@
-"""The model axis: a U-Net architecture, a noise schedule with its prediction type, a state, and the prior that is granted.
+"""The model axis: an architecture, a process, a state, and the prior that is granted.
 
 A model is a preset at random init (`tiny`, `small[prediction=v_prediction]`), a preset's shipped checkpoint (`tiny:trained`), a
 local diffusers directory (a path; `train` writes such), or the hub id of a model that is in the local Hugging Face cache.
@@ -21,15 +21,16 @@ from benchmark.base.paths import printable, user_path
 from benchmark.base.seeds import seed
 from benchmark.base.spec import Spec, one
 from benchmark.diffusion.catalogue import cached, shipped
-from benchmark.diffusion.checkpoint import Checkpoint, inspect, load, read_object, stride
+from benchmark.diffusion.checkpoint import Checkpoint, inspect, load, read_object
 from benchmark.diffusion.conventions import Convention
 from benchmark.diffusion.denoiser import Denoiser
+from benchmark.diffusion.family import families
 from benchmark.diffusion.presets import PRESETS
-from benchmark.diffusion.process import read_scheduler
-from benchmark.diffusion.schedule import Schedule, from_scheduler
+from benchmark.diffusion.process import Process
+from benchmark.diffusion.schedulers import read_process, read_scheduler
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler
+    from diffusers import SchedulerMixin
 
 CARD = "card.json"
 MOST_NAMES = 5
@@ -62,7 +63,7 @@ class Model:
         steps: number of timesteps T.
         convention: schedule and prediction type of a preset, None where the directory's own scheduler says it.
         preset: the name of its preset, or None.
-        checkpoint: the diffusers directory of its U-Net, or None.
+        checkpoint: the diffusers directory of its network, or None.
         card: what `train` wrote of how it was made, or None.
         prior: the trained model that an attack is granted as knowledge of images, None where it is granted none.
         remarks: what the user should know of it.
@@ -152,8 +153,8 @@ def _resolve_alone(spec: Spec) -> Model:
     if spec.name in PRESETS:
         convention = build(Convention, dict(spec.params), f"model '{spec.name}'")
         preset = PRESETS[spec.name]
-        lowest = stride(preset.block_out_channels)
-        return Model(str(spec), preset.sample_size, lowest, convention.steps, convention, preset=spec.name)
+        size, stride = families()[preset.family].size(preset.config, f"model '{spec.name}'")
+        return Model(str(spec), size, stride, convention.steps, convention, preset=spec.name)
     if spec.name in shipped():
         return _resolve_directory(spec, shipped()[spec.name])
     path = user_path(spec.name)
@@ -206,7 +207,7 @@ def _remarks(model: Model) -> tuple[str, ...]:
         names = ", ".join(map(shown, model.checkpoint.ignored[:MOST_NAMES]))
         remarks.append(f"model '{model.label}': its configuration has settings that diffusers ignores: {names}")
     schedule = build_schedule(model)
-    if schedule.alpha_bar[-1] == 0 and schedule.prediction_type == "epsilon":
+    if schedule.signal[-1] == 0 and schedule.prediction_type == "epsilon":
         remarks.append(
             f"model '{model.label}': alpha_bar ends at 0, where the noisy image is noise alone and a network that predicts the "
             "noise learns nothing of the image; such schedules are meant for v_prediction"
@@ -214,7 +215,7 @@ def _remarks(model: Model) -> tuple[str, ...]:
     return tuple(remarks)
 
 
-def build_scheduler(model: Model) -> DDPMScheduler:
+def build_scheduler(model: Model) -> SchedulerMixin:
     """The scheduler that the model's client trains with, as diffusers has it.
 
     Raises:
@@ -227,14 +228,14 @@ def build_scheduler(model: Model) -> DDPMScheduler:
     return read_scheduler(read_object(model.checkpoint.scheduler, what), what)
 
 
-def build_schedule(model: Model) -> Schedule:
-    """The schedule that the model's client trains with, on the CPU.
+def build_schedule(model: Model) -> Process:
+    """The process that the model's client trains with, on the CPU.
 
     Raises:
         UserError: the scheduler's file cannot be used.
     """
     try:
-        return from_scheduler(build_scheduler(model))
+        return read_process(build_scheduler(model))
     except ValueError as error:
         raise UserError(f"model '{model.label}': {error}") from error
 
@@ -245,14 +246,13 @@ def build_network(model: Model, base_seed: int) -> Denoiser:
     Raises:
         UserError: the weights cannot be read.
     """
-    from diffusers import UNet2DModel
-
+    times = build_schedule(model).times
     if model.checkpoint is not None:
-        return Denoiser(load(model.checkpoint, f"model '{model.label}'"))
+        return load(model.checkpoint, times, f"model '{model.label}'")
     assert model.preset is not None
-    architecture = dataclasses.asdict(PRESETS[model.preset])
-    del architecture["summary"]
+    preset = PRESETS[model.preset]
+    family = families()[preset.family]
     with torch.random.fork_rng(devices=[]):  # layers draw their init from the global state, which is put back
         torch.default_generator.manual_seed(seed(base_seed, "model", model.preset))
-        unet = UNet2DModel(**architecture)
-    return Denoiser(unet)
+        network = family.network(preset.config)
+    return family.denoiser(network, times)

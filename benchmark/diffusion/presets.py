@@ -1,13 +1,17 @@
 """The U-Net architectures that ship, as plain numbers: listing them imports nothing heavy."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
 class Preset:
-    """An architecture: what is passed to diffusers' `UNet2DModel`, and one line for people.
+    """An architecture: a configuration of diffusers' `UNet2DModel`, and one line for people.
 
     Attributes:
+        family: the class of the network.
         summary: one line for people.
         sample_size: side of the square images.
         block_out_channels: channels at each resolution.
@@ -22,6 +26,8 @@ class Preset:
         downsample_padding: of each strided convolution.
     """
 
+    family: ClassVar[str] = "UNet2DModel"
+
     summary: str
     sample_size: int
     block_out_channels: tuple[int, ...]
@@ -34,6 +40,13 @@ class Preset:
     flip_sin_to_cos: bool = True
     norm_eps: float = 1e-5
     downsample_padding: int = 1
+
+    @property
+    def config(self) -> Mapping[str, object]:
+        """The configuration as config.json has it."""
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()}
+        del fields["summary"]
+        return fields
 
 
 PRESETS = {

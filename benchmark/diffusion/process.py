@@ -1,89 +1,164 @@
-"""Which of diffusers' schedulers have the forward process of DDPM, and how its noise schedule is read from them."""
+"""The forward process and what a network predicts of it: x_t = alpha_t x_0 + sigma_t eps, target = p_t x_0 + q_t eps.
+
+A timestep is a whole number in [0, T), or is relaxed to T weights that sum to 1 (`Mixture`); whole numbers are their corners.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Literal
 
 import torch
+from torch import Tensor
 
-from benchmark.base.errors import UserError, shown, whole_message
+PredictionType = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
+"""diffusers' names of what a network predicts: the noise, the image, the velocity, and the velocity of flow matching."""
 
-if TYPE_CHECKING:
-    from diffusers import DDPMScheduler
-
-PROCESSES = frozenset(
-    {
-        "DDIMInverseScheduler",
-        "DDIMParallelScheduler",
-        "DDIMScheduler",
-        "DDPMParallelScheduler",
-        "DDPMScheduler",
-        "DEISMultistepScheduler",
-        "DPMSolverMultistepScheduler",
-        "DPMSolverSinglestepScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "EulerDiscreteScheduler",
-        "HeunDiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "KDPM2DiscreteScheduler",
-        "LMSDiscreteScheduler",
-        "PNDMScheduler",
-        "UniPCMultistepScheduler",
-    }
-)
-"""Classes of diffusers that sample from a network trained by DDPM's process; their alpha_bar is what a client trains with."""
-
-MOST_STEPS = 100_000
-"""Timesteps of a process: more are a mistake."""
-
-TOLERANCE = 1e-6
-"""How far the alpha_bar of a scheduler of another class may lie from DDPM's with the same settings."""
+Coefficient = Tensor | float
 
 
-@contextmanager
-def quiet_diffusers() -> Iterator[None]:
-    """Keep diffusers from printing what `unknown_settings` returns."""
-    from diffusers.utils import logging
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Relaxed timesteps.
 
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-def unknown_settings(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the settings of a diffusers configuration that its class does not have; names of diffusers' own are left out."""
-    import diffusers
-
-    known = inspect.signature(getattr(diffusers, str(config["_class_name"])).__init__).parameters
-    return tuple(sorted(name for name in config if not name.startswith("_") and name not in known))
-
-
-def read_scheduler(config: Mapping[str, object], what: str) -> DDPMScheduler:
-    """Return the scheduler that a client trains with, from the configuration of a scheduler of `PROCESSES`.
-
-    Raises:
-        UserError: the configuration cannot be used, or DDPM with the same settings has another alpha_bar.
+    Attributes:
+        weights: (B, T), each row sums to 1.
     """
-    import diffusers
 
-    cls: Any = getattr(diffusers, str(config["_class_name"]))
-    try:
-        with quiet_diffusers():
-            own = cls.from_config(dict(config))
-            scheduler: DDPMScheduler = diffusers.DDPMScheduler.from_config(dict(own.config))
-    except Exception as error:
-        raise UserError(f"{what} has a scheduler that cannot be used: {whole_message(error)}") from error
-    if scheduler.alphas_cumprod.shape != (own.config.num_train_timesteps,):
-        raise UserError(
-            f"{what} has a scheduler with {scheduler.alphas_cumprod.numel()} betas for "
-            f"{shown(own.config.num_train_timesteps)} timesteps"
-        )
-    if not torch.allclose(own.alphas_cumprod, scheduler.alphas_cumprod, rtol=0, atol=TOLERANCE, equal_nan=True):
-        raise UserError(f"{what} has a {shown(config['_class_name'])} whose noise schedule is not that of DDPM")
-    return scheduler
+    weights: Tensor
+
+    def of(self, table: Tensor) -> Tensor:
+        """Return the weighted mean (B, *shape) of the rows of a table (T, *shape)."""
+        return self.weights @ table
+
+
+@dataclass(frozen=True)
+class Path:
+    """The scales of signal and noise as functions of one level per timestep; relaxed timesteps mix levels.
+
+    Attributes:
+        signal: alpha, from the level.
+        noise: sigma, from the level.
+    """
+
+    signal: Callable[[Tensor], Tensor]
+    noise: Callable[[Tensor], Tensor]
+
+
+VARIANCE_PRESERVING = Path(torch.sqrt, lambda alpha_bar: (1 - alpha_bar).sqrt())
+"""The path of Ho et al. 2020 (arXiv 2006.11239, eq. 4): alpha^2 + sigma^2 = 1. The level is alpha_bar, the share of signal."""
+
+STRAIGHT = Path(lambda sigma: 1 - sigma, lambda sigma: sigma)
+"""The path of flow matching, as in diffusers' `FlowMatchEulerDiscreteScheduler.scale_noise`. The level is sigma = 1 - alpha."""
+
+TARGETS: Mapping[PredictionType, Callable[[Tensor, Tensor], tuple[Coefficient, Coefficient, Coefficient]]] = {
+    "epsilon": lambda alpha, sigma: (0.0, 1.0, alpha),
+    "sample": lambda alpha, sigma: (1.0, 0.0, -sigma),
+    "v_prediction": lambda alpha, sigma: (-sigma, alpha, 1.0),
+    "flow_prediction": lambda alpha, sigma: (-1.0, 1.0, 1.0),
+}
+"""From (alpha, sigma) to p, q and the determinant alpha q - sigma p, for each prediction type.
+
+v is that of Salimans and Ho 2022 (arXiv 2202.00512, appendix D), on the variance-preserving path.
+Flow matching predicts eps - x_0, on the straight path.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Process:
+    """A forward process and what the network predicts under it.
+
+    Attributes:
+        level: (T,) float32, one level per timestep: alpha_bar or sigma, as the path says.
+        path: from levels to the scales of signal and noise.
+        prediction_type: a name in `TARGETS`.
+        times: (T,) what the network is fed at each timestep.
+    """
+
+    level: Tensor
+    path: Path
+    prediction_type: PredictionType
+    times: Tensor
+
+    @property
+    def steps(self) -> int:
+        """T, the number of timesteps."""
+        return self.level.numel()
+
+    @property
+    def signal(self) -> Tensor:
+        """alpha, (T,)."""
+        return self.path.signal(self.level)
+
+    @property
+    def noise(self) -> Tensor:
+        """sigma, (T,)."""
+        return self.path.noise(self.level)
+
+    def to(self, device: str) -> Process:
+        """Return the same process on another device."""
+        return replace(self, level=self.level.to(device), times=self.times.to(device))
+
+    def add_noise(self, x_0: Tensor, t: Tensor | Mixture, eps: Tensor) -> Tensor:
+        """Return x_t = alpha_t x_0 + sigma_t eps.
+
+        Args:
+            x_0: (B, C, H, W) images in [-1, 1].
+            t: (B,) int64 in [0, T), or B mixtures.
+            eps: (B, C, H, W) standard normal noise.
+        """
+        alpha, sigma = self._scales(t)
+        return alpha * x_0 + sigma * eps
+
+    def target(self, x_0: Tensor, t: Tensor | Mixture, eps: Tensor) -> Tensor:
+        """Return p_t x_0 + q_t eps, what the network is trained to output."""
+        p, q, _ = TARGETS[self.prediction_type](*self._scales(t))
+        return _combined((q, eps), (p, x_0))
+
+    def denoised(self, x_t: Tensor, t: Tensor | Mixture, prediction: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the (x_0, eps) behind x_t and the network's prediction: the inverse of `add_noise` and `target`.
+
+        A prediction of one of the two is that one, without rounding.
+        """
+        alpha, sigma = self._scales(t)
+        p, q, determinant = TARGETS[self.prediction_type](alpha, sigma)
+        x_0 = prediction if _is(q, 0) else _combined((q, x_t), (-sigma, prediction)) / determinant
+        eps = prediction if _is(p, 0) else _combined((alpha, prediction), (-p, x_t)) / determinant
+        return x_0, eps
+
+    def _scales(self, t: Tensor | Mixture) -> tuple[Tensor, Tensor]:
+        """(B, 1, 1, 1) each: alpha and sigma."""
+        level = (t.of(self.level) if isinstance(t, Mixture) else self.level[t]).view(-1, 1, 1, 1)
+        return self.path.signal(level), self.path.noise(level)
+
+
+def ddpm(alpha_bar: Tensor, prediction_type: PredictionType) -> Process:
+    """Return the process of DDPM; its network is fed the timesteps themselves."""
+    return Process(alpha_bar, VARIANCE_PRESERVING, prediction_type, torch.arange(alpha_bar.numel()))
+
+
+def flow_matching(sigma: Tensor) -> Process:
+    """Return the process of flow matching with the noise scales `sigma` (T,); its network is fed T sigma.
+
+    diffusers feeds its networks the scheduler's `timesteps`, which are sigma times the number of training timesteps
+    (schedulers/scheduling_flow_match_euler_discrete.py, `__init__` and `set_timesteps`; the loop over them is in
+    pipelines/stable_diffusion_3/pipeline_stable_diffusion_3.py).
+    """
+    return Process(sigma, STRAIGHT, "flow_prediction", sigma * sigma.numel())
+
+
+def uniform_timesteps(count: int, least: int, steps: int, generator: torch.Generator) -> Tensor:
+    """Timesteps (count,) in [least, steps). A share is drawn, so that victims keep their place whatever the range."""
+    share = torch.rand(count, generator=generator, dtype=torch.float64)
+    return least + (share * (steps - least)).long()
+
+
+def _is(coefficient: Coefficient, number: float) -> bool:
+    return not isinstance(coefficient, Tensor) and coefficient == number
+
+
+def _combined(*terms: tuple[Coefficient, Tensor]) -> Tensor:
+    """Return the sum of c x over the terms (c, x). The numbers 0 and 1 cost nothing, and 0 x is 0 for every x."""
+    return reduce(torch.add, [x if _is(c, 1) else c * x for c, x in terms if not _is(c, 0)])

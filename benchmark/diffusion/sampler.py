@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from benchmark.diffusion.denoiser import Denoiser
-from benchmark.diffusion.schedule import Schedule
+from benchmark.diffusion.process import Process
 
 
 def ddim_timesteps(steps: int, total: int) -> list[int]:
@@ -24,17 +24,18 @@ def ddim_timesteps(steps: int, total: int) -> list[int]:
     return [int(t) for t in spaced.round()]
 
 
-def ddim(network: Denoiser, schedule: Schedule, z: Tensor, steps: int) -> Tensor:
+def ddim(network: Denoiser, schedule: Process, z: Tensor, steps: int) -> Tensor:
     """x_0 = Sampler(z): DDIM without noise, after Song et al. 2020 (arXiv 2010.02502).
 
     As in diffusers' `DDIMScheduler`, each step's estimate of x_0 is clipped to the image range, which keeps the few steps of a
-    small network from running away; the noise's estimate is not derived again from it.
+    small network from running away; the noise's estimate is not derived again from it. Under flow matching, steps that clip
+    nothing are Euler's, as in diffusers' `FlowMatchEulerDiscreteScheduler`.
 
     Differentiable in `z`. Each step is recomputed on the way back, so memory holds one step's activations at a time.
 
     Args:
         network: the prior.
-        schedule: its noise schedule and prediction type.
+        schedule: its process.
         z: (B, C, H, W) the latent, standard normal.
         steps: number of sampler steps; see `ddim_timesteps`.
 
@@ -53,7 +54,7 @@ def ddim(network: Denoiser, schedule: Schedule, z: Tensor, steps: int) -> Tensor
 
 
 @torch.no_grad()
-def ddim_inverse(network: Denoiser, schedule: Schedule, x_0: Tensor, steps: int) -> Tensor:
+def ddim_inverse(network: Denoiser, schedule: Process, x_0: Tensor, steps: int) -> Tensor:
     """A latent that `ddim` takes back to about the images `x_0` (B, C, H, W): its steps the other way round.
 
     Exact where a prediction does not change from one step to the next; a start for a search, not an encoding.
@@ -64,23 +65,22 @@ def ddim_inverse(network: Denoiser, schedule: Schedule, x_0: Tensor, steps: int)
     return x
 
 
-def estimate(network: Denoiser, schedule: Schedule, images: Tensor, noise_std: float) -> Tensor:
+def estimate(network: Denoiser, schedule: Process, images: Tensor, noise_std: float) -> Tensor:
     """The clean images, clipped to [-1, 1], that the network sees in images (B, C, H, W) with noise of that deviation.
 
     Nothing is added: what is wrong with the images is taken for the noise. The timestep is the one whose noise, in units of
     its signal, is nearest.
     """
-    deviation = ((1 - schedule.alpha_bar) / schedule.alpha_bar).sqrt()
-    now = int((deviation - noise_std).abs().argmin())
+    now = int((schedule.noise / schedule.signal - noise_std).abs().argmin())
     return _implied(network, schedule, _noisy(schedule, images, torch.zeros_like(images), now), now)[0]
 
 
-def _implied(network: Denoiser, schedule: Schedule, x: Tensor, now: int) -> tuple[Tensor, Tensor]:
+def _implied(network: Denoiser, schedule: Process, x: Tensor, now: int) -> tuple[Tensor, Tensor]:
     """The clipped image and the noise that the network sees in `x` at timestep `now`."""
     t = torch.full((len(x),), now, device=x.device)
     x_0, eps = schedule.denoised(x, t, network(x, t))
     return x_0.clamp(-1, 1), eps
 
 
-def _noisy(schedule: Schedule, x_0: Tensor, eps: Tensor, at: int) -> Tensor:
+def _noisy(schedule: Process, x_0: Tensor, eps: Tensor, at: int) -> Tensor:
     return schedule.add_noise(x_0, torch.full((len(x_0),), at, device=x_0.device), eps)

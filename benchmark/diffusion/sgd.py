@@ -15,6 +15,7 @@ from torch.autograd import grad
 from torch.func import functional_call
 
 from benchmark.diffusion.loss import Forward
+from benchmark.diffusion.process import Mixture
 
 
 def local_batches(images: int, clients: int, local_steps: int) -> list[list[slice]]:
@@ -50,6 +51,6 @@ def local_update(
     return mean_update(gradients)
 
 
-def _at(network: nn.Module, weights: dict[str, Tensor], x_t: Tensor, t: Tensor) -> Tensor:
+def _at(network: nn.Module, weights: dict[str, Tensor], x_t: Tensor, t: Tensor | Mixture) -> Tensor:
     prediction: Tensor = functional_call(network, weights, (x_t, t))
     return prediction

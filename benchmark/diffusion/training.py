@@ -1,6 +1,6 @@
 """Trains a denoiser on the public images of a data set, and leaves it as a model that every grid can name.
 
-OUT/unet, OUT/scheduler  the averaged weights as safetensors and the noise schedule, in diffusers' layout
+OUT/unet, OUT/scheduler  the averaged weights as safetensors and the process, in diffusers' layout
 OUT/card.json            what it was trained on, how, and with what
 OUT/samples.png          what it draws
 OUT/training.pt          where a later command goes on
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import SchedulerMixin
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor
@@ -36,8 +36,8 @@ from benchmark.base.seeds import stream
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.loss import training_loss
 from benchmark.diffusion.models import CARD
+from benchmark.diffusion.process import Process
 from benchmark.diffusion.sampler import ddim
-from benchmark.diffusion.schedule import Schedule
 
 STATE = "training.pt"
 SHEET = "samples.png"
@@ -48,9 +48,6 @@ SHEET_SIDE = 64
 """Pixels to which smaller draws are enlarged."""
 SMOOTHING = 0.99
 """Share of the past in the loss that is shown."""
-
-PUBLISHED = ("unet", "scheduler", CARD, SHEET)
-"""What a training leaves for its users."""
 
 LABELS = frozenset({"dataset", "model"})
 """Fields of a recipe that say how data and model were asked for; what they are is in its fingerprints."""
@@ -66,7 +63,7 @@ class Recipe:
         data: a fingerprint of them.
         files: the data set's own fingerprint, of all its files, victims among them.
         model: the architecture and its noise schedule, as on the command line.
-        schedule: a fingerprint of alpha_bar, and the prediction type.
+        schedule: a fingerprint of the levels, and the prediction type.
         start: a fingerprint of the initial weights.
         batch_size: images per step.
         lr: step size of Adam.
@@ -104,7 +101,7 @@ class Training:
     Step k draws from a random stream of its own, so that a training that was interrupted goes on to the same weights.
     """
 
-    def __init__(self, recipe: Recipe, network: Denoiser, schedule: Schedule, images: Tensor) -> None:
+    def __init__(self, recipe: Recipe, network: Denoiser, schedule: Process, images: Tensor) -> None:
         self.recipe, self.network, self.schedule, self.images = recipe, network, schedule, images
         self.optimiser = torch.optim.Adam(network.parameters(), lr=recipe.lr)
         self.average = EMAModel(network.parameters(), decay=recipe.ema_decay, use_ema_warmup=True, power=3 / 4)
@@ -141,6 +138,11 @@ class Training:
         t = torch.randint(self.schedule.steps, (len(x_0),), generator=draw)
         return x_0, t, torch.randn(x_0.shape, generator=draw)
 
+    @property
+    def published(self) -> tuple[str, ...]:
+        """What it leaves for its users."""
+        return (self.network.part, "scheduler", CARD, SHEET)
+
     def describe(self) -> dict[str, object]:
         """What a card says of it."""
         parameters = sum(p.numel() for p in self.network.parameters())
@@ -174,7 +176,7 @@ class Training:
             UserError: the state cannot be read, or is that of another training, or a model lies there without one.
         """
         if not (out / STATE).exists():
-            if there := [name for name in PUBLISHED if os.path.lexists(out / name)]:
+            if there := [name for name in self.published if os.path.lexists(out / name)]:
                 raise UserError(f"{out} holds a {there[0]} whose training cannot go on; choose another --out")
             return
         try:
@@ -217,7 +219,7 @@ def train(training: Training, steps: int, out: Path, save_every: int, watch: Cal
         raise Interrupted(interrupts[0])
 
 
-def publish(training: Training, scheduler: DDPMScheduler, out: Path, card: dict[str, object]) -> None:
+def publish(training: Training, scheduler: SchedulerMixin, out: Path, card: dict[str, object]) -> None:
     """Write the averaged weights, the schedule and the card into `out`, where `resolve` finds them.
 
     A sample sheet of earlier weights is removed.
@@ -229,7 +231,7 @@ def publish(training: Training, scheduler: DDPMScheduler, out: Path, card: dict[
     training.average.copy_to(training.network.parameters())
     aside = out / f"{ASIDE}{secrets.token_hex(8)}"
     try:
-        training.network.unet.save_pretrained(aside / "unet", safe_serialization=True)
+        training.network.body.save_pretrained(aside / training.network.part, safe_serialization=True)
         scheduler.save_pretrained(aside / "scheduler")
         (aside / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         for part in sorted(aside.iterdir(), key=lambda path: path.name == CARD):  # the card last

@@ -102,7 +102,7 @@ def match(
 def _kind(task: Task) -> object:
     """What tasks must have in common to be evaluated together."""
     seen = task.seen
-    schedule = (seen.schedule.prediction_type, seen.schedule.alpha_bar.cpu().numpy().tobytes())
+    schedule = (seen.schedule.prediction_type, seen.schedule.level.cpu().numpy().tobytes())
     shapes = tuple((name, value.shape) for name, value in task.start.items())
     practice = (seen.batch_shape, seen.local_steps, seen.local_lr, seen.clients, seen.order_known)
     held = (tuple(seen.update), seen.grants, id(seen.prior and seen.prior.network))

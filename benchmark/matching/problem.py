@@ -14,7 +14,7 @@ from torch.autograd import grad
 
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.loss import Forward, losses, parameter_gradient
-from benchmark.diffusion.schedule import Schedule
+from benchmark.diffusion.process import Process
 from benchmark.diffusion.sgd import local_batches, local_update, mean_update
 from benchmark.matching.layers import per_victim
 from benchmark.types import Observation, Prior, Update
@@ -25,7 +25,7 @@ class Guess(ABC):
     """What is thought to lie behind P updates of N images each: a dataclass of tensors whose first dimensions are P and N."""
 
     @abstractmethod
-    def losses(self, network: Forward, schedule: Schedule) -> Tensor:
+    def losses(self, network: Forward, schedule: Process) -> Tensor:
         """(P, N): of each example, a number whose gradient in the parameters is the example's share of the update, times N."""
 
     def parts(self) -> list[Tensor]:
@@ -52,7 +52,7 @@ class CleanGuess(Guess):
 
     Attributes:
         x_0: (P, N, C, H, W) images.
-        t: (P, N) int64 timesteps, or (P, N, T) weights over them.
+        t: (P, N) int64 timesteps.
         eps: (P, N, C, H, W) noise.
     """
 
@@ -60,7 +60,7 @@ class CleanGuess(Guess):
     t: Tensor
     eps: Tensor
 
-    def losses(self, network: Forward, schedule: Schedule) -> Tensor:
+    def losses(self, network: Forward, schedule: Process) -> Tensor:
         """See `Guess.losses`: the client's own training losses."""
         each = losses(network, schedule, *(part.flatten(0, 1) for part in self.parts()))
         return each.view(self.x_0.shape[:2])
@@ -82,7 +82,7 @@ class NoisyGuess(Guess):
     t: Tensor
     residual: Tensor
 
-    def losses(self, network: Forward, schedule: Schedule) -> Tensor:
+    def losses(self, network: Forward, schedule: Process) -> Tensor:
         """See `Guess.losses`: numbers with the losses' gradient, not the losses themselves."""
         x_t, t, residual = (part.flatten(0, 1) for part in self.parts())
         each: Tensor = (2 * residual * network(x_t, t)).flatten(1).mean(1)
@@ -95,7 +95,7 @@ class Stack:
 
     update: Update
     network: Denoiser
-    schedule: Schedule
+    schedule: Process
     timesteps: Tensor | None
     noise: Tensor | None
     prior: Prior | None

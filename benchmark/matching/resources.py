@@ -77,7 +77,7 @@ _predicted: dict[object, int] = {}
 
 
 def _played(seen: Observation) -> int:
-    device, dtype = seen.schedule.alpha_bar.device, next(seen.network.parameters()).dtype
+    device, dtype = seen.schedule.level.device, next(seen.network.parameters()).dtype
     updates = Updates(seen)
     with Peak() as memory:
         x = torch.zeros(2, *seen.batch_shape, device=device, dtype=dtype, requires_grad=True)

@@ -8,7 +8,7 @@ from benchmark.attacks.dlg import DLG
 from benchmark.attacks.inverting_gradients import InvertingGradients
 from benchmark.base.seeds import stream
 from benchmark.diffusion.loss import parameter_gradient, training_loss
-from benchmark.diffusion.schedule import Schedule
+from benchmark.diffusion.process import ddpm
 from benchmark.evaluation.metrics import psnr
 from benchmark.types import Observation
 
@@ -36,7 +36,7 @@ def scene(request):
     draw = stream(1, "victim")
     x_0 = torch.rand(1, 3, SIZE, SIZE, generator=draw) * 2 - 1
     eps, t = torch.randn(x_0.shape, generator=draw), torch.tensor([200])
-    network, schedule = Linear(), Schedule(torch.linspace(0.999, 0.001, 1000), request.param)
+    network, schedule = Linear(), ddpm(torch.linspace(0.999, 0.001, 1000), request.param)
     update = parameter_gradient(network, training_loss(network, schedule, x_0, t, eps))
     seen = Observation(update, network, schedule, (3, SIZE, SIZE), 1, torch.zeros(3), timesteps=t, noise=eps)
     return x_0, seen
@@ -46,8 +46,8 @@ def by_algebra(seen):
     """dL/dW = d x_t^T and dL/db = d, so x_t is a quotient, and x_0 follows from the granted noise."""
     d = seen.update["bias"]
     x_t = (seen.update["weight"].T @ d / d.square().sum()).view(1, 3, SIZE, SIZE)
-    alpha_bar = seen.schedule.alpha_bar[seen.timesteps].view(-1, 1, 1, 1)
-    return (x_t - (1 - alpha_bar).sqrt() * seen.noise) / alpha_bar.sqrt()
+    alpha, sigma = seen.schedule.signal[seen.timesteps], seen.schedule.noise[seen.timesteps]
+    return (x_t - sigma.view(-1, 1, 1, 1) * seen.noise) / alpha.view(-1, 1, 1, 1)
 
 
 def test_algebra_inverts_it_exactly(scene):

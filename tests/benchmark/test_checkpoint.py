@@ -148,19 +148,51 @@ def test_weights_under_another_name_say_which_name_is_wanted(model, name, words)
     refused(model, words)
 
 
-@pytest.mark.parametrize("name", ["EDMEulerScheduler", "ScoreSdeVeScheduler", "LCMScheduler", "Nonsense", None])
+@pytest.mark.parametrize(
+    "name", ["FlowMatchHeunDiscreteScheduler", "EDMEulerScheduler", "ScoreSdeVeScheduler", "LCMScheduler", "Nonsense", None]
+)
 def test_a_process_that_is_not_ddpms_is_refused(model, name):  # F2
     edit(model / "scheduler" / "scheduler_config.json", _class_name=name)
     refused(model, "whose process is not known to be that of DDPM")
 
 
-def test_flow_matching_is_refused(model):  # F2
-    FlowMatchEulerDiscreteScheduler().save_pretrained(model / "scheduler")
-    refused(model, "'FlowMatchEulerDiscreteScheduler', whose process is not known to be that of DDPM")
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_matching_is_read_with_its_shift(model, shift):
+    FlowMatchEulerDiscreteScheduler(20, shift=shift).save_pretrained(model / "scheduler")
+    network, process = used(model)
+    expected = torch.arange(1, 21) / 20
+    expected = shift * expected / (1 + (shift - 1) * expected)
+    torch.testing.assert_close(process.noise, expected)
+    torch.testing.assert_close(network.times, 20 * expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"use_dynamic_shifting": True}, "use_dynamic_shifting; that is not supported"),
+        ({"invert_sigmas": True}, "invert_sigmas; that is not supported"),
+        ({"shift": float("nan")}, "1 - sigma is not finite"),
+        ({"shift": -1.0}, "1 - sigma"),
+        ({"shift": 1e9}, "1 - sigma is 0 before its end"),
+        ({"shift": "x"}, "a scheduler that cannot be used"),
+        ({"num_train_timesteps": 1}, "num_train_timesteps, from 2 to 100000"),
+    ],
+)
+def test_flow_matching_that_is_none_is_refused(model, changes, words):
+    FlowMatchEulerDiscreteScheduler(20).save_pretrained(model / "scheduler")
+    edit(model / "scheduler" / "scheduler_config.json", **changes)
+    refused(model, words)
+
+
+def test_a_learned_time_embedding_cannot_be_fed_what_flow_matching_feeds(model):
+    unet(time_embedding_type="learned", num_train_timesteps=20).save_pretrained(model / "unet")
+    used(model)
+    FlowMatchEulerDiscreteScheduler(20).save_pretrained(model / "scheduler")
+    refused(model, "a forward pass fails")
 
 
 def test_the_process_beside_a_unet_is_read_from_the_unets_own_folder_too(model, monkeypatch):  # F2, F3
-    edit(model / "scheduler" / "scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler")
+    edit(model / "scheduler" / "scheduler_config.json", _class_name="FlowMatchHeunDiscreteScheduler")
     refused(model / "unet", "whose process is not known to be that of DDPM")
     monkeypatch.chdir(model / "unet")
     with pytest.raises(UserError, match="whose process is not known"):
@@ -181,7 +213,7 @@ def test_flow_sigmas_in_a_sampler_of_ddpm_are_refused(model):  # F2
 def test_a_sampler_of_ddpm_gives_the_schedule_that_it_was_trained_with(model):
     EulerDiscreteScheduler(20, beta_schedule="squaredcos_cap_v2").save_pretrained(model / "scheduler")
     expected = DDPMScheduler(20, beta_schedule="squaredcos_cap_v2").alphas_cumprod
-    assert torch.equal(used(model)[1].alpha_bar, expected)
+    assert torch.equal(used(model)[1].level, expected)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +227,7 @@ def test_a_sampler_of_ddpm_gives_the_schedule_that_it_was_trained_with(model):
         ({"trained_betas": [0.1, 0.2]}, "2 betas for 20 timesteps"),
         ({"trained_betas": 0.1}, "1 betas for 20 timesteps"),
         ({"beta_schedule": "wavy"}, "a scheduler that cannot be used"),
-        ({"prediction_type": "sample"}, "prediction type 'sample'"),
+        ({"prediction_type": "score"}, "prediction type 'score'"),
         ({"num_train_timesteps": 10**9}, "num_train_timesteps, from 2 to 100000"),
         ({"num_train_timesteps": None}, "num_train_timesteps"),
     ],
@@ -208,7 +240,7 @@ def test_a_noise_schedule_that_is_none_is_refused(model, changes, words):  # F12
 @pytest.mark.parametrize(("prediction", "remarks"), [("epsilon", 1), ("v_prediction", 0)])
 def test_zero_terminal_signal_is_allowed_and_remarked_where_noise_is_predicted(model, prediction, remarks):  # F12
     edit(model / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True, prediction_type=prediction)
-    assert used(model)[1].alpha_bar[-1] == 0
+    assert used(model)[1].level[-1] == 0
     assert len(resolve(Spec(str(model))).remarks) == remarks
 
 

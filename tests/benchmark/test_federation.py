@@ -69,12 +69,12 @@ def test_what_is_granted_is_exactly_the_truth_and_the_rest_is_public(scene):
 def test_dropout_is_off_for_client_and_attacker(scene):
     from diffusers import UNet2DModel
 
-    from benchmark.diffusion.denoiser import Denoiser
+    from benchmark.diffusion.families.unet2d import UNet2D
 
     plain = scene.network.unet
     with torch.random.fork_rng():
         dropping = UNet2DModel.from_config({**plain.config, "dropout": 0.5})
     dropping.load_state_dict(plain.state_dict())
-    step = ClientStep(Denoiser(dropping), scene.schedule, scene.victim, scene.scenario)
+    step = ClientStep(UNet2D(dropping, scene.schedule.times), scene.schedule, scene.victim, scene.scenario)
     for name, value in step.gradient().items():
         assert torch.equal(value, scene.step().gradient()[name])

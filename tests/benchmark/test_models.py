@@ -12,7 +12,7 @@ from benchmark.diffusion.conventions import BETAS
 from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.models import build_network, build_schedule, build_scheduler, resolve
 from benchmark.diffusion.presets import PRESETS
-from benchmark.diffusion.schedule import from_scheduler
+from benchmark.diffusion.schedulers import read_process
 
 
 @pytest.fixture
@@ -118,23 +118,23 @@ def test_an_unknown_model_is_one_sentence(name, words):
 def test_every_schedule_goes_from_signal_to_noise(schedule, prediction, steps, tmp_path):
     model = resolve(one(f"tiny[schedule={schedule},prediction={prediction},steps={steps}]"))
     found = build_schedule(model)
-    alpha_bar = found.alpha_bar
+    alpha_bar = found.level
     assert (found.steps, found.prediction_type) == (steps, prediction)
     assert alpha_bar[0] > 0.9 and alpha_bar[-1] < 0.01 and (alpha_bar > 0).all() and (alpha_bar.diff() < 0).all()
     build_scheduler(model).save_pretrained(tmp_path)
-    assert torch.equal(from_scheduler(DDPMScheduler.from_pretrained(tmp_path)).alpha_bar, alpha_bar)
+    assert torch.equal(read_process(DDPMScheduler.from_pretrained(tmp_path)).level, alpha_bar)
 
 
 def test_the_sigmoid_schedule_is_that_of_the_reference_code():
     """Its alpha_bar at t = 1 of T = 16 is known from there."""
     schedule = build_schedule(resolve(one("tiny[schedule=sigmoid,steps=16]")))
-    assert schedule.alpha_bar[1].item() == pytest.approx(0.947, abs=5e-4)
+    assert schedule.level[1].item() == pytest.approx(0.947, abs=5e-4)
 
 
 def test_the_linear_schedule_is_that_of_ho_et_al():
     schedule = build_schedule(resolve(one("tiny")))
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-    assert torch.allclose(schedule.alpha_bar, (1 - betas).cumprod(0).float(), rtol=1e-4)
+    assert torch.allclose(schedule.level, (1 - betas).cumprod(0).float(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["tiny:trained", "small:trained"])

@@ -5,8 +5,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from benchmark.clients.toy import toy
+from benchmark.diffusion.process import ddpm
 from benchmark.diffusion.sampler import ddim, ddim_inverse, ddim_timesteps, estimate
-from benchmark.diffusion.schedule import Schedule
 
 STEPS = 5
 
@@ -14,7 +14,7 @@ STEPS = 5
 @pytest.fixture(params=["epsilon", "v_prediction"])
 def prior(request):
     scene = toy()
-    return scene.network, Schedule(scene.schedule.alpha_bar, request.param)
+    return scene.network, ddpm(scene.schedule.level, request.param)
 
 
 def latent():
@@ -92,8 +92,8 @@ def test_the_inverse_is_exact_where_the_prediction_is_the_same_at_every_step():
 def test_a_network_that_knows_the_noise_sees_the_clean_images():
     schedule, noise = toy().schedule, latent()
     clean = latent().flip(0).clamp(-1, 1)
-    t = int((((1 - schedule.alpha_bar) / schedule.alpha_bar).sqrt() - 0.3).abs().argmin())
-    std = float(((1 - schedule.alpha_bar[t]) / schedule.alpha_bar[t]).sqrt())
+    t = int(((schedule.noise / schedule.signal) - 0.3).abs().argmin())
+    std = float(schedule.noise[t] / schedule.signal[t])
 
     def network(x_t, at):
         assert (at == t).all()

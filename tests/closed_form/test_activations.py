@@ -14,6 +14,7 @@ from benchmark.closed_form.activations import patch_span, read_activation
 from benchmark.defenses.dp_sgd import DPSGD
 from benchmark.defenses.private_noise import PrivateNoise
 from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
+from benchmark.diffusion.process import ddpm
 from benchmark.evaluation.metrics import psnr
 from benchmark.matching.problem import CleanGuess, NoisyGuess, Updates
 
@@ -112,7 +113,7 @@ def test_the_inversion_costs_nothing_at_the_truth_and_has_its_own_gradient(wide)
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_an_update_follows_from_noisy_image_and_residual_alone_and_is_linear_in_the_latter(wide, prediction):
     seen, victim = wide.observe(PrivateNoise()), wide.victim
-    schedule = type(seen.schedule)(seen.schedule.alpha_bar, prediction)
+    schedule = ddpm(seen.schedule.level, prediction)
     x_0, t, eps = victim.images, victim.timesteps, victim.noise
     x_t = schedule.add_noise(x_0, t, eps)
     residual = seen.network(x_t, t).detach() - schedule.target(x_0, t, eps)

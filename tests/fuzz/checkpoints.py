@@ -13,7 +13,7 @@ from safetensors.torch import load
 
 from tests.fuzz import images
 from tests.fuzz.harness import HERE, Case, Outcome
-from tests.fuzz.model_files import CHANGES, OTHER_PROCESSES, SAME_PROCESS, SCHEDULER, STEPS, valid
+from tests.fuzz.model_files import CHANGES, FLOW, OTHER_PROCESSES, SAME_PROCESS, SCHEDULER, STEPS, valid
 
 GRID = "{title: t, datasets: [photos], models: [tiny], defenses: [none], attacks: [constant_image], victims: 1}"
 
@@ -80,12 +80,13 @@ def _accepted(place: Path, asked: str) -> Iterator[tuple[str, str]]:
     problems = [_difference(found, weights) for weights in _weights(place)]
     if all(problems):
         yield "an accepted model has not the weights of its file", str(problems[-1])
-    alpha_bar = build_schedule(model).alpha_bar
-    if not (alpha_bar.isfinite().all() and (alpha_bar.diff() <= 0).all() and (alpha_bar >= 0).all() and (alpha_bar <= 1).all()):
-        yield "an accepted schedule is no falling one in [0, 1]", f"{alpha_bar[0]:g} to {alpha_bar[-1]:g}"
+    process = build_schedule(model)
+    signal = process.signal
+    if not (signal.isfinite().all() and (signal.diff() <= 0).all() and (signal >= 0).all() and (signal <= 1).all()):
+        yield "an accepted schedule is no falling one in [0, 1]", f"{signal[0]:g} to {signal[-1]:g}"
     for scheduler in (place / SCHEDULER, place / "scheduler_config.json"):
         if scheduler.is_file():
-            yield from _scheduler(json.loads(scheduler.read_text()), alpha_bar)
+            yield from _scheduler(json.loads(scheduler.read_text()), process.level)
             break
     index = place / "model_index.json"
     parts = json.loads(index.read_text()) if index.is_file() else None
@@ -93,16 +94,18 @@ def _accepted(place: Path, asked: str) -> Iterator[tuple[str, str]]:
         yield "a latent model was accepted", json.dumps(parts)
 
 
-def _scheduler(config: dict[str, Any], alpha_bar: torch.Tensor) -> Iterator[tuple[str, str]]:
+def _scheduler(config: dict[str, Any], level: torch.Tensor) -> Iterator[tuple[str, str]]:
     import diffusers
 
     name = str(config.get("_class_name"))
     if name in OTHER_PROCESSES:
-        yield "a process that is not DDPM's was accepted", name
+        yield "a process that is not known was accepted", name
     if name in SAME_PROCESS:
         theirs = getattr(diffusers, name).from_config(config).alphas_cumprod
-        if theirs.shape != alpha_bar.shape or not torch.allclose(theirs.float(), alpha_bar, atol=1e-6):
+        if theirs.shape != level.shape or not torch.allclose(theirs.float(), level, atol=1e-6):
             yield "an accepted schedule is not diffusers' own", name
+    if name == FLOW and not torch.equal(getattr(diffusers, name).from_config(config).sigmas.flip(0), level):
+        yield "an accepted schedule is not diffusers' own", name
 
 
 def _weights(place: Path) -> list[dict[str, torch.Tensor]]:

@@ -25,11 +25,13 @@ STEPS = 4
 """Timesteps of the models: few, since a training ends with a sheet of draws."""
 
 OTHER_PROCESSES = (
-    "FlowMatchEulerDiscreteScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler", "ScoreSdeVeScheduler",
+    "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler", "ScoreSdeVeScheduler",
     "ScoreSdeVpScheduler", "CMStochasticIterativeScheduler", "KarrasVeScheduler", "VQDiffusionScheduler",
     "FlowMatchHeunDiscreteScheduler",
 )  # fmt: skip
-"""diffusers' schedulers of processes that are not DDPM's: none of them may be read as one."""
+"""diffusers' schedulers of processes that are not known: none of them may be read."""
+
+FLOW = "FlowMatchEulerDiscreteScheduler"
 
 SAME_PROCESS = (
     "DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler",
@@ -144,7 +146,7 @@ def _schedule(files: Files, draw: Random) -> None:
     extra: dict[str, Any] = {}
     roll = draw.random()
     if roll < 0.3:
-        extra = {"_class_name": draw.choice((*OTHER_PROCESSES, *SAME_PROCESS, "NoSuchScheduler", None, 5, []))}
+        extra = {"_class_name": draw.choice((*OTHER_PROCESSES, *SAME_PROCESS, FLOW, "NoSuchScheduler", None, 5, []))}
     elif roll < 0.7:
         extra = {draw.choice(("beta_start", "beta_end")): draw.choice(BETAS)}
     elif roll < 0.8:

@@ -12,6 +12,7 @@ from torch import nn
 from benchmark.base.seeds import stream
 from benchmark.clients.toy import toy
 from benchmark.diffusion.denoiser import Denoiser
+from benchmark.diffusion.process import Mixture
 from benchmark.evaluation.metrics import psnr
 from benchmark.matching.adam import adam
 from benchmark.matching.engine import Matching, match
@@ -109,7 +110,7 @@ def test_the_denoiser_is_a_function_of_its_own_thread():
 
     network: Denoiser = toy().network
     x = torch.randn(1, 3, 8, 8, generator=stream(0, "x"))
-    weights = [nn.functional.one_hot(torch.tensor([t]), 1000).float() for t in range(0, 960, 60)]
+    weights = [Mixture(nn.functional.one_hot(torch.tensor([t]), 1000).float()) for t in range(0, 960, 60)]
     with torch.no_grad(), ThreadPoolExecutor(4) as pool:
         alone = [network(x, t) for t in weights]
         for one, other in zip(alone, pool.map(lambda t: network(x, t).detach(), weights * 3), strict=False):

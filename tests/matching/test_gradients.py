@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from torch.autograd import grad
 
+from benchmark.attacks.gidm_plus import RelaxedGuess
 from benchmark.base.spec import Spec
+from benchmark.diffusion.codec import Pixels
 from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.models import build_network, build_schedule, resolve
 from benchmark.matching.engine import Matching, MatchingError, Task, match
@@ -27,7 +29,7 @@ from benchmark.matching.objectives import (
     weighted,
     whitened,
 )
-from benchmark.matching.problem import CleanGuess, granted
+from benchmark.matching.problem import granted
 from tests.matching.clients import observations, points, tasks
 
 TOLERANCE = 1e-4
@@ -93,7 +95,7 @@ def test_v_prediction_and_relaxed_timesteps_go_the_same_way():
     corner = [nn.functional.one_hot(s.timesteps, schedule.steps).float() for s in seen]
 
     def relaxed(variables, known):
-        return CleanGuess(variables["x_0"], variables["t"], known.noise)
+        return RelaxedGuess(variables["x_0"], variables["t"], known.noise)
 
     some = tasks(seen)
     soft = [Task(task.seen, {**task.start, "t": t}, 1) for task, t in zip(some, corner, strict=True)]
@@ -119,6 +121,7 @@ class Net(nn.Module):
     """A network of a few layers, drawn aside from torch's global state."""
 
     device = "cpu"
+    codec = Pixels()
     layers: ClassVar[dict[str, Callable[[], nn.Module]]] = {}
 
     def __init__(self):

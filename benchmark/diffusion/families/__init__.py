@@ -1,0 +1,1 @@
+"""Families of networks, one file each; see `benchmark.diffusion.family`."""
