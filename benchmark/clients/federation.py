@@ -118,16 +118,9 @@ def seen_apart(rounds: Sequence[Victim], scenario: Scenario, defense: Defense) -
 
 
 def known_of(defense: Defense, scenario: Scenario) -> PublicParameters:
-    """What everybody knows of a defense that says something of the update that is seen.
-
-    What each client does to its own update says nothing exact of the mean of several.
-    """
+    """Return what everybody knows of a defense, as far as it holds for the update that the server receives."""
     public = defense.public(scenario)
-    if scenario.clients == 1:
-        return public
-    return dataclasses.replace(
-        public, kept_share=None, update_clip_norm=None, gaussian_ratio=None, laplace_ratio=None, bits=None
-    )
+    return public if scenario.clients == 1 else public.of_aggregate()
 
 
 def observe(
