@@ -7,7 +7,6 @@ import pytest
 from benchmark.attacks.dlg import DLG
 from benchmark.attacks.residual import Residual
 from benchmark.base.errors import UserError
-from benchmark.clients.federation import known_of
 from benchmark.clients.stack import stack
 from benchmark.defenses.clipping import Clipping
 from benchmark.defenses.gaussian_noise import GaussianNoise
@@ -36,8 +35,8 @@ class Dropping(Defense):
 
 def test_a_new_parameter_is_used_voided_and_ordered_as_its_declaration_says():
     assert More.used_by(User.DISTANCE) == PublicParameters.used_by(User.DISTANCE) | {"dropped_share"}
-    assert known_of(Dropping(), Scenario()).disclosed == {"dropped_share"}
-    assert known_of(Dropping(), Scenario(clients=2)).disclosed == set()
+    assert Dropping().public(Scenario()).disclosed == {"dropped_share"}
+    assert Dropping().public(Scenario()).of_aggregate().disclosed == set()
     stack({"dropping": Dropping(), "quantisation": Quantisation()})
     with pytest.raises(UserError, match="'clipping' acts before 'dropping'"):
         stack({"dropping": Dropping(), "clipping": Clipping()})
