@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from benchmark.matching.adapted import distance, match_adapted
+from benchmark.matching.defense_aware import distance, match_defense_aware
 from benchmark.matching.engine import Task
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.problem import Guess, NoisyGuess, Stack, flat, gaussian, granted, step_by_step
@@ -44,7 +44,7 @@ def search(
         return NoisyGuess(variables["x_t"], known.timesteps, scale * variables["r"])
 
     tasks = [Task(seen, _variables(seen, x), budget) for seen, x, budget in zip(observations, starts, budgets, strict=True)]
-    found = match_adapted(tasks, guess, distance, lbfgs)
+    found = match_defense_aware(tasks, guess, distance, lbfgs)
     return [_named(seen, solution, scale) for seen, solution in zip(observations, found, strict=True)]
 
 

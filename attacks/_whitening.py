@@ -29,8 +29,9 @@ from torch.autograd import grad
 from torch.nn import functional as F
 
 from benchmark.diffusion.loss import training_loss
-from benchmark.matching.adapted import as_released
+from benchmark.matching.defense_aware import as_released
 from benchmark.matching.objectives import Distance
+from benchmark.matching.plans import plan_for
 from benchmark.matching.problem import Updates, granted, stack
 from benchmark.types import Observation, Update
 
@@ -88,7 +89,7 @@ def whitened_distance(seen: Observation, guesses: Tensor, damping: float) -> Dis
     if not factors:
         raise NothingTold("no layer with places left the client")
 
-    known, updates = stack([seen]), Updates(seen)
+    known, updates = stack([seen]), Updates(seen, plan_for(seen).backend)
 
     def mean_squares(update: Update, other: Update) -> Tensor:
         difference = {name: update[name] - value for name, value in other.items()}

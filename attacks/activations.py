@@ -42,12 +42,11 @@ from benchmark.attacks._residual import plain_start, search
 from benchmark.base.ranges import LARGEST, InnerShare, Positive, Range
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.diffusion.landmarks import landmarks
-from benchmark.matching.adapted import USED
-from benchmark.matching.engine import TAKEN
+from benchmark.matching.defense_aware import DISTANCE_PARAMETERS
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.problem import gaussian
 from benchmark.matching.search import Searches, Solution
-from benchmark.plugins import Attack
+from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
 
 COME_DOWN = 0.02
@@ -55,7 +54,7 @@ COME_DOWN = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class Activations(Attack):
+class Activations(MatchingAttack):
     """Hyper-parameters.
 
     Attributes:
@@ -66,7 +65,7 @@ class Activations(Attack):
         residual_scale: how far the residual moves before x_t does; large, since x_t is nearly known by then.
     """
 
-    adapts_to: ClassVar[frozenset[str]] = USED | TAKEN | {"least_timestep"}
+    adapts_to: ClassVar[frozenset[str]] = DISTANCE_PARAMETERS | {"least_timestep"}
 
     evaluations: Annotated[int, Range(3, LARGEST)] = 1000
     inversion_share: InnerShare = 0.5

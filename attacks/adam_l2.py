@@ -24,15 +24,15 @@ import torch
 from benchmark.base.ranges import Count, Positive
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.adam import adam, cosine_decay
-from benchmark.matching.engine import TAKEN, Task, match
+from benchmark.matching.engine import Task, match
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import gaussian, granted, unknowns
-from benchmark.plugins import Attack
+from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamL2(Attack):
+class AdamL2(MatchingAttack):
     """Hyper-parameters.
 
     Attributes:
@@ -40,7 +40,7 @@ class AdamL2(Attack):
         lr: first step of Adam, in units of the image range [-1, 1] and of the noise's deviation.
     """
 
-    adapts_to: ClassVar[frozenset[str]] = TAKEN | {"least_timestep"}
+    adapts_to: ClassVar[frozenset[str]] = frozenset({"least_timestep"})
 
     evaluations: Count = 300
     lr: Positive = 0.05

@@ -25,17 +25,17 @@ import torch
 
 from benchmark.base.ranges import Count
 from benchmark.closed_form.timesteps import with_timesteps
-from benchmark.matching.engine import TAKEN, Task, match
+from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import gaussian, granted, unknowns
 from benchmark.matching.search import best_of_each, check_restarts
-from benchmark.plugins import Attack
+from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
 
 
 @dataclass(frozen=True, kw_only=True)
-class DLG(Attack):
+class DLG(MatchingAttack):
     """Hyper-parameters.
 
     Attributes:
@@ -43,7 +43,7 @@ class DLG(Attack):
         restarts: independent starts among which the matching loss chooses.
     """
 
-    adapts_to: ClassVar[frozenset[str]] = TAKEN | {"least_timestep"}
+    adapts_to: ClassVar[frozenset[str]] = frozenset({"least_timestep"})
 
     evaluations: Count = 300
     restarts: Count = 1

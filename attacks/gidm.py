@@ -38,12 +38,12 @@ from torch import Tensor
 from benchmark.base.ranges import AnyShare, Count
 from benchmark.diffusion.sampler import ddim, ddim_inverse
 from benchmark.matching.adam import adam
-from benchmark.matching.engine import TAKEN, Task, match
+from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import Distance, cosine_distance, squared_distance
 from benchmark.matching.problem import Guess, Stack, flat, gaussian, granted
 from benchmark.matching.search import Optimiser, Solution, Variables
-from benchmark.plugins import Attack
+from benchmark.plugins import MatchingAttack
 from benchmark.types import Capability, Observation, Prior, Reconstruction
 
 
@@ -73,7 +73,7 @@ PRESETS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class GIDM(Attack):
+class GIDM(MatchingAttack):
     """Hyper-parameters.
 
     Attributes:
@@ -84,7 +84,6 @@ class GIDM(Attack):
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.TIMESTEP, Capability.NOISE})
-    adapts_to: ClassVar[frozenset[str]] = TAKEN
 
     preset: Literal["reference", "tuned"] = "reference"
     evaluations: Count = 7502

@@ -37,12 +37,12 @@ from benchmark.base.ranges import LARGEST, InnerShare, Positive, Range
 from benchmark.diffusion.loss import Forward, losses
 from benchmark.diffusion.process import Mixture, Process
 from benchmark.matching.adam import adam
-from benchmark.matching.engine import TAKEN, Task, match
+from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import layerwise_cosine_distance, squared_distance
 from benchmark.matching.problem import Guess, Stack, flat, granted, unknowns
 from benchmark.matching.search import Solution, Variables
-from benchmark.plugins import Attack
+from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
 
 UNMIXED = "the timestep is private, and the network does not mix time embeddings"
@@ -52,7 +52,7 @@ OUT = -1e4
 
 
 @dataclass(frozen=True, kw_only=True)
-class GIDMPlus(Attack):
+class GIDMPlus(MatchingAttack):
     """Hyper-parameters.
 
     Attributes:
@@ -62,7 +62,7 @@ class GIDMPlus(Attack):
         timestep_lr: step of Adam for the logits of the timestep.
     """
 
-    adapts_to: ClassVar[frozenset[str]] = TAKEN | {"least_timestep"}
+    adapts_to: ClassVar[frozenset[str]] = frozenset({"least_timestep"})
 
     evaluations: Annotated[int, Range(2, LARGEST)] = 1000
     joint_share: InnerShare = 0.4

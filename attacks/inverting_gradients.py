@@ -29,16 +29,16 @@ import torch
 from benchmark.base.ranges import Count, NonNegative, Positive
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.adam import signed_adam
-from benchmark.matching.engine import TAKEN, Task, match
+from benchmark.matching.engine import Task, match
 from benchmark.matching.objectives import cosine_distance, total_variation
 from benchmark.matching.problem import gaussian, granted
 from benchmark.matching.search import best_of_each, check_restarts
-from benchmark.plugins import Attack
+from benchmark.plugins import MatchingAttack
 from benchmark.types import Capability, Observation, Reconstruction
 
 
 @dataclass(frozen=True, kw_only=True)
-class InvertingGradients(Attack):
+class InvertingGradients(MatchingAttack):
     """Hyper-parameters.
 
     Attributes:
@@ -49,7 +49,7 @@ class InvertingGradients(Attack):
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.NOISE})
-    adapts_to: ClassVar[frozenset[str]] = TAKEN | {"least_timestep"}
+    adapts_to: ClassVar[frozenset[str]] = frozenset({"least_timestep"})
 
     evaluations: Count = 4000
     lr: Positive = 0.1

@@ -8,7 +8,7 @@ denoising of a diffusion model makes up for such noise is all that is taken from
 - Where the defense discloses its noise the likelihood is || clip(g) - g* ||^2 / (2 sigma^2), the guessed gradient clipped as
   the client clips: exact for one image in one step of one client with a batch of fixed size. Else the gradient of the mean is
   clipped, since single gradients are not at hand, and a Poisson batch is not divided by its expected size as the client does.
-  Other defenses have likelihoods of their own (`benchmark.matching.adapted`). Where sigma is not disclosed or 0, its most
+  Other defenses have likelihoods of their own (`benchmark.matching.defense_aware`). Where sigma is not disclosed or 0, its most
   likely value is put in: N / 2 log || clip(g) - g* ||^2 for N coordinates.
 - Where a gradient is the mean over K private draws of noise and timestep (`dpdm`), the guess is a mean over K draws too: noise
   of the attack's own, and the timestep that all draws have, where one can be read, else K in the middles of equal parts of what
@@ -48,12 +48,12 @@ from torch import Tensor
 from benchmark.base.ranges import LARGEST, NonNegative, Range
 from benchmark.closed_form.timesteps import Unreadable, read_timesteps, with_timesteps
 from benchmark.diffusion.sampler import estimate
-from benchmark.matching.adapted import USED, likelihood, match_adapted
-from benchmark.matching.engine import TAKEN, Task
+from benchmark.matching.defense_aware import LIKELIHOOD_PARAMETERS, likelihood, match_defense_aware
+from benchmark.matching.engine import Task
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.problem import CleanGuess, Guess, Stack, flat, gaussian, granted, unknowns
 from benchmark.matching.search import Solution, Variables
-from benchmark.plugins import Attack
+from benchmark.plugins import MatchingAttack
 from benchmark.types import Capability, Observation, Reconstruction
 
 LEVELS = (0.3, 0.15)
@@ -67,7 +67,7 @@ NEARNESS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class PosteriorMode(Attack):
+class PosteriorMode(MatchingAttack):
     """Hyper-parameters.
 
     Attributes:
@@ -76,7 +76,7 @@ class PosteriorMode(Attack):
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.PRIOR})
-    adapts_to: ClassVar[frozenset[str]] = USED | TAKEN | {"noise_std", "gaussian_ratio", "draws_per_image", "least_timestep"}
+    adapts_to: ClassVar[frozenset[str]] = LIKELIHOOD_PARAMETERS | {"draws_per_image", "least_timestep"}
 
     evaluations: Annotated[int, Range(3, LARGEST)] = 300
     smoothness: NonNegative = 10.0
@@ -96,7 +96,7 @@ class PosteriorMode(Attack):
         for level, (begin, end) in zip((None, *LEVELS), itertools.pairwise(edges), strict=True):
             starts = [_anchored(seen, so_far, level) for seen, so_far in zip(observations, found, strict=True)]
             tasks = [Task(seen, start, end - begin) for seen, start in zip(observations, starts, strict=True)]
-            solved = match_adapted(tasks, _guess, likelihood, lbfgs, self._belief)
+            solved = match_defense_aware(tasks, _guess, likelihood, lbfgs, self._belief)
             found = [new.after(so_far) for new, so_far in zip(solved, found, strict=True)]
         return [solution.reconstruction() for solution in found]
 

@@ -10,9 +10,9 @@ A private timestep is read in closed form (`benchmark.closed_form.timesteps`); w
 Where the noise is granted the image alone is searched. x_t starts at the mean colour of public images with noise on it, r at
 zero. Restarts share the budget, and the lowest matching loss wins.
 
-The distance is adapted to the defense (`benchmark.matching.adapted`): pruned coordinates are left out, the guess is clipped,
-cells of rounded coordinates and Laplace noise have distances of their own. What adapters, withheld layers and summed clients
-leave to be seen is what is compared, for all clients' images at once.
+The distance is adapted to the defense (`benchmark.matching.defense_aware`): pruned coordinates are left out, the guess is
+clipped, cells of rounded coordinates and Laplace noise have distances of their own. What adapters, withheld layers and summed
+clients leave to be seen is what is compared, for all clients' images at once.
 
 Shapes: images (B, C, H, W), unbounded. Cost: one double backward through the network per evaluation.
 """
@@ -28,15 +28,14 @@ import torch
 from benchmark.attacks._residual import plain_start, search
 from benchmark.base.ranges import Count
 from benchmark.closed_form.timesteps import with_timesteps
-from benchmark.matching.adapted import USED
-from benchmark.matching.engine import TAKEN
+from benchmark.matching.defense_aware import DISTANCE_PARAMETERS
 from benchmark.matching.search import best_of_each, check_restarts
-from benchmark.plugins import Attack
+from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
 
 
 @dataclass(frozen=True, kw_only=True)
-class Residual(Attack):
+class Residual(MatchingAttack):
     """Hyper-parameters.
 
     Attributes:
@@ -44,7 +43,7 @@ class Residual(Attack):
         restarts: independent starts among which the matching loss chooses.
     """
 
-    adapts_to: ClassVar[frozenset[str]] = USED | TAKEN | {"least_timestep"}
+    adapts_to: ClassVar[frozenset[str]] = DISTANCE_PARAMETERS | {"least_timestep"}
 
     evaluations: Count = 1000
     restarts: Count = 1

@@ -43,12 +43,13 @@ from benchmark.attacks._fields import fields
 from benchmark.attacks._whitening import NothingTold, whitened_distance
 from benchmark.base.ranges import LARGEST, Count, Positive, Range
 from benchmark.closed_form.timesteps import with_timesteps
-from benchmark.matching.engine import TAKEN, Task, match
+from benchmark.matching.defense_aware import COMPARISON_PARAMETERS
+from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import flat, granted
 from benchmark.matching.search import Solution
-from benchmark.plugins import Attack
+from benchmark.plugins import MatchingAttack
 from benchmark.types import Capability, Observation, Reconstruction
 
 SPREADS = (1.0, 0.5, 0.5, 0.25)
@@ -56,7 +57,7 @@ SPREADS = (1.0, 0.5, 0.5, 0.25)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whitened(Attack):
+class Whitened(MatchingAttack):
     """Hyper-parameters.
 
     Attributes:
@@ -68,7 +69,7 @@ class Whitened(Attack):
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.NOISE})
-    adapts_to: ClassVar[frozenset[str]] = TAKEN | {"kept_share", "clip_norm", "update_clip_norm", "least_timestep"}
+    adapts_to: ClassVar[frozenset[str]] = COMPARISON_PARAMETERS | {"least_timestep"}
 
     evaluations: Annotated[int, Range(3, LARGEST)] = 800
     stage: Count = 50

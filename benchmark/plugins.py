@@ -11,7 +11,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from benchmark.base.ranges import check_fields
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.process import Process, uniform_timesteps
+from benchmark.disclosure import User
 from benchmark.scenario import Scenario
 from benchmark.types import Capability, Observation, Privacy, PublicParameters, Reconstruction, Update, Victim
 
@@ -32,7 +33,7 @@ class _Checked:
 
 
 class Attack(_Checked, ABC):
-    """Rebuilds private images from observations.
+    """Rebuilds private images from observations. One that searches with the engine derives from `MatchingAttack`.
 
     Attributes:
         needs: the knowledge it cannot do without; where it is not granted, the cell is `skipped`.
@@ -57,6 +58,17 @@ class Attack(_Checked, ABC):
             observations: what the server saw of each victim's round.
             generator: the attack's own random stream, on the CPU; no other randomness may be used.
         """
+
+
+class MatchingAttack(Attack):
+    """An attack that searches with `benchmark.matching.engine`.
+
+    `adapts_to` holds what the engine takes account of by itself, beside what the class names.
+    """
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls.adapts_to |= PublicParameters.used_by(User.ENGINE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,15 +113,18 @@ class ClientStep:
 class Defense(_Checked):
     """Changes what an honest client does, at the point where it really acts. The defaults change nothing.
 
-    The methods stand in the order in which a round passes them.
-
-    Attributes:
-        hides: the client's knowledge that is not granted to the attack, of timestep and noise.
-        aggregates: whether the server sees the mean of the clients' updates alone, not each of them.
+    The methods stand in the order in which a round passes them. A plugin sets `hides` and `aggregates` as class attributes.
     """
 
-    hides: ClassVar[frozenset[Capability]] = frozenset()
-    aggregates: ClassVar[bool] = False
+    @property
+    def hides(self) -> frozenset[Capability]:
+        """The client's knowledge that is not granted to the attack, of timestep and noise."""
+        return frozenset()
+
+    @property
+    def aggregates(self) -> bool:
+        """Whether the server sees the mean of the clients' updates alone, not each of them."""
+        return False
 
     def prepare(self, network: Denoiser, generator: torch.Generator) -> Denoiser:
         """The network that clients train and the server grants: `network` itself, which stays as it is, or a changed copy.

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
+from typing import Self
 
 from torch import Tensor
 
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.process import Process
+from benchmark.disclosure import Declaration, Release, Scope, User, declaration, parameter
 
 Update = Mapping[str, Tensor]
 """What crosses the wire: one tensor per trainable parameter that leaves the client, under the parameter's name."""
@@ -33,6 +35,9 @@ class Capability(Enum):
 class PublicParameters:
     """What everybody knows of the defense. A field that is None does not apply.
 
+    Each field declares once whose update it describes, its place among releases, and who takes account of it
+    (`benchmark.disclosure`); the bench's lists of parameters are derived from that.
+
     Attributes:
         kept_share: share of the coordinates of each client's update that is kept, in (0, 1]; the others are zero.
         clip_norm: l2 norm that each example's gradient is clipped to, at every local step.
@@ -49,28 +54,49 @@ class PublicParameters:
         disclosed_noise_error: standard deviation of the error on the diffusion noise that the client discloses.
     """
 
-    kept_share: float | None = None
-    clip_norm: float | None = None
-    update_clip_norm: float | None = None
-    noise_std: float | None = None
-    gaussian_ratio: float | None = None
-    laplace_ratio: float | None = None
-    bits: int | None = None
-    draws_per_image: int | None = None
-    least_timestep: int | None = None
-    withheld: str | None = None
-    adapter_rank: int | None = None
-    aggregated_clients: int | None = None
-    disclosed_noise_error: float | None = None
+    kept_share: float | None = parameter(User.COMPARISON, scope=Scope.CLIENT, release=Release.PRUNE)
+    clip_norm: float | None = parameter(User.COMPARISON, release=Release.CLIP)
+    update_clip_norm: float | None = parameter(User.COMPARISON, scope=Scope.CLIENT, release=Release.CLIP)
+    noise_std: float | None = parameter(User.LIKELIHOOD, release=Release.NOISE)
+    gaussian_ratio: float | None = parameter(User.LIKELIHOOD, scope=Scope.CLIENT, release=Release.NOISE)
+    laplace_ratio: float | None = parameter(User.DISTANCE, scope=Scope.CLIENT, release=Release.NOISE)
+    bits: int | None = parameter(User.DISTANCE, scope=Scope.CLIENT, release=Release.ROUND)
+    draws_per_image: int | None = parameter(User.ATTACK)
+    least_timestep: int | None = parameter(User.ATTACK, implied_by_timestep=True)
+    withheld: str | None = parameter(User.ENGINE)
+    adapter_rank: int | None = parameter(User.ENGINE)
+    aggregated_clients: int | None = parameter(User.ENGINE)
+    disclosed_noise_error: float | None = parameter(User.LABEL)
 
     @property
     def disclosed(self) -> frozenset[str]:
         """The names of the fields that apply."""
-        return frozenset(f.name for f in fields(self) if getattr(self, f.name) is not None)
+        return frozenset(self._declared())
 
-    def of_aggregate(self) -> PublicParameters:
-        """Return what is left where the server sees the mean of several clients alone."""
-        return replace(self, kept_share=None, update_clip_norm=None, gaussian_ratio=None, laplace_ratio=None, bits=None)
+    @property
+    def releases(self) -> frozenset[Release]:
+        """The steps of a release that the fields that apply describe."""
+        return frozenset(declared.release for declared in self._declared().values() if declared.release is not None)
+
+    def telling(self, timestep_private: bool) -> frozenset[str]:
+        """Return the names of the fields that apply and tell an attack something that it does not know from the timesteps."""
+        return frozenset(
+            name for name, declared in self._declared().items() if timestep_private or not declared.implied_by_timestep
+        )
+
+    def of_aggregate(self) -> Self:
+        """Return what still holds where the server receives the mean of several clients' updates."""
+        void = {name: None for name, declared in self._declared().items() if declared.scope is Scope.CLIENT}
+        return replace(self, **void)
+
+    @classmethod
+    def used_by(cls, *users: User) -> frozenset[str]:
+        """Return the names of the fields that at least one of `users` takes account of."""
+        return frozenset(f.name for f in fields(cls) if declaration(f).users & set(users))
+
+    def _declared(self) -> dict[str, Declaration]:
+        """Return the declarations of the fields that apply, by name."""
+        return {f.name: declaration(f) for f in fields(self) if getattr(self, f.name) is not None}
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ from hypothesis import settings
 
 from benchmark.base.machine import settle
 from benchmark.clients.toy import Toy, toy
+from benchmark.matching.plans import shared_plans
 
 settle()
 
@@ -16,6 +17,13 @@ settings.load_profile("repeatable")
 @pytest.fixture
 def scene() -> Toy:
     return toy()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_run() -> object:
+    """All tests plan each kind of observation once, as the cells of a run do."""
+    with shared_plans():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -83,5 +83,44 @@ def test_a_broken_attack_is_noticed(tmp_path, body, rule):
     torch.set_rng_state(state)
 
 
+def test_an_attack_that_does_not_say_that_it_searches_with_the_engine_is_noticed(tmp_path):
+    body = (
+        "from benchmark.matching.engine import Task, match; from benchmark.matching.lbfgs import lbfgs;"
+        " from benchmark.matching.objectives import squared_distance; from benchmark.matching.problem import flat, granted;"
+        " tasks = [Task(o, {'x_0': flat(o)}, 2) for o in observations];"
+        " return [s.reconstruction() for s in match(tasks, granted, squared_distance, lbfgs)]"
+    )
+    assert broken_attack(tmp_path, body) == [
+        "attack broken: where it searches with the engine, it adapts to what the engine does"
+    ]
+    told = "adapts_to = frozenset({'withheld', 'adapter_rank', 'aggregated_clients'}); evaluations: int = 5"
+    assert broken_attack(tmp_path, body, told) == []
+
+
+def test_a_public_parameter_that_no_attack_takes_account_of_is_noticed(tmp_path):
+    source = '''
+        """Discloses what nobody uses.
+
+        Source: ours
+        """
+        from dataclasses import dataclass
+        from benchmark.disclosure import User, parameter
+        from benchmark.plugins import Defense
+        from benchmark.types import PublicParameters
+
+        @dataclass(frozen=True)
+        class More(PublicParameters):
+            colour: str | None = parameter(User.ATTACK)
+
+        @dataclass(frozen=True)
+        class Chatty(Defense):
+            def public(self, scenario):
+                return More(colour="red", kept_share=0.5)
+    '''
+    (tmp_path / "chatty.py").write_text(textwrap.dedent(source))
+    problems = [finding.problem for finding in examine("chatty", Registry([tmp_path])) if finding.problem]
+    assert problems == ["no attack takes account of colour"]
+
+
 def test_a_good_attack_of_a_third_party_passes(tmp_path):
     assert broken_attack(tmp_path, f"return [{GOOD} for o in observations]") == []

@@ -11,18 +11,17 @@ from benchmark.clients.toy import Exposed
 from benchmark.evaluation.judge import judge
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
-from benchmark.experiment.scene import oracle
 from benchmark.matching.objectives import cosine_distance, squared_distance
-from benchmark.matching.problem import CleanGuess, Updates
+from benchmark.matching.problem import Backend, CleanGuess, Updates
 from benchmark.registry.registry import Registry
-from tests.scenes import play
+from tests.scenes import oracle, play
 
 
 def test_client_and_attacker_scale_the_loss_and_the_images_alike(scene):
     seen = scene.observe(Exposed())
     victim = scene.victim
     guess = CleanGuess(victim.images[None], seen.timesteps[None], seen.noise[None])
-    update = Updates(seen)(guess)
+    update = Updates(seen, Backend.LOOP)(guess)
     whole = {name: value[None] for name, value in seen.update.items()}
     for name, value in whole.items():
         torch.testing.assert_close(update[name], value, atol=1e-6, rtol=1e-4)

@@ -15,13 +15,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Print a line per check. 0 if all hold, else 1."""
+    from benchmark.matching.plans import shared_plans
     from benchmark.registry.contract import examine
     from benchmark.registry.registry import Registry
 
     failed = 0
-    for finding in examine(options.name, Registry(options.include)):
-        failed += finding.problem is not None
-        print(f"{'ok  ' if finding.problem is None else 'FAIL'}  {finding.rule}")
-        if finding.problem:
-            print(f"      {finding.problem}")
+    with shared_plans():
+        for finding in examine(options.name, Registry(options.include)):
+            failed += finding.problem is not None
+            print(f"{'ok  ' if finding.problem is None else 'FAIL'}  {finding.rule}")
+            if finding.problem:
+                print(f"      {finding.problem}")
     return 1 if failed else 0

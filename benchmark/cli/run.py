@@ -126,10 +126,11 @@ def _run(cells: list[Cell], cache: Cache, store: Store, options: argparse.Namesp
     from benchmark.base.events import watching
     from benchmark.experiment.display import choose
     from benchmark.experiment.runner import run_cell
+    from benchmark.matching.plans import shared_plans
 
     display = choose(options.display, cells)
     try:
-        with display, watching(display.step):
+        with display, watching(display.step), shared_plans():
             for cell in cells:
                 display.begin(cell)
                 outcome = run_cell(cell, cache, options.cell_timeout)

@@ -2,7 +2,7 @@
 
 All of them act, each at its own points of a client's round, and are written in the order in which they act: what changes the
 network, then the timesteps, then how gradients are combined, then what is released, then aggregation. Releases stand in one
-order too: clip, add noise, prune, round; attackers who know a defense know it in that order (`benchmark.matching.adapted`).
+order too (`disclosure.Release`); attackers who know a defense know it in that order (`benchmark.matching.defense_aware`).
 What only hides or discloses may stand anywhere.
 
 Refused is what contradicts that, a name twice, two that decide how gradients are combined or the same public parameter, two
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmark.base.errors import UserError
 from benchmark.diffusion.denoiser import Denoiser
+from benchmark.disclosure import Release
 from benchmark.plugins import ClientStep, Defense
 from benchmark.scenario import Scenario
 from benchmark.types import Capability, Privacy, PublicParameters, Update
@@ -33,14 +34,6 @@ ROAD = ("prepare", "least_timestep", "gradient", "release", "aggregates")
 POINTS = (*ROAD, "disclose", "hides")
 """Where a defense may act at all."""
 
-RELEASES = (
-    frozenset({"clip_norm", "update_clip_norm"}),
-    frozenset({"noise_std", "gaussian_ratio", "laplace_ratio"}),
-    frozenset({"kept_share"}),
-    frozenset({"bits"}),
-)
-"""The public parameters of what is done to gradients and updates, in the order in which it may be done."""
-
 
 def stack(members: Mapping[str, Defense]) -> Defense:
     """The defenses together, by name and from left to right; a single one is itself.
@@ -50,39 +43,65 @@ def stack(members: Mapping[str, Defense]) -> Defense:
     """
     if len(members) == 1:
         return next(iter(members.values()))
-    name = "+".join(members)
-    for member, defense in members.items():
-        if not _points(defense):
-            raise UserError(f"defense '{name}': '{member}' changes nothing and has no place in a stack")
-    for (first, one), (second, other) in itertools.combinations(members.items(), 2):
-        if reason := _contradiction(first, one, second, other):
+    stacked, name = [_Member(*member) for member in members.items()], "+".join(members)
+    for member in stacked:
+        if not member.points:
+            raise UserError(f"defense '{name}': '{member.name}' changes nothing and has no place in a stack")
+    for earlier, later in itertools.combinations(stacked, 2):
+        if reason := _decided_twice(earlier, later) or _hidden_noise(earlier, later) or _out_of_order(earlier, later):
             raise UserError(f"defense '{name}': {reason}")
     return Stacked(tuple(members.values()))
 
 
-def _points(defense: Defense) -> set[str]:
-    """Where it does act."""
-    return {point for point in POINTS if getattr(type(defense), point) != getattr(Defense, point)}
+@dataclass(frozen=True)
+class _Member:
+    """A defense in a stack, under its name."""
+
+    name: str
+    defense: Defense
+
+    @property
+    def points(self) -> frozenset[str]:
+        """Where the defense acts."""
+        return _points(self.defense)
+
+    @property
+    def public(self) -> PublicParameters:
+        """What it discloses."""
+        return self.defense.public(Scenario())
 
 
-def _contradiction(first: str, one: Defense, second: str, other: Defense) -> str | None:
-    """Why `first` cannot stand before `second`, None where it can."""
-    if "gradient" in _points(one) & _points(other):
-        return f"'{first}' and '{second}' both decide how gradients are combined"
-    told = [defense.public(Scenario()).disclosed for defense in (one, other)]
-    if both := sorted(told[0] & told[1]):
-        return f"'{first}' and '{second}' both decide the {both[0]}"
-    if all(fields & RELEASES[1] for fields in told):
-        return f"'{first}' and '{second}' both add noise"
-    hiding = [name for name, defense in ((first, one), (second, other)) if Capability.NOISE in defense.hides]
-    telling = [name for name, defense in ((first, one), (second, other)) if "disclose" in _points(defense)]
-    if hiding and telling:
-        return f"'{hiding[0]}' hides the noise that '{telling[0]}' discloses"
-    latest = [[ROAD.index(point) for point in _points(defense) if point in ROAD] for defense in (one, other)]
-    releases = [[place for place, fields in enumerate(RELEASES) if fields & names] for names in told]
-    for done in (latest, releases):
-        if all(done) and max(done[0]) > max(done[1]):
-            return f"'{second}' acts before '{first}' and must be written before it"
+def _points(defense: Defense) -> frozenset[str]:
+    return frozenset(point for point in POINTS if getattr(type(defense), point) != getattr(Defense, point))
+
+
+def _decided_twice(earlier: _Member, later: _Member) -> str | None:
+    """Return what both decide, None where that is nothing."""
+    both = f"'{earlier.name}' and '{later.name}' both"
+    if "gradient" in earlier.points & later.points:
+        return f"{both} decide how gradients are combined"
+    if shared := sorted(earlier.public.disclosed & later.public.disclosed):
+        return f"{both} decide the {shared[0]}"
+    if Release.NOISE in earlier.public.releases & later.public.releases:
+        return f"{both} add noise"
+    return None
+
+
+def _hidden_noise(earlier: _Member, later: _Member) -> str | None:
+    """Return which member hides the noise that the other one discloses, None where none does."""
+    for hiding, disclosing in ((earlier, later), (later, earlier)):
+        if Capability.NOISE in hiding.defense.hides and "disclose" in disclosing.points:
+            return f"'{hiding.name}' hides the noise that '{disclosing.name}' discloses"
+    return None
+
+
+def _out_of_order(earlier: _Member, later: _Member) -> str | None:
+    """Return that the last act of the earlier member comes after that of the later one, None where it does not."""
+    acts = [[ROAD.index(point) for point in member.points & set(ROAD)] for member in (earlier, later)]
+    releases = [member.public.releases for member in (earlier, later)]
+    for before, after in (acts, releases):
+        if before and after and max(before) > max(after):
+            return f"'{later.name}' acts before '{earlier.name}' and must be written before it"
     return None
 
 
@@ -97,12 +116,12 @@ class Stacked(Defense):
     members: tuple[Defense, ...]
 
     @property
-    def hides(self) -> frozenset[Capability]:  # type: ignore[override]
+    def hides(self) -> frozenset[Capability]:
         """See `Defense.hides`: what any of them hides."""
         return frozenset[Capability]().union(*(member.hides for member in self.members))
 
     @property
-    def aggregates(self) -> bool:  # type: ignore[override]
+    def aggregates(self) -> bool:
         """See `Defense.aggregates`: whether any of them does."""
         return any(member.aggregates for member in self.members)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from benchmark.evaluation.metrics import assign, measures
 from benchmark.types import Reconstruction, Victim
@@ -58,6 +59,7 @@ def judge(
     victims: Sequence[Victim],
     rebuilt: Sequence[Reconstruction],
     success_db: float,
+    decode: Callable[[Tensor], Tensor] = lambda codes: codes,
     updates_per_round: int = 1,
     redrawn: bool = False,
 ) -> list[Sample]:
@@ -67,6 +69,7 @@ def judge(
         victims: the truth behind each update: round by round, update by update.
         rebuilt: one reconstruction per victim, in the same order.
         success_db: PSNR from which an image counts as recovered.
+        decode: from what an attack rebuilds to images; for pixels the identity.
         updates_per_round: updates that the server saw of each round. Images are numbered through all of a round's updates.
         redrawn: whether clients trained on other timesteps and noise than the victim's. An estimate of either is then neither
             right nor wrong, and is left out.
@@ -79,7 +82,7 @@ def judge(
     samples: list[Sample] = []
     for index, (victim, given) in enumerate(zip(victims, rebuilt, strict=True)):
         number, place = divmod(index, updates_per_round)
-        found = _judge_one(number, place * len(victim.images), victim, _checked(victim, given), success_db)
+        found = _judge_one(number, place * len(victim.images), victim, _checked(victim, given, decode), success_db)
         samples += [_without_estimates(sample) for sample in found] if redrawn else found
     return samples
 
@@ -88,12 +91,13 @@ def _without_estimates(sample: Sample) -> Sample:
     return dataclasses.replace(sample, timestep_estimate=None, timestep_error=None, noise_mse=None)
 
 
-def _checked(victim: Victim, given: Reconstruction) -> Reconstruction:
+def _checked(victim: Victim, given: Reconstruction, decode: Callable[[Tensor], Tensor]) -> Reconstruction:
     """The reconstruction on the CPU with plain numbers; a third party's attack may have returned anything."""
     if not isinstance(given, Reconstruction):
         raise ValueError(f"the attack returned a {type(given).__name__}, not a Reconstruction")
-    if given.images.shape != victim.images.shape:
-        raise ValueError(f"the attack returned images of shape {tuple(given.images.shape)}, not {tuple(victim.images.shape)}")
+    images = decode(given.images)
+    if images.shape != victim.images.shape:
+        raise ValueError(f"the attack returned images of shape {tuple(images.shape)}, not {tuple(victim.images.shape)}")
     evaluations = int(given.evaluations)
     if evaluations < 0:
         raise ValueError(f"the attack reports {evaluations} evaluations")
@@ -104,7 +108,7 @@ def _checked(victim: Victim, given: Reconstruction) -> Reconstruction:
     if noise is not None and noise.shape != victim.noise.shape:
         raise ValueError(f"the attack returned noise of shape {tuple(noise.shape)}, not {tuple(victim.noise.shape)}")
     return Reconstruction(
-        images=given.images.detach().cpu().float(),
+        images=images.detach().cpu().float(),
         evaluations=evaluations,
         loss=None if given.loss is None else float(given.loss),
         timesteps=None if timesteps is None else timesteps.detach().cpu().long(),

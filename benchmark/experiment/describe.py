@@ -56,7 +56,7 @@ def record_of(scene: Scene, claims: Claims, ending: Ending) -> Record:
         reason=ending.reason,
         config=_config(scene),
         knows=_knows(cell, claims.public),
-        adaptive=bool(cell.attack and cell.attack.adapts_to & _informative(cell, claims.public)),
+        adaptive=bool(cell.attack and cell.attack.adapts_to & claims.public.telling(Capability.TIMESTEP in cell.defense.hides)),
         control=cell.control,
         budget=cell.budget,
         n_total=scene.image_count,
@@ -83,12 +83,6 @@ def _knows(cell: Cell, public: PublicParameters) -> str:
         names[Capability.NOISE] = "near noise"
     granted = sorted(name for capability, name in names.items() if capability not in cell.defense.hides)
     return "+".join(["weights", *granted])
-
-
-def _informative(cell: Cell, public: PublicParameters) -> frozenset[str]:
-    """Return the public parameters that say something new: where the timestep is granted, its range does not."""
-    private = Capability.TIMESTEP in cell.defense.hides
-    return public.disclosed if private else public.disclosed - {"least_timestep"}
 
 
 def _config(scene: Scene) -> dict[str, object]:

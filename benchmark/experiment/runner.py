@@ -81,7 +81,7 @@ def _attack(scene: Scene, steps: list[Step]) -> tuple[list[Reconstruction], floa
 
 def _judge(scene: Scene, rebuilt: Sequence[Reconstruction]) -> list[Sample]:
     redrawn = scene.public.draws_per_image is not None
-    return judge(scene.victims, rebuilt, scene.cell.success_db, scene.updates_per_round, redrawn)
+    return judge(scene.victims, rebuilt, scene.cell.success_db, scene.codec.decode, scene.updates_per_round, redrawn)
 
 
 def _verdict(samples: Sequence[Sample]) -> tuple[Status, str]:

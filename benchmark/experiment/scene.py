@@ -15,9 +15,10 @@ import torch
 
 from benchmark.base.seeds import stream
 from benchmark.clients.federation import Granted, Round, draw_victim, image_counts, observe, split
+from benchmark.diffusion.codec import Codec
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.models import build_schedule
-from benchmark.diffusion.schedule import Schedule
+from benchmark.diffusion.process import Process
 from benchmark.experiment.cache import Cache
 from benchmark.experiment.cell import Cell
 from benchmark.plugins import Picture
@@ -58,6 +59,11 @@ class Scene:
     def privacy(self) -> Privacy | None:
         """The defense's guarantee, None where it has none."""
         return self.cell.defense.privacy(self.practice)
+
+    @property
+    def codec(self) -> Codec:
+        """From images to what the model diffuses, and back. Clients and attacks work on codes, the judge on images."""
+        return self.cache.network(self.cell.model, self.cell.seed).codec
 
     @property
     def image_count(self) -> int:
@@ -107,10 +113,10 @@ class Scene:
         return [observe(trained, cell.defense, granted, noise, shuffle) for trained in rounds]
 
     def attack(self) -> list[Reconstruction]:
-        """Let the cell's attack rebuild the victims from the observations alone. Only the oracle sees the victims."""
+        """Let the cell's attack rebuild the victims' codes from the observations alone. Only the oracle sees the victims."""
         cell = self.cell
         if cell.attack is None:
-            return oracle(self.victims)
+            return [Reconstruction(self.codec.encode(victim.images.clone()), evaluations=0) for victim in self.victims]
         own = stream(cell.seed, "attack", cell.keys.attack, cell.keys.defense, cell.keys.model, *self._axes)
         return cell.attack.run(self.observations, own)
 
@@ -131,17 +137,12 @@ class Scene:
         return Prior(network, build_schedule(model).to(self.cell.device))
 
     @cached_property
-    def _schedule(self) -> Schedule:
+    def _schedule(self) -> Process:
         return build_schedule(self.cell.model)
 
     @property
     def _axes(self) -> tuple[object, ...]:
         return (self.cell.keys.dataset, self.cell.keys.scenario, self.cell.trial)
-
-
-def oracle(victims: Sequence[Victim]) -> list[Reconstruction]:
-    """Return the ceiling in every table: the truth itself. It is no plugin, since it needs the truth."""
-    return [Reconstruction(victim.images.clone(), evaluations=0) for victim in victims]
 
 
 def check_inputs(cells: Sequence[Cell], cache: Cache) -> None:

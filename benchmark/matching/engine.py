@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ from torch.autograd import grad
 from benchmark.base.machine import available, cores, out_of_memory
 from benchmark.matching.lbfgs import HISTORY
 from benchmark.matching.objectives import Distance, squared_distance
+from benchmark.matching.plans import plan_for
 from benchmark.matching.problem import Guess, Stack, Updates, defect, flat, granted, stack
-from benchmark.matching.resources import predicted
 from benchmark.matching.search import Optimiser, Searches, Solution, Variables
 from benchmark.types import Observation, Update
 
@@ -58,13 +58,6 @@ Guessing = Callable[[Variables, Stack], Guess]
 """From variables (P, N, ...) and what is known of the P victims to what is thought to lie behind their updates."""
 
 
-TAKEN = frozenset({"withheld", "adapter_rank", "aggregated_clients"})
-"""The public parameters that every search of the engine takes account of, whatever its distance.
-
-What crossed the wire is what is compared, in the network that the server knows, for the images of all summed clients at once.
-"""
-
-
 def match(
     tasks: Sequence[Task],
     guess: Guessing,
@@ -72,14 +65,15 @@ def match(
     optimise: Optimiser,
     regularise: Callable[[Variables], Tensor] | None = None,
 ) -> list[Solution]:
-    """Search for each task the variables whose guessed update is nearest to the seen one; solutions in the tasks' order.
+    """Search for each task the variables whose guessed update is nearest to the observed one; solutions in their order.
 
-    An update that cannot be matched, and a cost that is never finite, is a solution that says so; the others go on.
+    An update that cannot be matched, and a cost that is never finite, is a solution that says so; the others go on. Tasks
+    are evaluated together where their observations share one network: a copy of it counts as another one.
 
     Args:
         tasks: independent searches; restarts of one victim are several of them.
         guess: makes guesses of variables.
-        distance: (P,) between guessed and seen updates, of tasks that have none of their own.
+        distance: (P,) between guessed and observed updates, of tasks that have none of their own.
         optimise: moves the searches.
         regularise: (P,) to be added to the distance.
 
@@ -95,7 +89,7 @@ def match(
             kinds.setdefault(_kind(task), []).append(place)
     for places in kinds.values():
         alike = [tasks[place] for place in places]
-        solutions |= zip(places, _solve(alike, guess, distance, optimise, regularise), strict=True)
+        solutions |= zip(places, _solve(Matching(alike, guess, distance, regularise), optimise), strict=True)
     return [solutions[place] for place in range(len(tasks))]
 
 
@@ -109,14 +103,8 @@ def _kind(task: Task) -> object:
     return (id(seen.network), schedule, shapes, practice, held)
 
 
-def _solve(
-    tasks: Sequence[Task],
-    guess: Guessing,
-    distance: Distance,
-    optimise: Optimiser,
-    regularise: Callable[[Variables], Tensor] | None,
-) -> list[Solution]:
-    matching = Matching(tasks, guess, distance, regularise)
+def _solve(matching: Matching, optimise: Optimiser) -> list[Solution]:
+    tasks = matching.tasks
     start = torch.stack([torch.cat([value.flatten() for value in task.start.values()]) for task in tasks])
     layout = [(name, value.numel()) for name, value in tasks[0].start.items()]
     budgets = [task.evaluations for task in tasks]
@@ -156,12 +144,12 @@ class Matching:
         seen = tasks[0].seen
         self.device = torch.device(seen.network.device)
         self.shapes = {name: value.shape for name, value in tasks[0].start.items()}
-        self.updates = Updates(seen)
-        need = predicted(seen)
+        plan = plan_for(seen)
+        self.updates = Updates(seen, plan.backend)
         room = int(MEMORY_SHARE * available(self.device)) - self._searching()
         stacked = len(tasks) * sum(value.nbytes for value in seen.update.values())
         self.keeps_stacks = stacked < room / 2
-        fitting = max(1, int((room - stacked * self.keeps_stacks) / need))
+        fitting = max(1, int((room - stacked * self.keeps_stacks) / plan.need))
         self.largest = fitting if self.device.type == "cuda" else min(fitting, CPU_CHUNK, math.ceil(len(tasks) / 2))
         cpus = 1 if self.device.type == "cuda" else cores() // torch.get_num_threads()
         self.workers = max(1, min(cpus, fitting // self.largest))
@@ -209,13 +197,18 @@ class Matching:
         points = torch.split(x, [len(chunk) for chunk in chunks])
         if self.workers == 1 or len(chunks) == 1:
             return [self._chunk(*both) for both in zip(points, map(tuple, chunks), strict=True)]
-        futures = [_pool(self.workers).submit(self._chunk, *both) for both in zip(points, map(tuple, chunks), strict=True)]
+        futures = [self._pool.submit(self._chunk, *both) for both in zip(points, map(tuple, chunks), strict=True)]
         try:
             wait(futures)  # all of them: one that failed for lack of memory is tried again when the others hold none
         finally:
             for future in futures:
                 future.cancel()
         return [future.result() for future in futures]
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        """The threads of this matching, which end when it is dropped."""
+        return ThreadPoolExecutor(self.workers, thread_name_prefix="matching")
 
     def _chunk(self, x: Tensor, rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         known = self.stacks.get(rows) or stack([self.tasks[row].seen for row in rows])
@@ -234,17 +227,21 @@ class Matching:
             raise
         return cost.detach(), gradient
 
-    def _distances(self, update: Update, seen: Update, rows: Sequence[int]) -> Tensor:
+    def _distances(self, update: Update, observed: Update, rows: Sequence[int]) -> Tensor:
         own = [self.tasks[row].distance for row in rows]
         if not any(own):
-            return self.distance(update, seen)
+            return self.distance(update, observed)
         each = [slice(place, place + 1) for place in range(len(rows))]
         return torch.cat(
             [
-                (distance or self.distance)(*({name: value[one] for name, value in both.items()} for both in (update, seen)))
+                (distance or self.distance)(_rows(update, one), _rows(observed, one))
                 for one, distance in zip(each, own, strict=True)
             ]
         )
+
+
+def _rows(update: Update, rows: slice) -> Update:
+    return {name: value[rows] for name, value in update.items()}
 
 
 def seconds_per_evaluation(observations: Sequence[Observation]) -> float:
@@ -260,8 +257,3 @@ def seconds_per_evaluation(observations: Sequence[Observation]) -> float:
     start = time.perf_counter()
     matching(x, rows)[0].tolist()
     return (time.perf_counter() - start) / len(tasks)
-
-
-@cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="matching")

@@ -31,7 +31,7 @@ def per_victim(network: nn.Module, names: Collection[str], victims: int) -> tupl
     """The network on the weights of `network`, and for each parameter in `names` the leaf (V, *shape) of its gradients.
 
     It takes V B images, batch first, and is a function of its input alone: threads may share it. Examples must not depend on
-    each other, and weights must be used by their own layers only; `problem.Updates` tries both.
+    each other, and weights must be used by their own layers only; `problem.choose_backend` tries both.
 
     Raises:
         LookupError: some layer has no rule.

@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import Self
 
 import torch
@@ -136,29 +137,35 @@ def step_by_step(seen: Observation) -> bool:
     return seen.local_steps > 1 and seen.order_known
 
 
+class Backend(StrEnum):
+    """How the updates of guesses are computed: together (`layers.per_victim`), one by one, or through local steps."""
+
+    BATCHED = "batched"
+    LOOP = "loop"
+    UNROLLED = "unrolled"
+
+
 class Updates:
     """The updates that guesses would give in the round of one observation, differentiable in the guesses.
 
     Attributes:
-        backend: `unrolled` where guesses go through the local steps (`step_by_step`), one guess at a time. Else `batched`
-            (`layers.per_victim`), or `loop` (one at a time) for a network that has a layer without a rule there, or whose
-            updates come out otherwise when victims share a batch.
+        backend: as `choose_backend` chose it for the observation.
     """
 
-    def __init__(self, seen: Observation) -> None:
+    def __init__(self, seen: Observation, backend: Backend) -> None:
         self.seen, self.network, self.schedule, self.names = seen, seen.network, seen.schedule, list(seen.update)
+        self.backend = backend
         self.copies: dict[int, tuple[nn.Module, dict[str, Tensor]]] = {}
         self.fewest = 2 if sum(parameter.numel() for parameter in self.network.parameters()) < LOOP_ALONE else 1
-        self.backend = "unrolled" if step_by_step(seen) else self._one_batch()
 
     def __call__(self, guess: Guess) -> Update:
         """(P, *shape) for each parameter."""
-        ways = {"batched": self._together, "loop": self._one_by_one, "unrolled": self._unrolled}
+        ways = {Backend.BATCHED: self._together, Backend.LOOP: self._one_by_one, Backend.UNROLLED: self._unrolled}
         return ways[self.way(len(guess))](guess)
 
-    def way(self, victims: int) -> str:
+    def way(self, victims: int) -> Backend:
         """The backend for so many guesses at once."""
-        return self.backend if victims >= self.fewest or self.backend == "unrolled" else "loop"
+        return self.backend if victims >= self.fewest or self.backend is Backend.UNROLLED else Backend.LOOP
 
     def _together(self, guess: Guess) -> Update:
         victims = len(guess)
@@ -191,37 +198,38 @@ class Updates:
     def _side_by_side(self, updates: Sequence[Update]) -> Update:
         return {name: torch.stack([update[name] for update in updates]) for name in self.names}
 
-    def _one_batch(self) -> str:
-        """The backend for updates that are the gradient of one batch's mean loss."""
-        shape = self.seen.batch_shape
-        kind = (repr(self.network), tuple(map(type, self.network.modules())), tuple(self.names), shape)
-        if kind not in _batched:
-            _batched[kind] = self._agrees(shape)
-        return "batched" if _batched[kind] else "loop"
 
-    def _agrees(self, batch_shape: Sequence[int]) -> bool:
-        """Whether two random guesses give the same updates together as one by one.
+def choose_backend(observation: Observation) -> Backend:
+    """Return how the updates of guesses at what lies behind an observation are to be computed.
 
-        They do not where a weight is used outside its layer or by two of them, or where a layer mixes the batch.
-        """
-        draw, device = torch.Generator().manual_seed(0), self.network.device
-        x_0, eps = torch.randn(2, 2, *batch_shape, generator=draw).to(device)
-        t = torch.randint(self.schedule.steps, (2, batch_shape[0]), generator=draw).to(device)
-        guess = CleanGuess(x_0, t, eps)
-        try:
-            together = self._together(guess)
-        except Exception:  # whatever a layer without a rule makes of it: one by one it may still do
-            return False
-        alone = {name: value.detach() for name, value in self._one_by_one(guess).items()}
-        least = NEGLIGIBLE * max(float(value.norm()) for value in alone.values())
-        return all(
-            float((together[name].detach() - value).norm()) <= AGREEMENT * max(float(value.norm()), least)
-            for name, value in alone.items()
-        )
+    They are `UNROLLED` where they go through the local steps (`step_by_step`). Else they are `BATCHED`, or go by `LOOP` for a
+    network that has a layer without a rule (`layers.RULES`), or whose updates differ when victims share a batch. To find that
+    out costs four gradients.
+    """
+    if step_by_step(observation):
+        return Backend.UNROLLED
+    return Backend.BATCHED if _batches_agree(observation) else Backend.LOOP
 
 
-_batched: dict[object, bool] = {}
-"""Which kinds of network give the same updates in a batch, as far as they have been met."""
+def _batches_agree(observation: Observation) -> bool:
+    """Return whether two random guesses give the same updates together as one by one.
+
+    They do not where a weight is used outside its layer or by two of them, or where a layer mixes the batch.
+    """
+    draw, device = torch.Generator().manual_seed(0), observation.network.device
+    x_0, eps = torch.randn(2, 2, *observation.batch_shape, generator=draw).to(device)
+    t = torch.randint(observation.schedule.steps, (2, observation.image_count), generator=draw).to(device)
+    guess = CleanGuess(x_0, t, eps)
+    try:
+        together = Updates(observation, Backend.BATCHED)(guess)
+    except Exception:  # whatever a layer without a rule makes of it: one by one it may still do
+        return False
+    alone = {name: value.detach() for name, value in Updates(observation, Backend.LOOP)(guess).items()}
+    least = NEGLIGIBLE * max(float(value.norm()) for value in alone.values())
+    return all(
+        float((together[name].detach() - value).norm()) <= AGREEMENT * max(float(value.norm()), least)
+        for name, value in alone.items()
+    )
 
 
 def granted(variables: Mapping[str, Tensor], known: Stack) -> Guess:

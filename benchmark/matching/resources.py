@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import CleanGuess, Updates, step_by_step
+from benchmark.matching.problem import Backend, CleanGuess, Updates
 from benchmark.types import Observation
 
 
@@ -54,31 +54,23 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.bytes -= size
 
 
-def predicted(seen: Observation) -> int:
-    """Bytes that one more victim seen like this adds to an evaluation: that evaluation's own tensors, and the seen update.
+def predicted(observation: Observation, backend: Backend) -> int:
+    """Return the bytes that one more such victim adds to an evaluation: that evaluation's own tensors, and the observed update.
 
     It is played once, with two victims, on torch's `meta` device, where tensors have shapes but no numbers.
     """
-    parameters = dict(seen.network.named_parameters())
-    practice = (seen.batch_shape, seen.clients, seen.local_steps, step_by_step(seen))
-    key = (tuple((name, value.shape) for name, value in parameters.items()), practice, tuple(seen.update))
-    if key not in _predicted:
-        Updates(seen)  # which backend it is takes numbers to find out
-        try:
-            hollow = {id(value): nn.Parameter(value.to("meta"), value.requires_grad) for value in parameters.values()}
-            network, schedule = copy.deepcopy(seen.network, hollow).to("meta"), seen.schedule.to("meta")
-            _predicted[key] = _played(dataclasses.replace(seen, network=network, schedule=schedule))
-        except Exception:  # a network that looks at its numbers, or holds tensors that do not move, is played with numbers
-            _predicted[key] = _played(seen)
-    return _predicted[key]
+    parameters = dict(observation.network.named_parameters())
+    try:
+        hollow = {id(value): nn.Parameter(value.to("meta"), value.requires_grad) for value in parameters.values()}
+        network = copy.deepcopy(observation.network, hollow).to("meta")
+        return _played(dataclasses.replace(observation, network=network, schedule=observation.schedule.to("meta")), backend)
+    except Exception:  # a network that looks at its numbers, or holds tensors that do not move, is played with numbers
+        return _played(observation, backend)
 
 
-_predicted: dict[object, int] = {}
-
-
-def _played(seen: Observation) -> int:
+def _played(seen: Observation, backend: Backend) -> int:
     device, dtype = seen.schedule.level.device, next(seen.network.parameters()).dtype
-    updates = Updates(seen)
+    updates = Updates(seen, backend)
     with Peak() as memory:
         x = torch.zeros(2, *seen.batch_shape, device=device, dtype=dtype, requires_grad=True)
         t = torch.zeros(2, seen.image_count, dtype=torch.int64, device=device)

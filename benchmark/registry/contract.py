@@ -19,9 +19,12 @@ from benchmark.base.events import Step, watching
 from benchmark.base.seeds import stream
 from benchmark.base.spec import one
 from benchmark.clients.toy import Exposed, Toy, toy
+from benchmark.disclosure import User
+from benchmark.matching.problem import Backend
 from benchmark.plugins import Attack, Dataset, Defense
 from benchmark.registry.imports import reachable
 from benchmark.registry.registry import Plugin, Registry, load
+from benchmark.scenario import Scenario
 from benchmark.types import Capability, Observation, PublicParameters, Reconstruction
 
 BUDGET = 3
@@ -33,7 +36,11 @@ OPEN_TO_ATTACKS = frozenset(
         "benchmark.attacks",
         "benchmark.closed_form",
         "benchmark.diffusion",
+        "benchmark.base",
         "benchmark.base.errors",
+        "benchmark.base.events",
+        "benchmark.base.machine",
+        "benchmark.disclosure",
         "benchmark.matching",
         "benchmark.plugins",
         "benchmark.base.ranges",
@@ -126,6 +133,17 @@ def _needs(plugin: Plugin, attack: Attack) -> str | None:
     fields = {f.name for f in dataclasses.fields(PublicParameters)}
     strange = attack.adapts_to - fields
     return f"adapts_to names {sorted(strange)}, which are no public parameters" if strange else None
+
+
+def _engine(plugin: Plugin, attack: Attack) -> str | None:
+    _, observations = _observations(attack)
+    steps: list[Step] = []
+    with watching(steps.append):
+        _run(attack, observations)
+    unlisted = sorted(PublicParameters.used_by(User.ENGINE) - attack.adapts_to)
+    if unlisted and {step.backend for step in steps} & set(Backend):
+        return f"adapts_to lacks {', '.join(unlisted)}, which the engine takes account of: derive it from MatchingAttack"
+    return None
 
 
 def _returns(plugin: Plugin, attack: Attack) -> str | None:
@@ -232,6 +250,13 @@ def _update(plugin: Plugin, defense: Defense) -> str | None:
     return None
 
 
+def _used(plugin: Plugin, defense: Defense) -> str | None:
+    public = defense.public(Scenario(clients=2))
+    taken = frozenset[str]().union(*(load(attack).adapts_to for attack in Registry().all("attack")))
+    unused = sorted(public.disclosed - taken - public.used_by(User.LABEL))
+    return f"no attack takes account of {', '.join(unused)}" if unused else None
+
+
 def _defense_repeats(plugin: Plugin, defense: Defense) -> str | None:
     before = torch.get_rng_state()
     first, second = toy().observe(defense).update, toy().observe(defense).update
@@ -296,6 +321,7 @@ RULES: Mapping[str, Mapping[str, Callable[[Plugin, Any], str | None]]] = {
     "attack": {
         "it imports no data set, no client and no judge": _reaches,
         "what it needs is listed as it is": _needs,
+        "where it searches with the engine, it adapts to what the engine does": _engine,
         "one finite reconstruction of all private images per victim": _returns,
         "it keeps its budget of evaluations": _budgeted,
         "the same generator gives the same images, and no other randomness is used": _repeats,
@@ -305,6 +331,7 @@ RULES: Mapping[str, Mapping[str, Callable[[Plugin, Any], str | None]]] = {
     },
     "defense": {
         "what it hides is listed as it is and not granted": _hides,
+        "an attack takes account of what it discloses": _used,
         "the update fits the network and is finite": _update,
         "the same generator gives the same update, and no other randomness is used": _defense_repeats,
         "the client's data and weights stay as they were": _client_unharmed,

@@ -19,8 +19,8 @@ from benchmark.base.errors import UserError, first_line, unknown
 from benchmark.base.spec import Spec
 from benchmark.registry.identity import code_hash
 
-KINDS = {"attack": "Attack", "defense": "Defense", "dataset": "Dataset"}
-"""Kind of plugin -> the base class in `benchmark.plugins` that marks it."""
+KINDS = {"attack": ("Attack", "MatchingAttack"), "defense": ("Defense",), "dataset": ("Dataset",)}
+"""Kind of plugin -> the base classes in `benchmark.plugins` that mark it."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _scan(path: Path, module: str | None, kind: str | None = None) -> list[Plugi
     Raises:
         UserError: the file has several, or one of another kind than its folder's.
     """
-    kinds = {base: kind for kind, base in KINDS.items()}
+    kinds = {base: kind for kind, bases in KINDS.items() for base in bases}
     found = [
         Plugin(kinds[base], path.stem, path, module, node.name)
         for node in _parse(path).body

@@ -3,8 +3,8 @@ import torch
 
 from benchmark.base.seeds import stream
 from benchmark.evaluation.judge import judge
-from benchmark.experiment.scene import oracle
 from benchmark.types import Reconstruction, Victim
+from tests.scenes import oracle
 
 
 @pytest.fixture

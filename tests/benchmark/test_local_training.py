@@ -15,8 +15,9 @@ from benchmark.evaluation.judge import judge
 from benchmark.matching.engine import Matching, Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import CleanGuess, NoisyGuess, Updates, flat, granted
-from benchmark.matching.resources import Peak, predicted
+from benchmark.matching.plans import plan_for
+from benchmark.matching.problem import Backend, CleanGuess, NoisyGuess, Updates, choose_backend, flat, granted
+from benchmark.matching.resources import Peak
 from benchmark.types import Capability, Reconstruction, Victim
 
 TIMESTEPS = (200, 20, 500, 100, 300, 50, 700, 10, 400, 250, 150, 600)
@@ -57,11 +58,16 @@ def by_hand(scene, victim):
     return {name: (start - end).detach() / (lr * steps) for (name, start), end in ends}, path
 
 
+def guessed_update(seen, guess):
+    updates = Updates(seen, choose_backend(seen))
+    return {name: value[0].detach() for name, value in updates(guess).items()}
+
+
 def at_the_truth(scene, seen):
     """The update that is guessed at the truth itself."""
     victim = scene.victim
     guess = CleanGuess(victim.images[None], victim.timesteps[None], victim.noise[None])
-    return {name: value[0].detach() for name, value in Updates(seen)(guess).items()}
+    return guessed_update(seen, guess)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
@@ -174,7 +180,7 @@ def test_the_judge_finds_each_estimate_in_an_unknown_order():
 def test_thinking_it_through_step_by_step_gives_the_update(clients, steps, batch):
     scene = scene_of(clients, steps, batch)
     seen = scene.observe(Exposed())
-    assert Updates(seen).backend == "unrolled"
+    assert choose_backend(seen) is Backend.UNROLLED
     assert relative(at_the_truth(scene, seen), seen.update) < 2e-6
 
 
@@ -183,7 +189,7 @@ def test_the_reading_without_an_order_is_wrong_by_the_order_of_the_step_size():
     for lr in (0.02, 0.01, 0.005):
         scene = scene_of(steps=3, lr=lr, order="unknown")
         seen = scene.observe(Exposed())
-        assert Updates(seen).backend == "batched"
+        assert choose_backend(seen) is Backend.BATCHED
         errors.append(relative(at_the_truth(scene, seen), seen.update))
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.15)
     assert errors[1] / errors[2] == pytest.approx(2, rel=0.15)
@@ -199,7 +205,7 @@ def test_a_guess_of_noisy_images_goes_through_the_steps_too():
         outputs = [path[k](x_t[k, None].double(), victim.timesteps[k, None])[0].float() for k in range(3)]
     guess = NoisyGuess(x_t[None], victim.timesteps[None], (torch.stack(outputs) - target)[None])
     seen = scene.observe(Exposed())
-    assert relative({name: value[0].detach() for name, value in Updates(seen)(guess).items()}, seen.update) < 1e-5
+    assert relative(guessed_update(seen, guess), seen.update) < 1e-5
 
 
 def test_the_cost_has_the_slope_of_its_differences_in_float64():
@@ -209,8 +215,10 @@ def test_the_cost_has_the_slope_of_its_differences_in_float64():
     draw = stream(0, "slope")
     x, along = (torch.randn(1, *seen.batch_shape, generator=draw, dtype=torch.float64) for _ in range(2))
 
+    updates = Updates(seen, choose_backend(seen))
+
     def cost(x):
-        return squared_distance(Updates(seen)(CleanGuess(x, seen.timesteps[None], seen.noise[None].double())), goal).sum()
+        return squared_distance(updates(CleanGuess(x, seen.timesteps[None], seen.noise[None].double())), goal).sum()
 
     x.requires_grad_()
     (slope,) = grad(cost(x), x)
@@ -240,7 +248,7 @@ def test_what_is_predicted_is_what_local_steps_take():
     seen = some.tasks[0].seen
     with Peak() as memory:
         some._chunk(x, (0, 1))
-    assert memory.peak == pytest.approx(2 * predicted(seen), rel=0.1)
+    assert memory.peak == pytest.approx(2 * plan_for(seen).need, rel=0.1)
 
 
 def test_practices_are_evaluated_apart():

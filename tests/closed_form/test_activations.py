@@ -16,7 +16,7 @@ from benchmark.defenses.private_noise import PrivateNoise
 from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
 from benchmark.diffusion.process import ddpm
 from benchmark.evaluation.metrics import psnr
-from benchmark.matching.problem import CleanGuess, NoisyGuess, Updates
+from benchmark.matching.problem import Backend, CleanGuess, NoisyGuess, Updates
 
 
 def gradient_of(value, channels, seed=0):
@@ -117,7 +117,7 @@ def test_an_update_follows_from_noisy_image_and_residual_alone_and_is_linear_in_
     x_0, t, eps = victim.images, victim.timesteps, victim.noise
     x_t = schedule.add_noise(x_0, t, eps)
     residual = seen.network(x_t, t).detach() - schedule.target(x_0, t, eps)
-    updates = Updates(type(seen)(**{**vars(seen), "schedule": schedule}))
+    updates = Updates(type(seen)(**{**vars(seen), "schedule": schedule}), Backend.LOOP)
     clean = updates(CleanGuess(x_0[None], t[None], eps[None]))
     noisy, double = (updates(NoisyGuess(x_t[None], t[None], scale * residual[None])) for scale in (1, 2))
     largest = max(float(value.detach().norm()) for value in clean.values())

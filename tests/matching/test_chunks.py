@@ -10,8 +10,9 @@ import torch
 from benchmark.matching import engine
 from benchmark.matching.engine import Matching
 from benchmark.matching.objectives import squared_distance
+from benchmark.matching.plans import plan_for
 from benchmark.matching.problem import granted
-from benchmark.matching.resources import Peak, predicted
+from benchmark.matching.resources import Peak
 from tests.matching.clients import observations, points, tasks
 
 
@@ -76,7 +77,7 @@ def test_what_is_predicted_is_what_an_evaluation_takes():
     some = tasks(observations(4))
     seen = some[0].seen
     matching = Matching(some, granted, squared_distance)
-    need = predicted(seen)
+    need = plan_for(seen).need
     x = points(some)
     for rows in ((0, 1), (0, 1, 2, 3)):
         with Peak() as memory:
@@ -86,7 +87,7 @@ def test_what_is_predicted_is_what_an_evaluation_takes():
 
 def room_for(monkeypatch, victims, some):
     seen = some[0].seen
-    need = predicted(seen)
+    need = plan_for(seen).need
     bytes_of_updates = len(some) * sum(value.nbytes for value in seen.update.values())
     room = max(victims * need + bytes_of_updates, 2.1 * bytes_of_updates) + 10_000
     monkeypatch.setattr(engine, "available", lambda device: int(room / engine.MEMORY_SHARE) + 1)

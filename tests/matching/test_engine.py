@@ -18,7 +18,7 @@ from benchmark.matching.adam import adam
 from benchmark.matching.engine import Matching, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import granted
+from benchmark.matching.problem import Backend, granted
 from benchmark.matching.search import Searches
 from tests.matching.clients import clients, observations, points, tasks
 
@@ -39,7 +39,7 @@ def test_an_image_is_found_together_as_exactly_as_one_by_one():
     together = match(tasks(seen, 100), granted, squared_distance, lbfgs)
     some = tasks(seen, 100)
     plain = Matching(some, granted, squared_distance)
-    plain.updates.backend = "loop"
+    plain.updates.backend = Backend.LOOP
     alone = Searches(plain, points(some), [100] * 2)
     lbfgs(alone)
     for place in range(2):

@@ -22,12 +22,12 @@ from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import (
     by_norm,
     cosine_distance,
+    gaussian_nll,
     layerwise_cosine_distance,
     masked,
     squared_distance,
     total_variation,
     weighted,
-    whitened,
 )
 from benchmark.matching.problem import granted
 from tests.matching.clients import observations, points, tasks
@@ -63,7 +63,7 @@ DISTANCES = {
     "layerwise cosine": layerwise_cosine_distance,
     "masked": masked(squared_distance),
     "weighted": weighted(squared_distance, by_norm),
-    "whitened": whitened(0.1),
+    "gaussian_nll": gaussian_nll(0.1),
 }
 
 

@@ -9,12 +9,12 @@ from benchmark.matching.objectives import (
     by_norm,
     clipped,
     cosine_distance,
+    gaussian_nll,
     layerwise_cosine_distance,
     masked,
-    profiled,
+    profile_nll,
     squared_distance,
     weighted,
-    whitened,
 )
 
 
@@ -48,9 +48,9 @@ def test_weights_by_norm_make_every_parameter_count_alike():
         assert distance({**seen, name: 2 * seen[name]}, seen).item() == pytest.approx(1.0)
 
 
-def test_a_whitened_distance_of_pure_noise_is_half_its_degrees_of_freedom():
+def test_the_negative_log_likelihood_of_pure_noise_is_half_its_degrees_of_freedom():
     noise = 0.3 * torch.randn(1, 20_000, generator=stream(0, "noise"))
-    assert whitened(0.3)({"w": noise}, {"w": torch.zeros_like(noise)}).item() == pytest.approx(10_000, rel=0.05)
+    assert gaussian_nll(0.3)({"w": noise}, {"w": torch.zeros_like(noise)}).item() == pytest.approx(10_000, rel=0.05)
 
 
 def test_a_guess_is_clipped_as_a_whole_and_only_where_it_is_longer():
@@ -61,9 +61,9 @@ def test_a_guess_is_clipped_as_a_whole_and_only_where_it_is_longer():
     torch.testing.assert_close(clipped(squared_distance, 1.0)(update, seen), torch.zeros(2), atol=1e-6, rtol=0)
 
 
-def test_the_profiled_distance_has_the_gradient_of_the_whitened_one_at_the_likeliest_deviation():
+def test_the_profile_likelihood_has_the_gradient_of_the_likelihood_at_the_likeliest_deviation():
     seen = {"w": torch.tensor([[4.0, 3.0, 2.0, 1.0]])}
     update = {"w": torch.tensor([[1.0, -2.0, 0.5, 3.0]]).requires_grad_()}
     likeliest = (squared_distance(update, seen).item() / 4) ** 0.5
-    (found,), (expected,) = (grad(d(update, seen).sum(), update["w"]) for d in (profiled(), whitened(likeliest)))
+    (found,), (expected,) = (grad(d(update, seen).sum(), update["w"]) for d in (profile_nll(), gaussian_nll(likeliest)))
     torch.testing.assert_close(found, expected)

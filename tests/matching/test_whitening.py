@@ -22,7 +22,7 @@ from benchmark.evaluation.metrics import psnr
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import Updates, flat, granted, stack
+from benchmark.matching.problem import Updates, choose_backend, flat, granted, stack
 from benchmark.matching.search import Solution
 from benchmark.scenario import Scenario
 from benchmark.types import Observation, Update
@@ -146,7 +146,7 @@ def test_it_is_one_at_the_guess_of_what_the_search_compares(practice):
     seen = scene.observe(Exposed())
     guess = scene.victim.images * 0.9
     distance, known = whitened_distance(seen, guess[None], 1e-3), stack([seen])
-    update = Updates(seen)(granted({"x_0": guess[None]}, known))
+    update = Updates(seen, choose_backend(seen))(granted({"x_0": guess[None]}, known))
     assert float(distance(update, known.update).detach()) == pytest.approx(1, rel=1e-3)
 
 

@@ -7,33 +7,40 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from benchmark.disclosure import User
 from benchmark.matching.engine import Guessing, Task, match
 from benchmark.matching.objectives import (
     Distance,
     clipped,
+    gaussian_nll,
     laplace_distance,
     masked,
     outside_cells,
-    profiled,
+    profile_nll,
     relative_noise,
     squared_distance,
-    whitened,
 )
 from benchmark.matching.search import Optimiser, Solution, Variables
 from benchmark.types import PublicParameters, Update
 
-USED = frozenset({"kept_share", "clip_norm", "update_clip_norm", "bits", "laplace_ratio"})
-"""The public parameters that `distance` uses."""
+COMPARISON_PARAMETERS = PublicParameters.used_by(User.COMPARISON)
+"""The public parameters that `as_released` takes account of."""
+
+DISTANCE_PARAMETERS = PublicParameters.used_by(User.COMPARISON, User.DISTANCE)
+"""The public parameters that `distance` takes account of."""
+
+LIKELIHOOD_PARAMETERS = PublicParameters.used_by(User.COMPARISON, User.DISTANCE, User.LIKELIHOOD)
+"""The public parameters that `likelihood` takes account of."""
 
 
-def match_adapted(
+def match_defense_aware(
     tasks: Sequence[Task],
     guess: Guessing,
     fit: Callable[[PublicParameters], Distance],
     optimise: Optimiser,
     regularise: Callable[[Variables], Tensor] | None = None,
 ) -> list[Solution]:
-    """`engine.match` with the distance that `fit` makes of each task's public parameters."""
+    """Return what `match` finds with the distance that `fit` makes of each task's public parameters."""
     found: dict[Task, Solution] = {}
     for public in dict.fromkeys(task.seen.public for task in tasks):
         alike = [task for task in tasks if task.seen.public == public]
@@ -59,10 +66,10 @@ def likelihood(public: PublicParameters) -> Distance:
     """
     plain = _plain(public)
     if public.noise_std:
-        return as_released(public, whitened(public.noise_std, plain))
+        return as_released(public, gaussian_nll(public.noise_std, plain))
     if ratio := public.laplace_ratio or public.gaussian_ratio:
         return as_released(public, _over_relative(ratio, bool(public.laplace_ratio), plain))
-    return as_released(public, profiled(plain))
+    return as_released(public, profile_nll(plain))
 
 
 def _plain(public: PublicParameters) -> Distance:
@@ -85,8 +92,8 @@ def as_released(public: PublicParameters, compare: Distance) -> Distance:
 def _over_relative(ratio: float, laplace: bool, compare: Distance) -> Distance:
     """Divided by what the logarithm of the noise's density divides by: sigma / sqrt(2) for Laplace, 2 sigma^2 for Gauss."""
 
-    def scaled(update: Update, seen: Update) -> Tensor:
-        sigma = relative_noise(ratio, seen)
-        return compare(update, seen) / (sigma / math.sqrt(2) if laplace else 2 * sigma.square())
+    def scaled(update: Update, observed: Update) -> Tensor:
+        sigma = relative_noise(ratio, observed)
+        return compare(update, observed) / (sigma / math.sqrt(2) if laplace else 2 * sigma.square())
 
     return scaled

@@ -1,0 +1,65 @@
+"""How observations of one kind are evaluated: found by trial, once for each kind within a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from benchmark.matching.problem import Backend, choose_backend, step_by_step
+from benchmark.matching.resources import predicted
+from benchmark.types import Observation
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """How observations of one kind are evaluated.
+
+    Attributes:
+        backend: how the updates of guesses are computed.
+        need: bytes that one more victim adds to an evaluation.
+    """
+
+    backend: Backend
+    need: int
+
+
+_shared: ContextVar[dict[object, EvaluationPlan] | None] = ContextVar("shared", default=None)
+"""The plans of the run under way by kind, None outside of one."""
+
+
+@contextmanager
+def shared_plans() -> Iterator[None]:
+    """Plan each kind of observation once within this context, as a run does: a trial takes as long as some evaluations."""
+    token = _shared.set({})
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+def plan_for(observation: Observation) -> EvaluationPlan:
+    """Return the plan for an observation: that of an earlier one of its kind in `shared_plans`, else a new one."""
+    plans = _shared.get()
+    if plans is None:
+        return new_plan(observation)
+    kind = _kind(observation)
+    if kind not in plans:
+        plans[kind] = new_plan(observation)
+    return plans[kind]
+
+
+def new_plan(observation: Observation) -> EvaluationPlan:
+    """Return the plan for an observation, tried out on its own network."""
+    backend = choose_backend(observation)
+    return EvaluationPlan(backend, predicted(observation, backend))
+
+
+def _kind(observation: Observation) -> object:
+    """Return what decides the plan: layers, shapes and practice, but no numbers."""
+    network = observation.network
+    layers = (repr(network), tuple(map(type, network.modules())))
+    parameters = tuple((name, value.shape, value.dtype) for name, value in network.named_parameters())
+    practice = (observation.batch_shape, observation.clients, observation.local_steps, step_by_step(observation))
+    return layers, parameters, network.device, practice, tuple(observation.update)
