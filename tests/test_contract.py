@@ -5,8 +5,8 @@ import textwrap
 import pytest
 from PIL import Image
 
+from benchmark.registry import KINDS, Registry
 from benchmark.registry.contract import examine
-from benchmark.registry.registry import KINDS, Registry
 
 ON_DISK = {"cifar10", "cifar100", "celeba_hq", "lsun_bedroom"}
 """Data sets that must lie on disk; `tests/data` examines them on small files."""

@@ -13,7 +13,7 @@ from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
 from benchmark.matching.objectives import cosine_distance, squared_distance
 from benchmark.matching.problem import Backend, CleanGuess, Updates
-from benchmark.registry.registry import Registry
+from benchmark.registry import Registry
 from tests.scenes import oracle, play
 
 

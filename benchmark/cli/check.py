@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Print a line per check. 0 if all hold, else 1."""
     from benchmark.matching.plans import shared_plans
+    from benchmark.registry import Registry
     from benchmark.registry.contract import examine
-    from benchmark.registry.registry import Registry
 
     failed = 0
     with shared_plans():

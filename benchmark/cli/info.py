@@ -7,7 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmark.registry.registry import Plugin
+    from benchmark.registry import Plugin
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def execute(options: argparse.Namespace) -> int:
     from benchmark.base.environment import describe
     from benchmark.base.machine import device_name, settle
     from benchmark.evaluation.metrics import lpips_missing
-    from benchmark.registry.registry import Registry
+    from benchmark.registry import Registry
 
     settle()
     for name, value in describe(device_name(options.device)).items():
@@ -42,7 +42,7 @@ def execute(options: argparse.Namespace) -> int:
 def _reachable(plugin: Plugin) -> str:
     """Whether a data set's images can be read, tried on its public ones."""
     from benchmark.base.errors import UserError, first_line
-    from benchmark.registry.registry import load
+    from benchmark.registry import load
 
     cls = load(plugin)
     if any(f.default is f.default_factory is dataclasses.MISSING for f in dataclasses.fields(cls)):

@@ -52,7 +52,7 @@ def _models() -> list[Row]:
 
 
 def _plugins(options: argparse.Namespace) -> list[Row]:
-    from benchmark.registry.registry import Registry
+    from benchmark.registry import Registry
 
     kind = options.what.removesuffix("s")
     verb = {"attack": "needs", "defense": "hides"}.get(kind)

@@ -58,7 +58,7 @@ def execute(options: argparse.Namespace) -> int:
     from benchmark.experiment.plan import plan
     from benchmark.experiment.scene import check_inputs
     from benchmark.experiment.store import Store
-    from benchmark.registry.registry import Registry
+    from benchmark.registry import Registry
 
     settle()
     grid = _override(read(options.grid), options)

@@ -85,7 +85,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Training, SchedulerMixin, Mod
     from benchmark.base.spec import one
     from benchmark.diffusion.models import build_network, build_schedule, build_scheduler, resolve
     from benchmark.diffusion.training import Recipe, Training, fingerprint
-    from benchmark.registry.registry import Registry
+    from benchmark.registry import Registry
 
     device = device_name(options.device)
     model = resolve(one(options.model))

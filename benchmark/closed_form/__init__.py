@@ -1,1 +1,5 @@
-"""What an update gives away by linear algebra alone, without a search."""
+"""What linear algebra alone reads from an update, without a search."""
+
+from benchmark.closed_form.timesteps import Unreadable, read_timesteps, with_timesteps
+
+__all__ = ["Unreadable", "read_timesteps", "with_timesteps"]

@@ -24,7 +24,7 @@ from benchmark.diffusion.catalogue import cached, shipped
 from benchmark.diffusion.checkpoint import Checkpoint, inspect, load, read_object
 from benchmark.diffusion.conventions import Convention
 from benchmark.diffusion.denoiser import Denoiser
-from benchmark.diffusion.family import families
+from benchmark.diffusion.family import Family, families
 from benchmark.diffusion.presets import PRESETS
 from benchmark.diffusion.process import Process
 from benchmark.diffusion.schedulers import read_process, read_scheduler
@@ -79,6 +79,14 @@ class Model:
     card: Mapping[str, object] | None = field(default=None, hash=False)
     prior: Model | None = None
     remarks: tuple[str, ...] = ()
+
+    @property
+    def family(self) -> Family:
+        """The family of its network."""
+        if self.checkpoint is not None:
+            return self.checkpoint.family
+        assert self.preset is not None
+        return families()[PRESETS[self.preset].family]
 
     @property
     def state(self) -> str:

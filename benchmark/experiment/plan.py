@@ -25,7 +25,7 @@ from benchmark.scenario import Scenario
 if TYPE_CHECKING:
     from benchmark.diffusion.models import Model
     from benchmark.plugins import Contents, Dataset
-    from benchmark.registry.registry import Registry
+    from benchmark.registry import Registry
 
 IDENTITY_VERSION = 2
 """Part of every cell's identity; to be raised when the meaning of the identity changes."""
@@ -145,6 +145,7 @@ class _Planner:
             "hardware": self.hardware,
             "keys": dataclasses.asdict(keys),
             "scenario": dataclasses.asdict(scenario),
+            "families": [module_hash(type(one.family).__module__) for one in (model, model.prior) if one],
             "sources": [choice.sources for choice in (dataset, defense, attack)],
             "trial": trial,
             "victims": self.grid.victims,
@@ -196,7 +197,7 @@ class _Planner:
         return dataclasses.replace(scenario, image_size=size, timesteps=timesteps, local_lr=lr)
 
     def _choice(self, kind: str, spec: Spec) -> _Choice:
-        from benchmark.registry.registry import load
+        from benchmark.registry import load
 
         name = spec.name.partition(":")[0]
         settings: dict[str, object] = dict(self.settings.get((kind, name), {}))
@@ -238,7 +239,7 @@ class _Planner:
 
     def _settings(self) -> dict[tuple[str, str], dict[str, object]]:
         """Hyper-parameters of `set`, by kind and name of the plugin."""
-        from benchmark.registry.registry import load
+        from benchmark.registry import load
 
         settings: dict[tuple[str, str], dict[str, object]] = {}
         for key, value in self.grid.set.items():

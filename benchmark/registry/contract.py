@@ -22,8 +22,8 @@ from benchmark.clients.toy import Exposed, Toy, toy
 from benchmark.disclosure import User
 from benchmark.matching.problem import Backend
 from benchmark.plugins import Attack, Dataset, Defense
+from benchmark.registry import Plugin, Registry, load
 from benchmark.registry.imports import reachable
-from benchmark.registry.registry import Plugin, Registry, load
 from benchmark.scenario import Scenario
 from benchmark.types import Capability, Observation, PublicParameters, Reconstruction
 

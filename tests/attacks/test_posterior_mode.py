@@ -14,7 +14,7 @@ from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.evaluation.metrics import psnr
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
-from benchmark.registry.registry import Registry
+from benchmark.registry import Registry
 from benchmark.types import Capability, PublicParameters
 
 

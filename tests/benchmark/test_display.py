@@ -8,7 +8,7 @@ from benchmark.experiment.display import Bar, choose
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
 from benchmark.experiment.runner import run_cell
-from benchmark.registry.registry import Registry
+from benchmark.registry import Registry
 
 
 @pytest.fixture(scope="module")

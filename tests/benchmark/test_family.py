@@ -13,7 +13,7 @@ from benchmark.attacks.gidm_plus import GIDMPlus
 from benchmark.base.seeds import stream
 from benchmark.base.spec import Spec
 from benchmark.cli import main
-from benchmark.clients.federation import Round, draw_victim, observe
+from benchmark.clients.federation import Granted, Round, draw_victim, observe
 from benchmark.clients.toy import Exposed
 from benchmark.datasets.photos import Photos
 from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
@@ -21,6 +21,7 @@ from benchmark.diffusion import families
 from benchmark.diffusion.models import build_network, build_schedule, resolve
 from benchmark.evaluation.metrics import psnr
 from benchmark.scenario import Scenario
+from benchmark.types import PublicParameters
 
 SIZE = 8
 
@@ -47,7 +48,9 @@ def observed(model, defense):
     scenario = Scenario(batch_size=1, image_size=SIZE, timesteps=5)
     victim = draw_victim(Photos().victims(1, SIZE, stream(0, "victim")), scenario, schedule, stream(0, "noise"))
     trained = Round(network, schedule, victim, scenario)
-    return victim, observe(trained, defense, torch.zeros(3), network, stream(0, "defense"), stream(0, "order"))
+    return victim, observe(
+        trained, defense, Granted(network, torch.zeros(3), PublicParameters()), stream(0, "defense"), stream(0, "order")
+    )
 
 
 def test_it_is_trained_and_attacked(trained):

@@ -11,7 +11,7 @@ from benchmark.attacks.prior_sample import PriorSample
 from benchmark.base.errors import UserError
 from benchmark.base.seeds import stream
 from benchmark.base.spec import Spec, one
-from benchmark.clients.federation import Round, draw_victim, observe
+from benchmark.clients.federation import Granted, Round, draw_victim, observe
 from benchmark.clients.toy import Exposed, toy
 from benchmark.datasets.photos import Photos
 from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
@@ -23,7 +23,7 @@ from benchmark.diffusion.schedulers import read_process
 from benchmark.diffusion.training import Recipe, Training, publish
 from benchmark.evaluation.metrics import psnr
 from benchmark.scenario import Scenario
-from benchmark.types import Prior
+from benchmark.types import Prior, PublicParameters
 
 SIZE = 8
 
@@ -51,7 +51,9 @@ def attacked(model, attack, defense):
     scenario = Scenario(batch_size=1, image_size=SIZE, timesteps=300)
     victim = draw_victim(Photos().victims(1, SIZE, stream(0, "victim")), scenario, schedule, stream(0, "noise"))
     trained, prior = Round(network, schedule, victim, scenario), Prior(network, schedule)
-    seen = observe(trained, defense, torch.zeros(3), network, stream(0, "defense"), stream(0, "order"), prior)
+    seen = observe(
+        trained, defense, Granted(network, torch.zeros(3), PublicParameters(), prior), stream(0, "defense"), stream(0, "order")
+    )
     (found,) = attack.run([seen], stream(0, "attack"))
     return found, psnr(found.images[0].clamp(-1, 1), victim.images[0])
 

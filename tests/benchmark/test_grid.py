@@ -13,7 +13,7 @@ from benchmark.base.spec import expand, one, split
 from benchmark.experiment import grid as grids
 from benchmark.experiment.grid import Grid, read, shipped
 from benchmark.experiment.plan import plan
-from benchmark.registry.registry import Registry, load
+from benchmark.registry import Registry, load
 from benchmark.scenario import Scenario, label
 from benchmark.types import Capability
 from tests.scenes import play

@@ -9,9 +9,8 @@ import torch
 
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
-from benchmark.registry import identity
+from benchmark.registry import Registry, identity
 from benchmark.registry.identity import tree_digest
-from benchmark.registry.registry import Registry
 
 ROOT = Path(inspect.getfile(identity)).parents[1]
 
@@ -99,7 +98,10 @@ def test_what_measures_displays_or_describes_leaves_every_cell_valid(changed, pa
     assert changed(path) == set()
 
 
-@pytest.mark.parametrize("path", ["experiment/scene.py", "clients/federation.py", "diffusion/loss.py", "base/seeds.py"])
+@pytest.mark.parametrize(
+    "path",
+    ["experiment/scene.py", "clients/federation.py", "diffusion/loss.py", "base/seeds.py", "diffusion/families/unet2d.py"],
+)
 def test_what_makes_the_updates_counts_for_every_cell(changed, path):
     assert changed(path) == set(identities())
 

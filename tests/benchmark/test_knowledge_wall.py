@@ -14,8 +14,8 @@ from benchmark.experiment.plan import plan
 from benchmark.experiment.runner import run_cell
 from benchmark.experiment.store import Status
 from benchmark.matching.problem import gaussian, unknowns
+from benchmark.registry import Plugin, Registry
 from benchmark.registry.contract import RULES
-from benchmark.registry.registry import Plugin, Registry
 from benchmark.types import Capability
 from tests.scenes import play
 

@@ -11,7 +11,7 @@ from benchmark.base.errors import UserError
 from benchmark.base.ranges import LARGEST, Count, InnerShare, Range, check_fields, declared
 from benchmark.diffusion.conventions import Convention
 from benchmark.experiment.grid import Grid
-from benchmark.registry.registry import Registry, load
+from benchmark.registry import Registry, load
 from benchmark.scenario import Scenario
 
 PLUGINS = [load(plugin) for kind in ("attack", "defense", "dataset") for plugin in Registry().all(kind)]

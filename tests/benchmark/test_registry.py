@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.base.errors import UserError
-from benchmark.registry import registry
-from benchmark.registry.registry import Registry, load
+from benchmark.registry import Registry, load, registry
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,7 +46,7 @@ def test_shipped_plugins_are_found():
 
 def test_listing_imports_nothing_heavy():
     code = (
-        "import sys; from benchmark.registry.registry import Registry; "
+        "import sys; from benchmark.registry import Registry; "
         "[(p.name, p.summary, p.citation, p.capabilities('needs')) for p in Registry().all('attack')]; "
         "print([m for m in ('torch', 'diffusers', 'numpy', 'pandas') if m in sys.modules])"
     )

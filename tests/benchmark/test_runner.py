@@ -9,7 +9,7 @@ from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
 from benchmark.experiment.runner import run_cell
 from benchmark.experiment.store import Status, Store
-from benchmark.registry.registry import Registry
+from benchmark.registry import Registry
 from benchmark.scenario import Scenario
 from tests.scenes import check, play
 

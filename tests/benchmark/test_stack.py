@@ -12,7 +12,7 @@ from benchmark.defenses.private_noise import PrivateNoise
 from benchmark.defenses.quantisation import Quantisation
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
-from benchmark.registry.registry import Registry
+from benchmark.registry import Registry
 from benchmark.scenario import Scenario
 from benchmark.types import Capability
 from benchmark.vectors import norm

@@ -22,7 +22,7 @@ from benchmark.diffusion.models import build_network, resolve
 from benchmark.diffusion.training import Recipe, Training, fingerprint, train
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
-from benchmark.registry.registry import Registry
+from benchmark.registry import Registry
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 

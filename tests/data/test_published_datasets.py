@@ -11,8 +11,8 @@ from benchmark.datasets.celeba_hq import CelebAHQ
 from benchmark.datasets.cifar10 import CIFAR10
 from benchmark.datasets.cifar100 import CIFAR100
 from benchmark.datasets.lsun_bedroom import LSUNBedroom
+from benchmark.registry import Registry
 from benchmark.registry.contract import examine
-from benchmark.registry.registry import Registry
 from tests.data.conftest import write_parquet
 
 NAMES = ("cifar10", "cifar100", "celeba_hq", "lsun_bedroom")

@@ -12,7 +12,7 @@ from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
 from benchmark.experiment.runner import run_cell
 from benchmark.plugins import ClientStep
-from benchmark.registry.registry import Registry
+from benchmark.registry import Registry
 from benchmark.scenario import Scenario
 from benchmark.vectors import norm
 

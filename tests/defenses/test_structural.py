@@ -21,7 +21,7 @@ from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import granted
 from benchmark.plugins import Picture
-from benchmark.registry.registry import Registry
+from benchmark.registry import Registry
 from benchmark.scenario import Scenario
 from tests.scenes import check, play
 

@@ -182,7 +182,7 @@ def _accepted(root: Path, printed: str) -> Iterator[tuple[str, str]]:
 def created(asked: str) -> Any:
     """Return the data set of this name."""
     from benchmark.base.spec import one
-    from benchmark.registry.registry import Registry
+    from benchmark.registry import Registry
 
     return Registry([]).create("dataset", one(asked))[1]
 

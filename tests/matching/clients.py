@@ -3,11 +3,12 @@
 import torch
 
 from benchmark.base.seeds import stream
-from benchmark.clients.federation import Round, draw_victim, observe
+from benchmark.clients.federation import Granted, Round, draw_victim, observe
 from benchmark.clients.toy import Exposed, toy
 from benchmark.matching.engine import Task
 from benchmark.plugins import Picture
 from benchmark.scenario import Scenario
+from benchmark.types import PublicParameters
 
 
 def clients(count, batch=1, network=None, schedule=None, size=8):
@@ -20,7 +21,7 @@ def clients(count, batch=1, network=None, schedule=None, size=8):
         pictures = [Picture(2 * torch.rand(3, size, size, generator=draw) - 1, "noise") for _ in range(batch)]
         victims.append(draw_victim(pictures, scenario, schedule, draw))
         trained = Round(network, schedule, victims[-1], scenario)
-        seen.append(observe(trained, Exposed(), torch.zeros(3), network, draw, draw))
+        seen.append(observe(trained, Exposed(), Granted(network, torch.zeros(3), PublicParameters()), draw, draw))
     return victims, seen
 
 

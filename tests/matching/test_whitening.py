@@ -11,7 +11,7 @@ from benchmark.attacks._whitening import PLACES, NothingTold, _gram, _inverse_ro
 from benchmark.attacks.whitened import SPREADS, Whitened
 from benchmark.base.seeds import stream
 from benchmark.base.spec import one
-from benchmark.clients.federation import Round, draw_victim, observe
+from benchmark.clients.federation import Granted, Round, draw_victim, observe
 from benchmark.clients.toy import Exposed, toy
 from benchmark.datasets.photos import Photos
 from benchmark.defenses.clipping import Clipping
@@ -25,7 +25,7 @@ from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import Updates, choose_backend, flat, granted, stack
 from benchmark.matching.search import Solution
 from benchmark.scenario import Scenario
-from benchmark.types import Observation, Update
+from benchmark.types import Observation, PublicParameters, Update
 
 SCENE = toy(batch=2)
 SEEN = SCENE.observe(Exposed())
@@ -132,7 +132,9 @@ def test_it_finds_a_photograph_of_many_places_long_before_the_squared_distance_d
     model = resolve(one("tiny:trained"))
     network, schedule, scenario, draw = build_network(model, 0), build_schedule(model), Scenario(timesteps=200), stream(0, "t")
     victim = draw_victim(Photos().victims(2, 32, draw)[1:], scenario, schedule, draw)
-    seen = observe(Round(network, schedule, victim, scenario), Exposed(), torch.zeros(3), network, draw, draw)
+    seen = observe(
+        Round(network, schedule, victim, scenario), Exposed(), Granted(network, torch.zeros(3), PublicParameters()), draw, draw
+    )
     (rebuilt,) = Whitened(evaluations=100).run([seen], draw)
     (plain,) = match([Task(seen, {"x_0": flat(seen)}, 100)], granted, squared_distance, lbfgs)
     found, rival = (psnr(images[0].clamp(-1, 1), victim.images[0]) for images in (rebuilt.images, plain.variables["x_0"]))

@@ -16,14 +16,14 @@ from benchmark.base.environment import describe
 from benchmark.base.machine import cores, settle
 from benchmark.base.seeds import stream
 from benchmark.base.spec import one
-from benchmark.clients.federation import Round, draw_victim, observe
+from benchmark.clients.federation import Granted, Round, draw_victim, observe
 from benchmark.clients.toy import Exposed
 from benchmark.datasets.photos import Photos
 from benchmark.diffusion.models import build_network, build_schedule, resolve
 from benchmark.matching.engine import Task
 from benchmark.plugins import Picture
 from benchmark.scenario import Scenario
-from benchmark.types import Victim
+from benchmark.types import PublicParameters, Victim
 
 settle()
 
@@ -46,7 +46,9 @@ def scene(name: str, count: int, public: bool = False) -> tuple[list[Task], list
         drawn = draw_victim([image], scenario, schedule.to("cpu"), draw)
         victim = Victim(drawn.images, drawn.timesteps.to(DEVICE), drawn.noise.to(DEVICE), drawn.sources)
         trained = Round(network, schedule, victim, scenario)
-        seen.append(observe(trained, Exposed(), torch.zeros(3, device=DEVICE), network, draw, draw))
+        seen.append(
+            observe(trained, Exposed(), Granted(network, torch.zeros(3, device=DEVICE), PublicParameters()), draw, draw)
+        )
         victims.append(victim)
     starts = [torch.randn(seen[0].batch_shape, generator=draw).to(DEVICE) for _ in range(count)]
     return [Task(seen[i % len(seen)], {"x_0": start}, 1) for i, start in enumerate(starts)], victims
