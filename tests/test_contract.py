@@ -90,11 +90,13 @@ def test_an_attack_that_does_not_say_that_it_searches_with_the_engine_is_noticed
         " tasks = [Task(o, {'x_0': flat(o)}, 2) for o in observations];"
         " return [s.reconstruction() for s in match(tasks, granted, squared_distance, lbfgs)]"
     )
-    assert broken_attack(tmp_path, body) == [
-        "attack broken: where it searches with the engine, it adapts to what the engine does"
-    ]
+    silent, telling = tmp_path / "silent", tmp_path / "telling"
+    silent.mkdir()
+    telling.mkdir()
+    (rule,) = broken_attack(silent, body)
+    assert "where it searches with the engine" in rule
     told = "adapts_to = frozenset({'withheld', 'adapter_rank', 'aggregated_clients'}); evaluations: int = 5"
-    assert broken_attack(tmp_path, body, told) == []
+    assert broken_attack(telling, body, told) == []
 
 
 def test_a_public_parameter_that_no_attack_takes_account_of_is_noticed(tmp_path):
