@@ -46,7 +46,8 @@ class Round:
     def _trained(self, batches: Sequence[Victim], defense: Defense, generator: torch.Generator) -> Update:
         """What leaves one client."""
         network = self.network
-        least = defense.least_timestep(self.scenario, self.schedule.steps)
+        # Where timesteps are fixed nothing is drawn, and a defense may refuse them.
+        least = 0 if self.scenario.fixed_timesteps else defense.least_timestep(self.scenario, self.schedule.steps)
         gradients: list[Update] = []
         for batch in batches:
             if gradients:
