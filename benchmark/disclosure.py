@@ -32,7 +32,7 @@ class User(Enum):
     DISTANCE = "`matching.defense_aware.distance`"
     LIKELIHOOD = "`matching.defense_aware.likelihood`"
     ATTACK = "the attacks that name it in `adapts_to`"
-    LABEL = "no attack: it only names in tables what the client grants"
+    LABEL = "no attack; it only changes a label in the tables"
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class PublicParameters:
         return frozenset(declared.release for declared in self._declared().values() if declared.release is not None)
 
     def telling(self, timestep_private: bool) -> frozenset[str]:
-        """Return the names of the fields that apply and tell an attack something that it does not know from the timesteps."""
+        """Return the disclosed fields that are news to an attack: one that knows the timesteps knows what they imply."""
         return frozenset(
             name for name, declared in self._declared().items() if timestep_private or not declared.implied_by_timestep
         )

@@ -38,3 +38,11 @@ def user_path(text: str | os.PathLike[str]) -> Path:
 def printable(text: str | os.PathLike[str]) -> str:
     """Return a path or label as text of one line that every file can hold, also where its bytes are no valid text."""
     return "".join(c if c.isprintable() else "\ufffd" for c in os.fsencode(text).decode(errors="replace"))
+
+
+def followed(path: Path) -> Path:
+    """Return where a link leads that the user named; a path that is no link is itself."""
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError):  # a link to itself; whatever is done next says so
+        return path

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from benchmark.base.errors import UserError, remark, say, shown
 from benchmark.base.interrupts import Interrupted, exit_code
-from benchmark.base.paths import printable, user_path
+from benchmark.base.paths import followed, printable, user_path
 from benchmark.base.ranges import LARGEST
 from benchmark.cli.options import add_include
 
@@ -92,6 +92,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Training, SchedulerMixin, Mod
     schedule = build_schedule(model)
     network = build_network(model, options.seed).to(device)
     dataset: Dataset = Registry(options.include).create("dataset", one(options.dataset))[1]
+    options.out = followed(options.out)
     images = dataset.training(model.image_size)
     try:
         recipe = Recipe(

@@ -101,6 +101,12 @@ def split(victim: Victim, parts: int) -> list[Victim]:
     return [_part(victim, place) for (place,) in local_batches(len(victim.images), parts, 1)]
 
 
+def disclosed(defense: Defense, practice: Scenario) -> PublicParameters:
+    """Return what everybody knows of a defense that holds for an update with this practice behind it."""
+    public = defense.public(practice)
+    return public if practice.clients == 1 else public.of_aggregate()
+
+
 @dataclass(frozen=True, eq=False)
 class Granted:
     """What the attacker is granted besides the update. Its tensors share no storage with the clients' own.

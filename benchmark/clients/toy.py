@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmark.base.seeds import stream
-from benchmark.clients.federation import Granted, Round, draw_victim, observe
+from benchmark.clients.federation import Granted, Round, disclosed, draw_victim, observe
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.families.unet2d import UNet2D
 from benchmark.diffusion.process import Process
@@ -41,11 +41,8 @@ class Toy:
     def observe(self, defense: Defense, seed: int = 0) -> Observation:
         """Return what the server sees of it under a defense. The attacked network stands for its own prior."""
         network = defense.prepare(self.network, stream(seed, "prepare"))
-        public = defense.public(self.scenario)
         prior = Prior(copy.deepcopy(self.network).requires_grad_(False), copy.deepcopy(self.schedule))
-        granted = Granted(
-            copy.deepcopy(network), torch.zeros(3), public if self.scenario.clients == 1 else public.of_aggregate(), prior
-        )
+        granted = Granted(copy.deepcopy(network), torch.zeros(3), disclosed(defense, self.scenario), prior)
         trained = dataclasses.replace(self.round(), network=network)
         return observe(trained, defense, granted, stream(seed, "defense"), stream(seed, "order"))
 

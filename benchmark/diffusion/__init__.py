@@ -1,1 +1,1 @@
-"""Noise schedule, training loss, U-Net presets and checkpoints, with diffusers underneath."""
+"""Diffusion models: process, networks by family, codec, landmarks, loss, presets, checkpoints and training."""

@@ -145,7 +145,7 @@ def _steps(config: Mapping[str, object], what: str) -> int:
             "(DDPMScheduler, DDIMScheduler and other samplers of such networks are read, and FlowMatchEulerDiscreteScheduler)"
         )
     if config.get("use_flow_sigmas"):
-        raise UserError(f"{what} has a scheduler with use_flow_sigmas: flow matching is not supported")
+        raise UserError(f"{what} has a scheduler with use_flow_sigmas; save a FlowMatchEulerDiscreteScheduler instead")
     if config.get("timestep_type", "discrete") != "discrete":
         raise UserError(f"{what} has a scheduler in continuous time; that is not supported")
     steps = config.get("num_train_timesteps")

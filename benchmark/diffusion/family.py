@@ -22,7 +22,7 @@ SIZES = range(8, 1025)
 
 
 class Family(ABC):
-    """Networks of one class. A file in `families/` whose `FAMILY` is one is all that a family takes.
+    """Networks of one class. A family is one file in `families/`; its variable `FAMILY` holds the family.
 
     Attributes:
         name: the class that config.json names.

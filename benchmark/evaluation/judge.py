@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmark.evaluation.metrics import assign, measures
+from benchmark.evaluation.assignment import assign, clipped, plain, why_diverged
+from benchmark.evaluation.metrics import measures
 from benchmark.types import Reconstruction, Victim
 
 
@@ -82,7 +82,7 @@ def judge(
     samples: list[Sample] = []
     for index, (victim, given) in enumerate(zip(victims, rebuilt, strict=True)):
         number, place = divmod(index, updates_per_round)
-        found = _judge_one(number, place * len(victim.images), victim, _checked(victim, given, decode), success_db)
+        found = _judge_one(number, place * len(victim.images), victim, plain(victim, given, decode), success_db)
         samples += [_without_estimates(sample) for sample in found] if redrawn else found
     return samples
 
@@ -91,37 +91,21 @@ def _without_estimates(sample: Sample) -> Sample:
     return dataclasses.replace(sample, timestep_estimate=None, timestep_error=None, noise_mse=None)
 
 
-def _checked(victim: Victim, given: Reconstruction, decode: Callable[[Tensor], Tensor]) -> Reconstruction:
-    """The reconstruction on the CPU with plain numbers; a third party's attack may have returned anything."""
-    if not isinstance(given, Reconstruction):
-        raise ValueError(f"the attack returned a {type(given).__name__}, not a Reconstruction")
-    images = decode(given.images)
-    if images.shape != victim.images.shape:
-        raise ValueError(f"the attack returned images of shape {tuple(images.shape)}, not {tuple(victim.images.shape)}")
-    evaluations = int(given.evaluations)
-    if evaluations < 0:
-        raise ValueError(f"the attack reports {evaluations} evaluations")
-    timesteps = given.timesteps
-    if timesteps is not None and timesteps.shape != victim.timesteps.shape:
-        raise ValueError(f"the attack returned timesteps of shape {tuple(timesteps.shape)}")
-    noise = given.noise
-    if noise is not None and noise.shape != victim.noise.shape:
-        raise ValueError(f"the attack returned noise of shape {tuple(noise.shape)}, not {tuple(victim.noise.shape)}")
-    return Reconstruction(
-        images=images.detach().cpu().float(),
-        evaluations=evaluations,
-        loss=None if given.loss is None else float(given.loss),
-        timesteps=None if timesteps is None else timesteps.detach().cpu().long(),
-        noise=None if noise is None else noise.detach().cpu().float(),
-        note=str(given.note),
-        diverged=None if given.diverged is None else str(given.diverged),
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class _Verdict:
-    """What holds for all images of one update: the truth, what was rebuilt, and why it means nothing (None where it does)."""
+    """What holds for all images of one update.
 
+    Attributes:
+        number: index of the round.
+        first: index of its first image in the round.
+        victim: the truth.
+        reconstruction: what was rebuilt.
+        reason: why that means nothing, None where it does.
+        success_db: PSNR from which an image counts as recovered.
+    """
+
+    number: int
+    first: int
     victim: Victim
     reconstruction: Reconstruction
     reason: str | None
@@ -130,27 +114,24 @@ class _Verdict:
 
 def _judge_one(number: int, first: int, victim: Victim, reconstruction: Reconstruction, success_db: float) -> list[Sample]:
     """Judge one update of round `number`, whose images are numbered from `first` on."""
-    images = reconstruction.images
-    reason = reconstruction.diverged
-    if reason is None and not torch.isfinite(images).all():
-        reason = "the images are not finite"
+    images, reason = reconstruction.images, why_diverged(reconstruction)
     order = assign(victim.images, images) if reason is None else np.arange(len(images))
-    verdict = _Verdict(victim, reconstruction, reason, success_db)
-    return [dataclasses.replace(_sample(verdict, i, int(j)), victim=number, image=first + i) for i, j in enumerate(order)]
+    verdict = _Verdict(number, first, victim, reconstruction, reason, success_db)
+    return [_sample(verdict, i, int(j)) for i, j in enumerate(order)]
 
 
 def _sample(verdict: _Verdict, i: int, j: int) -> Sample:
     """Measure image `i` of the victim against image `j` of the reconstruction."""
     victim, reconstruction, ok = verdict.victim, verdict.reconstruction, verdict.reason is None
-    truth, image = victim.images[i], reconstruction.images[j].clamp(-1, 1)
+    truth, image = victim.images[i], clipped(reconstruction.images[j])
     timestep = int(victim.timesteps[i])
     estimate = None if reconstruction.timesteps is None or not ok else int(reconstruction.timesteps[j])
     noise = None if reconstruction.noise is None or not ok else reconstruction.noise[j]
     measured = {name: measure.of(truth, image) if ok else None for name, measure in measures().items()}
     quality = measured["psnr"]
     return Sample(
-        victim=0,
-        image=i,
+        victim=verdict.number,
+        image=verdict.first + i,
         source=victim.sources[i],
         status="ok" if ok else "diverged",
         reason=verdict.reason or reconstruction.note,

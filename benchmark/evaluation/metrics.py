@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from benchmark.base.errors import first_line
@@ -47,22 +45,6 @@ def ssim(a: Tensor, b: Tensor) -> float:
     from skimage.metrics import structural_similarity
 
     return float(structural_similarity(to_unit(a), to_unit(b), data_range=1.0, channel_axis=-1))
-
-
-def assign(originals: Tensor, rebuilt: Tensor) -> NDArray[np.intp]:
-    """Which rebuilt image belongs to each original: the matching of least total squared error.
-
-    Args:
-        originals: (B, C, H, W).
-        rebuilt: (B, C, H, W) in any order.
-
-    Returns:
-        (B,) indices; `rebuilt[indices]` is in the order of `originals`.
-    """
-    a, b = to_unit(originals), to_unit(rebuilt)
-    cost = np.stack([np.square(b - image).mean(axis=(1, 2, 3)) for image in a])
-    columns: NDArray[np.intp] = linear_sum_assignment(cost)[1]
-    return columns
 
 
 def lpips_missing() -> str | None:

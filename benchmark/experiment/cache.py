@@ -37,9 +37,9 @@ class Cache:
             UserError: its files cannot be loaded.
         """
         key = (dataclasses.replace(model, prior=None), seed)  # the weights do not depend on the prior that is granted
-        if key not in self._networks:
-            _keep(self._networks, key, build_network(*key), MOST_NETWORKS)
-        return self._networks[key]
+        network = self._networks.pop(key, None) or build_network(*key)
+        _keep(self._networks, key, network, MOST_NETWORKS)
+        return network
 
     def mean_colour(self, dataset: Dataset, size: int) -> Tensor:
         """Return the mean (C,) over the public images of a data set at `size` x `size`, in [-1, 1].
@@ -48,14 +48,15 @@ class Cache:
             UserError: there are none, or one cannot be read.
         """
         key = (dataset, size)
-        if key not in self._colours:
-            images = torch.stack([picture.image for picture in dataset.public(size)])
-            _keep(self._colours, key, images.mean(dim=(0, 2, 3)), MOST_COLOURS)
-        return self._colours[key]
+        colour = self._colours.pop(key, None)
+        if colour is None:
+            colour = torch.stack([picture.image for picture in dataset.public(size)]).mean(dim=(0, 2, 3))
+        _keep(self._colours, key, colour, MOST_COLOURS)
+        return colour
 
 
 def _keep(kept: dict[Key, Value], key: Key, value: Value, most: int) -> None:
-    """Add a value; where there are more than `most`, drop the oldest."""
+    """Add a value; where there are more than `most`, drop the one that was used longest ago."""
     kept[key] = value
     if len(kept) > most:
         del kept[next(iter(kept))]

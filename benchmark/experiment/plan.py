@@ -93,6 +93,7 @@ class _Planner:
 
         self.grid, self.registry, self.device = grid, registry, device
         self.scene = module_hash("benchmark.experiment.scene")
+        self.assignment = module_hash("benchmark.evaluation.assignment")
         # Sums round differently when they are split over another number of threads.
         threads = torch.get_num_threads() if device == "cpu" else None
         self.hardware = {"device": device.partition(":")[0], "threads": threads, **precision()}
@@ -142,6 +143,7 @@ class _Planner:
         everything = {
             "version": IDENTITY_VERSION,
             "scene": self.scene,
+            "assignment": self.assignment,
             "hardware": self.hardware,
             "keys": dataclasses.asdict(keys),
             "scenario": dataclasses.asdict(scenario),

@@ -66,7 +66,7 @@ class Record:
         budget: evaluations that the attack could spend on one victim.
         n_total: private images in the cell.
         seconds: the attack's own time on all victims.
-        peak_mib: most memory in use while the attack ran, of the process on a CPU, of the tensors on a GPU.
+        peak_mib: most memory of tensors on a GPU while the cell ran; None on a CPU.
         privacy: the defense's guarantee.
         lpips_missing: why LPIPS could not be measured when the cell ran.
         environment: versions, machine and settings.

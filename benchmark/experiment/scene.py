@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 
 from benchmark.base.seeds import stream
-from benchmark.clients.federation import Granted, Round, draw_victim, image_counts, observe, split
+from benchmark.clients.federation import Granted, Round, disclosed, draw_victim, image_counts, observe, split
 from benchmark.diffusion.codec import Codec
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.models import build_schedule
@@ -52,8 +52,7 @@ class Scene:
     @cached_property
     def public(self) -> PublicParameters:
         """What everybody knows of the defense that says something of the update."""
-        public = self.cell.defense.public(self.practice)
-        return public if self.practice.clients == 1 else public.of_aggregate()
+        return disclosed(self.cell.defense, self.practice)
 
     @cached_property
     def privacy(self) -> Privacy | None:
@@ -71,15 +70,17 @@ class Scene:
         return sum(self._counted[0])
 
     @cached_property
-    def _counted(self) -> tuple[list[int], torch.Generator]:
-        """The images behind each round, and the clients' random stream after they were counted."""
+    def _counted(self) -> tuple[list[int], torch.Tensor]:
+        """The images behind each round, and the state of the clients' random stream after they were counted."""
         draw = stream(self.cell.seed, "victims", *self._axes)
-        return image_counts(self.cell.scenario, self.cell.victims, draw), draw
+        return image_counts(self.cell.scenario, self.cell.victims, draw), draw.get_state()
 
     @cached_property
     def victims(self) -> list[Victim]:
         """The truth behind each update: round by round, and client by client where updates are not aggregated."""
-        counts, draw = self._counted
+        counts, state = self._counted
+        draw = torch.Generator()
+        draw.set_state(state)
         scenario, schedule = self.cell.scenario, self._schedule
         least = self.cell.defense.least_timestep(scenario, schedule.steps)
         pictures = iter(self.pictures)

@@ -23,6 +23,7 @@ import pandas as pd
 from benchmark.base.errors import UserError, remark
 from benchmark.base.files import ASIDE, digest, real_directory, remove, replace, sync, write_new
 from benchmark.base.parsing import read_text
+from benchmark.base.paths import followed
 from benchmark.evaluation.judge import Sample
 from benchmark.experiment.frames import most_bytes, to_frame, to_parquet, with_measurement
 from benchmark.experiment.records import (
@@ -76,7 +77,7 @@ class Store:
     """A run directory; `path` need not exist yet. Where `path` is a link, its target is the run directory."""
 
     def __init__(self, path: Path) -> None:
-        self.path = _resolved(path)
+        self.path = followed(path)
         self.cells = self.path / "cells"
 
     @contextmanager
@@ -264,8 +265,21 @@ class Store:
                 elif not real_directory(path):
                     remove(path)
                 else:
-                    for leftover in path.glob(_LEFTOVER):
-                        remove(leftover)
+                    self._clear_amended(path)
+
+    def _clear_amended(self, place: Path) -> None:
+        """Clear what a killed measurement left; samples that the record still belongs to are put back first."""
+        for leftover in place.glob(_LEFTOVER):
+            remove(leftover)
+        before = place / _BEFORE
+        if not os.path.lexists(before):
+            return
+        try:
+            record = to_record(_text(place / "record.json"), place.name)
+            replace(place / "samples.parquet", _samples(place, record))
+            remove(before)
+        except (OSError, Damaged):  # whoever reads the cell says so
+            return
 
     def _discard(self, aside: Path) -> None:
         """Clear what was not written to its end, and put the cell back that it was about to replace."""
@@ -274,13 +288,6 @@ class Store:
         if real_directory(aside) and real_directory(replaced) and not os.path.lexists(target):
             replaced.rename(target)
         remove(aside)
-
-
-def _resolved(path: Path) -> Path:
-    try:
-        return path.resolve() if path.is_symlink() else path
-    except (OSError, RuntimeError):  # a link to itself; whatever is done next says so
-        return path
 
 
 def _reason(error: OSError) -> str:

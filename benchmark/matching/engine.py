@@ -96,7 +96,7 @@ def match(
 def _kind(task: Task) -> object:
     """What tasks must have in common to be evaluated together."""
     seen = task.seen
-    schedule = (seen.schedule.prediction_type, seen.schedule.level.cpu().numpy().tobytes())
+    schedule = (seen.schedule.prediction_type, seen.schedule.path, seen.schedule.level.cpu().numpy().tobytes())
     shapes = tuple((name, value.shape) for name, value in task.start.items())
     practice = (seen.batch_shape, seen.local_steps, seen.local_lr, seen.clients, seen.order_known)
     held = (tuple(seen.update), seen.grants, id(seen.prior and seen.prior.network))
@@ -109,7 +109,10 @@ def _solve(matching: Matching, optimise: Optimiser) -> list[Solution]:
     layout = [(name, value.numel()) for name, value in tasks[0].start.items()]
     budgets = [task.evaluations for task in tasks]
     searches = Searches(matching, start, budgets, layout, matching.updates.backend)
-    optimise(searches)
+    try:
+        optimise(searches)
+    finally:
+        matching.close()
     best = matching.named(searches.best)
     lost = "the matching loss was never finite"
     return [
@@ -210,6 +213,11 @@ class Matching:
         """The threads of this matching, which end when it is dropped."""
         return ThreadPoolExecutor(self.workers, thread_name_prefix="matching")
 
+    def close(self) -> None:
+        """End the threads, once what they are evaluating is done."""
+        if "_pool" in vars(self):
+            self._pool.shutdown(cancel_futures=True)
+
     def _chunk(self, x: Tensor, rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         known = self.stacks.get(rows) or stack([self.tasks[row].seen for row in rows])
         if self.keeps_stacks:
@@ -256,4 +264,6 @@ def seconds_per_evaluation(observations: Sequence[Observation]) -> float:
     matching(x, rows)
     start = time.perf_counter()
     matching(x, rows)[0].tolist()
-    return (time.perf_counter() - start) / len(tasks)
+    taken = time.perf_counter() - start
+    matching.close()
+    return taken / len(tasks)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import grad
 
+from benchmark.base.machine import out_of_memory
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.loss import Forward, losses, parameter_gradient
 from benchmark.diffusion.process import Process
@@ -222,7 +223,9 @@ def _batches_agree(observation: Observation) -> bool:
     guess = CleanGuess(x_0, t, eps)
     try:
         together = Updates(observation, Backend.BATCHED)(guess)
-    except Exception:  # whatever a layer without a rule makes of it: one by one it may still do
+    except Exception as error:  # whatever a layer without a rule makes of it: one by one it may still do
+        if out_of_memory(error):  # says nothing of the network
+            raise
         return False
     alone = {name: value.detach() for name, value in Updates(observation, Backend.LOOP)(guess).items()}
     least = NEGLIGIBLE * max(float(value.norm()) for value in alone.values())

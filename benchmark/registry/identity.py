@@ -24,9 +24,9 @@ def code_hash(path: Path, module: str | None) -> str:
 
     Args:
         path: the source file.
-        module: its name, None outside of any package.
+        module: its name, None outside of any package. Files beside it then count as its package.
     """
-    packages = {"benchmark", (module or "benchmark").partition(".")[0]}
+    packages = {"benchmark", *([module.partition(".")[0]] if module else [file.stem for file in path.parent.glob("*.py")])}
 
     def counts(name: str) -> bool:
         return name.partition(".")[0] in packages and name not in SPEAKING

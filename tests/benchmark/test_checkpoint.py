@@ -207,7 +207,7 @@ def test_a_sampler_in_continuous_time_is_refused(model):  # F2
 
 def test_flow_sigmas_in_a_sampler_of_ddpm_are_refused(model):  # F2
     edit(model / "scheduler" / "scheduler_config.json", _class_name="DPMSolverMultistepScheduler", use_flow_sigmas=True)
-    refused(model, "flow matching is not supported")
+    refused(model, "save a FlowMatchEulerDiscreteScheduler instead")
 
 
 def test_a_sampler_of_ddpm_gives_the_schedule_that_it_was_trained_with(model):

@@ -100,7 +100,14 @@ def test_what_measures_displays_or_describes_leaves_every_cell_valid(changed, pa
 
 @pytest.mark.parametrize(
     "path",
-    ["experiment/scene.py", "clients/federation.py", "diffusion/loss.py", "base/seeds.py", "diffusion/families/unet2d.py"],
+    [
+        "experiment/scene.py",
+        "clients/federation.py",
+        "diffusion/loss.py",
+        "base/seeds.py",
+        "diffusion/families/unet2d.py",
+        "evaluation/assignment.py",
+    ],
 )
 def test_what_makes_the_updates_counts_for_every_cell(changed, path):
     assert changed(path) == set(identities())

@@ -152,5 +152,6 @@ def _written(words: list[str]) -> list[str]:
     """Return the names in the sandbox that `train` was told to write to; a dry run and the other verbs write nothing."""
     places = [right for left, right in pairwise(words) if left == "--out" and words[0] == "train"]
     heads = [place.replace(HERE, "").lstrip("/").removeprefix("./").partition("/")[0] for place in places]
+    heads += ["pictures"] if "link" in heads else []  # where that leads
     inside = ["unet", "scheduler", "samples.png", "card.json", "training.pt"] if {"", "."} & set(heads) else []
     return ["out", *heads, *inside, *(["home"] if "~" in "".join(places) else [])]

@@ -1,0 +1,76 @@
+"""From what an attack returned to the images that are stored: checked, decoded, assigned to the originals and clipped.
+
+Unlike the metrics, this decides the stored images of a cell, so it is part of the cell's identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from benchmark.base.images import to_unit
+from benchmark.types import Reconstruction, Victim
+
+
+def plain(victim: Victim, given: Reconstruction, decode: Callable[[Tensor], Tensor]) -> Reconstruction:
+    """Return the reconstruction as images on the CPU, with plain numbers. An attack may have returned anything.
+
+    Raises:
+        ValueError: it is no reconstruction, or has values of another shape or type than it should.
+    """
+    if not isinstance(given, Reconstruction):
+        raise ValueError(f"the attack returned a {type(given).__name__}, not a Reconstruction")
+    images = decode(given.images.detach().cpu().float())
+    if images.shape != victim.images.shape:
+        raise ValueError(f"the attack returned images of shape {tuple(images.shape)}, not {tuple(victim.images.shape)}")
+    evaluations = int(given.evaluations)
+    if evaluations < 0:
+        raise ValueError(f"the attack reports {evaluations} evaluations")
+    timesteps = given.timesteps
+    if timesteps is not None and timesteps.shape != victim.timesteps.shape:
+        raise ValueError(f"the attack returned timesteps of shape {tuple(timesteps.shape)}")
+    noise = given.noise
+    if noise is not None and noise.shape != victim.noise.shape:
+        raise ValueError(f"the attack returned noise of shape {tuple(noise.shape)}, not {tuple(victim.noise.shape)}")
+    return Reconstruction(
+        images=images,
+        evaluations=evaluations,
+        loss=None if given.loss is None else float(given.loss),
+        timesteps=None if timesteps is None else timesteps.detach().cpu().long(),
+        noise=None if noise is None else noise.detach().cpu().float(),
+        note=str(given.note),
+        diverged=None if given.diverged is None else str(given.diverged),
+    )
+
+
+def why_diverged(reconstruction: Reconstruction) -> str | None:
+    """Return why the images mean nothing, None where they do."""
+    if reconstruction.diverged is None and not torch.isfinite(reconstruction.images).all():
+        return "the images are not finite"
+    return reconstruction.diverged
+
+
+def clipped(image: Tensor) -> Tensor:
+    """Return an image with its values clipped to [-1, 1]."""
+    return image.clamp(-1, 1)
+
+
+def assign(originals: Tensor, rebuilt: Tensor) -> NDArray[np.intp]:
+    """Which rebuilt image belongs to each original: the matching of least total squared error.
+
+    Args:
+        originals: (B, C, H, W).
+        rebuilt: (B, C, H, W) in any order.
+
+    Returns:
+        (B,) indices; `rebuilt[indices]` is in the order of `originals`.
+    """
+    a, b = to_unit(originals), to_unit(rebuilt)
+    cost = np.stack([np.square(b - image).mean(axis=(1, 2, 3)) for image in a])
+    columns: NDArray[np.intp] = linear_sum_assignment(cost)[1]
+    return columns
