@@ -1,5 +1,6 @@
 """A run that is killed, at whatever moment, resumes to the leaderboard that it would have had."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -37,8 +38,9 @@ def command(grid, out):
     return ["run", "--grid", str(grid), "--out", str(out), "--display", "plain"]
 
 
-def start(grid, out):
-    return subprocess.Popen([sys.executable, "-m", "benchmark", *command(grid, out)], cwd=ROOT, stdout=subprocess.DEVNULL)
+def start(grid, out, printed=subprocess.DEVNULL):
+    words = [sys.executable, "-m", "benchmark", *command(grid, out)]
+    return subprocess.Popen(words, cwd=ROOT, stdout=printed, stderr=subprocess.STDOUT, text=True)
 
 
 def finished(out):
@@ -46,13 +48,13 @@ def finished(out):
     return sum(not path.parent.name.startswith(ASIDE) for path in out.glob("cells/*/record.json"))
 
 
-def kill_after(process, out, cells):
-    """Kill once so many cells are there; a little later each time, so that it hits different moments."""
+def stop_after(process, out, cells, number):
+    """Send a signal once so many cells are there; a little later each time, so that it hits different moments."""
     while finished(out) < cells and process.poll() is None:
         time.sleep(0.002)
     time.sleep(0.003 * cells)
-    process.kill()
-    process.wait(timeout=60)
+    process.send_signal(number)
+    return process.communicate(timeout=60)[0]
 
 
 def test_a_killed_run_resumes_to_the_same_leaderboard(grid, tmp_path, capsys):
@@ -62,7 +64,7 @@ def test_a_killed_run_resumes_to_the_same_leaderboard(grid, tmp_path, capsys):
 
     for cells in (0, 6):
         before = finished(killed)
-        kill_after(start(grid, killed), killed, max(cells, before))
+        stop_after(start(grid, killed), killed, max(cells, before), signal.SIGKILL)
         assert finished(killed) >= before
         assert not (killed / "leaderboard.csv").exists()
     assert main(command(grid, killed)) == 0
@@ -75,3 +77,12 @@ def test_a_killed_run_resumes_to_the_same_leaderboard(grid, tmp_path, capsys):
     for identity in cells:
         a, b = Store(whole).samples(identity), Store(killed).samples(identity)
         assert all(np.array_equal(x, y) for x, y in zip(a.reconstruction, b.reconstruction, strict=True))
+
+
+def test_an_interrupted_run_keeps_its_cells_and_says_how_to_go_on(grid, tmp_path):
+    out = tmp_path / "out"
+    process = start(grid, out, subprocess.PIPE)
+    printed = stop_after(process, out, 2, signal.SIGINT)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in printed and "Traceback" not in printed
+    assert 2 <= finished(out) < 10

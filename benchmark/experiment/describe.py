@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from benchmark.base.environment import describe
-from benchmark.diffusion.models import build_schedule
 from benchmark.evaluation.metrics import lpips_missing
 from benchmark.experiment.cell import Cell
 from benchmark.experiment.records import Record, Status
@@ -96,7 +95,7 @@ def _config(scene: Scene) -> dict[str, object]:
             "state": cell.model.state,
             "prior": cell.model.prior_label,
             "steps": cell.model.steps,
-            "prediction_type": build_schedule(cell.model).prediction_type,
+            "prediction_type": scene.schedule.prediction_type,
             "convention": dataclasses.asdict(cell.model.convention) if cell.model.convention else None,
             "remarks": list(cell.model.remarks),
         },

@@ -92,8 +92,7 @@ class _Planner:
         from benchmark.base.machine import precision
 
         self.grid, self.registry, self.device = grid, registry, device
-        self.scene = module_hash("benchmark.experiment.scene")
-        self.assignment = module_hash("benchmark.evaluation.assignment")
+        self._code = cache(module_hash)  # follows all imports: once for a module, not for every cell
         # Sums round differently when they are split over another number of threads.
         threads = torch.get_num_threads() if device == "cpu" else None
         self.hardware = {"device": device.partition(":")[0], "threads": threads, **precision()}
@@ -142,12 +141,12 @@ class _Planner:
         )
         everything = {
             "version": IDENTITY_VERSION,
-            "scene": self.scene,
-            "assignment": self.assignment,
+            "scene": self._code("benchmark.experiment.scene"),
+            "assignment": self._code("benchmark.evaluation.assignment"),
             "hardware": self.hardware,
             "keys": dataclasses.asdict(keys),
             "scenario": dataclasses.asdict(scenario),
-            "families": [module_hash(type(one.family).__module__) for one in (model, model.prior) if one],
+            "families": [self._code(type(one.family).__module__) for one in (model, model.prior) if one],
             "sources": [choice.sources for choice in (dataset, defense, attack)],
             "trial": trial,
             "victims": self.grid.victims,
@@ -236,7 +235,7 @@ class _Planner:
             label,
             value,
             {"stack": [c.key for c in chosen]},
-            {"stack": [c.sources for c in chosen], "code": module_hash("benchmark.clients.stack")},
+            {"stack": [c.sources for c in chosen], "code": self._code("benchmark.clients.stack")},
         )
 
     def _settings(self) -> dict[tuple[str, str], dict[str, object]]:

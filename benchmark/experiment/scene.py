@@ -81,7 +81,7 @@ class Scene:
         counts, state = self._counted
         draw = torch.Generator()
         draw.set_state(state)
-        scenario, schedule = self.cell.scenario, self._schedule
+        scenario, schedule = self.cell.scenario, self.schedule
         least = self.cell.defense.least_timestep(scenario, schedule.steps)
         pictures = iter(self.pictures)
         rounds = [draw_victim([next(pictures) for _ in range(n)], scenario, schedule, draw, least) for n in counts]
@@ -110,7 +110,7 @@ class Scene:
         granted = Granted(shown, colour, self.public, self._prior())
         noise = stream(cell.seed, "defense", cell.keys.defense, *self._axes)
         shuffle = stream(cell.seed, "order", *self._axes)
-        rounds = [Round(network, self._schedule.to(device), victim.on(device), self.practice) for victim in self.victims]
+        rounds = [Round(network, self.schedule.to(device), victim.on(device), self.practice) for victim in self.victims]
         return [observe(trained, cell.defense, granted, noise, shuffle) for trained in rounds]
 
     def attack(self) -> list[Reconstruction]:
@@ -138,7 +138,8 @@ class Scene:
         return Prior(network, build_schedule(model).to(self.cell.device))
 
     @cached_property
-    def _schedule(self) -> Process:
+    def schedule(self) -> Process:
+        """The process of the attacked model."""
         return build_schedule(self.cell.model)
 
     @property

@@ -156,3 +156,13 @@ def test_a_plugin_of_ones_own_counts_by_its_code(tmp_path):
 
     assert identity_with(source + "\n# a comment\n") == identity_with(source)
     assert identity_with(source + "\nMORE = 1\n") != identity_with(source)
+
+
+def test_a_file_beside_a_plugin_of_ones_own_counts(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = Registry().get("attack", "dlg").path.read_text()
+    (tmp_path / "mine.py").write_text(source.replace("import torch\n", "import torch\nimport helper_of_mine\n", 1))
+    (tmp_path / "helper_of_mine.py").write_text("VALUE = 0\n")
+    before = Registry([tmp_path]).get("attack", "mine").code_hash
+    (tmp_path / "helper_of_mine.py").write_text("VALUE = 123\n")
+    assert Registry([tmp_path]).get("attack", "mine").code_hash != before

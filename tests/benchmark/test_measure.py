@@ -226,6 +226,11 @@ def test_a_kill_at_any_moment_leaves_the_old_cell_or_the_new_one(monkeypatch, ru
     assert found.worst.isna().all() or found.worst[:3].tolist() == [0.25, 0.5, 0.75]
     assert found.worst.isna().all() == ((step, done) != (2, True))
 
+    with run.writing():
+        pass
+    assert {path.name for path in (run.cells / identity_of("strong")).iterdir()} == {"record.json", "samples.parquet"}
+    pd.testing.assert_frame_equal(samples(run, "strong"), found)
+
     assert main(["report", str(run.path), "--measure", "worst"]) == 0
     assert samples(run, "strong").worst[:3].tolist() == worst(before[:3])
     assert {path.name for path in (run.cells / identity_of("strong")).iterdir()} == {"record.json", "samples.parquet"}
