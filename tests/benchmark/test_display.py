@@ -7,8 +7,8 @@ from benchmark.base.events import Step
 from benchmark.experiment.display import Bar, choose
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
-from benchmark.experiment.runner import run_cell
 from benchmark.registry import Registry
+from tests.scenes import run_cell
 
 
 @pytest.fixture(scope="module")

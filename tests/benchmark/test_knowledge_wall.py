@@ -11,13 +11,12 @@ import torch
 from benchmark.base.seeds import seed, stream
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
-from benchmark.experiment.runner import run_cell
 from benchmark.experiment.store import Status
 from benchmark.matching.problem import gaussian, unknowns
 from benchmark.registry import Plugin, Registry
 from benchmark.registry.contract import RULES
 from benchmark.types import Capability
-from tests.scenes import play
+from tests.scenes import play, run_cell
 
 ROOT = Path(__file__).resolve().parents[2]
 ATTACKS = [plugin.name for plugin in Registry().all("attack")]

@@ -7,11 +7,10 @@ import torch
 from benchmark.base.errors import UserError
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
-from benchmark.experiment.runner import run_cell
 from benchmark.experiment.store import Status, Store
 from benchmark.registry import Registry
 from benchmark.scenario import Scenario
-from tests.scenes import check, play
+from tests.scenes import check, play, run_cell
 
 BASE = Grid("t", ("photos",), ("tiny",), ("none",), ("dlg",), victims=2, evaluations=2)
 

@@ -10,11 +10,11 @@ from benchmark.defenses.dpdm import DPDM
 from benchmark.diffusion.loss import parameter_gradient
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
-from benchmark.experiment.runner import run_cell
 from benchmark.plugins import ClientStep
 from benchmark.registry import Registry
 from benchmark.scenario import Scenario
 from benchmark.vectors import norm
+from tests.scenes import run_cell
 
 
 def uniform(least=0):

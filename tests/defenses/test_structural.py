@@ -14,7 +14,6 @@ from benchmark.defenses.timestep_range import TimestepRange
 from benchmark.defenses.withhold import Withhold
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
-from benchmark.experiment.runner import run_cell
 from benchmark.experiment.store import Status
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
@@ -23,7 +22,7 @@ from benchmark.matching.problem import granted
 from benchmark.plugins import Picture
 from benchmark.registry import Registry
 from benchmark.scenario import Scenario
-from tests.scenes import check, play
+from tests.scenes import check, play, run_cell
 
 GRID = Grid("t", ("photos",), ("tiny",), ("none",), ("dlg",), victims=2, evaluations=2)
 
