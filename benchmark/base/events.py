@@ -16,11 +16,13 @@ class Step:
         evaluation: the count so far.
         loss: the cost just seen.
         backend: how its gradient was made, see `matching.problem.Updates`.
+        count: evaluations since the step that was announced before; more than one where a worker process reports.
     """
 
     evaluation: int
     loss: float
     backend: str = ""
+    count: int = 1
 
 
 _watchers: ContextVar[tuple[Callable[[Step], None], ...]] = ContextVar("watchers", default=())

@@ -94,14 +94,23 @@ def precision() -> dict[str, bool]:
     }
 
 
+def share_machine(processes: int) -> None:
+    """Let this process count on its part of the cores and of the free memory only, as one of `processes` alike."""
+    global _processes
+    _processes = processes
+
+
+_processes = 1
+
+
 def available(device: torch.device) -> int:
     """Bytes that are free on the device, or for this process on the CPU."""
     import torch
 
     if device.type == "cuda":
-        free: int = torch.cuda.mem_get_info(device)[0]
+        free = int(torch.cuda.mem_get_info(device)[0]) // _processes
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(_free(), _allowed()) + _kept()
+    return min(_free(), _allowed()) // _processes + _kept()
 
 
 class _Mallinfo(ctypes.Structure):
@@ -141,8 +150,9 @@ def _allowed() -> int:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the cores that this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, allowed // _processes)
 
 
 OUT_OF_MEMORY = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import signal
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,10 @@ from benchmark.cli.options import add_include
 from benchmark.cli.output import give_up_stdout
 
 if TYPE_CHECKING:
-    from benchmark.experiment.cache import Cache
     from benchmark.experiment.cell import Cell
     from benchmark.experiment.grid import Grid
     from benchmark.experiment.scene import Scene
+    from benchmark.experiment.session import Session
     from benchmark.experiment.store import Store
     from benchmark.scenario import Scenario
 
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", metavar="auto|cpu|cuda[:i]")
     add("--out", type=user_path, metavar="DIR", help="the run directory; default: results/runs/NAME")
     add_include(parser)
+    add("--workers", type=int, default=1, metavar="N", help="processes that run cells side by side; default: 1")
     add("--cell-timeout", type=_seconds, metavar="S", help="give a cell up after so many seconds")
     add("--set", action="append", default=[], metavar="attack.NAME.FIELD=VALUE", help="a hyper-parameter")
     add("--dry-run", action="store_true", help="print the cells and an estimate, run nothing")
@@ -47,37 +49,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Plan, run what is missing, report. 0 if all cells are ok, diverged or skipped, else 1.
+    """Plan, run what is missing, report. Return 0 if all cells are ok, diverged or skipped, else 1.
 
     A run that a signal or the output ended early reports what is finished.
     """
     from benchmark.base.machine import device_name, settle
-    from benchmark.evaluation.metrics import lpips_missing
-    from benchmark.experiment.cache import Cache
+    from benchmark.experiment.display import choose
     from benchmark.experiment.grid import read
-    from benchmark.experiment.plan import plan
-    from benchmark.experiment.scene import check_inputs
+    from benchmark.experiment.job import Job
+    from benchmark.experiment.session import Session
     from benchmark.experiment.store import Store
-    from benchmark.registry import Registry
 
     settle()
-    grid = _override(read(options.grid), options)
-    device = device_name(options.device)
-    cells = plan(grid, Registry(options.include), device)
-    store = Store(options.out or Path("results", "runs", Path(options.grid).stem))
-    missing = _missing(cells, store, options)
-    cache = Cache()
-    lpips_missing()  # reads its weights once, before the first cell's time runs
-    check_inputs(missing, cache)
-    for text in dict.fromkeys(text for cell in cells for text in cell.remarks):
+    job = Job(_override(read(options.grid), options), options.include, device_name(options.device))
+    session = Session(job, Store(options.out or Path("results", "runs", Path(options.grid).stem)))
+    executor = session.executor(options.workers, options.cell_timeout)
+    missing = session.cells if options.force else session.failed() if options.only_failed else session.unfinished()
+    session.check(missing)
+    for text in dict.fromkeys(text for cell in session.cells for text in cell.remarks):
         remark(text)
     if options.dry_run:
-        return _dry_run(cells, missing, grid, cache)
-    with store.writing(), noted(patient=False) as signals:
-        floors = sorted({cell.attack_label for cell in cells if cell.control and cell.attack is not None})
-        store.save_plan(grid.title, grid.success_db, grid.set, [cell.identity for cell in cells], floors)
-        ended = _run(missing, cache, store, options, signals)
-        return _report(store, options) if ended is None else _report_early(ended, store)
+        return _dry_run(session, missing)
+    with session.store.writing(), noted(patient=False) as signals:
+        saved = session.run(missing, executor, choose(options.display, missing))
+        ended = _run(saved, signals)
+        return _report(session.store, options) if ended is None else _report_early(ended, session.store)
 
 
 def _override(grid: Grid, options: argparse.Namespace) -> Grid:
@@ -103,16 +99,6 @@ def _override(grid: Grid, options: argparse.Namespace) -> Grid:
         raise UserError(f"--{error}") from error
 
 
-def _missing(cells: Sequence[Cell], store: Store, options: argparse.Namespace) -> list[Cell]:
-    """The cells that this command has to run."""
-    if options.force:
-        return list(cells)
-    records = {cell.identity: store.record(cell.identity) for cell in cells}
-    if options.only_failed:
-        return [cell for cell in cells if (record := records[cell.identity]) and not record.status.final]
-    return [cell for cell in cells if not ((record := records[cell.identity]) and record.status.final)]
-
-
 @dataclasses.dataclass(frozen=True)
 class _Ended:
     """Why a run ended before its last cell, and the exit code for it."""
@@ -121,26 +107,16 @@ class _Ended:
     code: int
 
 
-def _run(cells: list[Cell], cache: Cache, store: Store, options: argparse.Namespace, signals: Sequence[int]) -> _Ended | None:
-    """Run the cells, each saved as it ends. Why the run ended early, None where it did not."""
-    from benchmark.base.events import watching
-    from benchmark.experiment.display import choose
-    from benchmark.experiment.runner import run_cell
-    from benchmark.matching.plans import shared_plans
-
-    display = choose(options.display, cells)
+def _run(saved: Generator[Cell], signals: Sequence[int]) -> _Ended | None:
+    """Run every cell. Return why the run ended early, None where it did not."""
     try:
-        with display, watching(display.step), shared_plans():
-            for cell in cells:
-                display.begin(cell)
-                outcome = run_cell(cell, cache, options.cell_timeout)
-                store.save(outcome.record, outcome.samples)
-                display.end(cell, outcome.record)
+        with closing(saved):
+            for _ in saved:
                 if signals:
                     break
     except KeyboardInterrupt:
         return _Ended("Interrupted", exit_code(signals[0] if signals else signal.SIGINT))
-    except OSError as error:  # from the display: the store's errors are the user's
+    except OSError as error:  # from the display: an error of the store is a `UserError`
         give_up_stdout()
         return _Ended(f"The output is lost ({error.strerror})", 1)
     return _Ended("Interrupted", exit_code(signals[0])) if signals else None
@@ -172,21 +148,23 @@ def _report(store: Store, options: argparse.Namespace) -> int:
     return 0 if all(Status(status).final for status in results.cells.status) else 1
 
 
-def _dry_run(cells: Sequence[Cell], missing: Sequence[Cell], grid: Grid, cache: Cache) -> int:
+def _dry_run(session: Session, missing: Sequence[Cell]) -> int:
+    """Print every cell with its number of evaluations, and how long the attacks take on one worker."""
     from benchmark.experiment.scene import Scene
 
     waiting = {cell.identity for cell in missing}
-    scenes = [Scene(cell, cache) for cell in cells]
-    print(printable(grid.title))
-    for cell, updates in zip(cells, map(_updates, scenes), strict=True):
-        state = "will be skipped" if cell.missing else f"{updates} x {cell.budget} evaluations"
+    scenes = [Scene(cell, session.cache) for cell in session.cells]
+    print(printable(session.job.grid.title))
+    for scene in scenes:
+        cell = scene.cell
+        state = "will be skipped" if cell.missing else f"{_updates(scene)} x {cell.budget} evaluations"
         print(f"  {cell.name}: {state if cell.identity in waiting else 'done'}")
     attacked = [scene for scene in scenes if scene.cell.identity in waiting and not scene.cell.missing]
     costs = zip(attacked, _costs(attacked), strict=True)
     seconds = sum(scene.cell.budget * _updates(scene) * cost for scene, cost in costs)
     print(
-        f"{len(missing)} of {len(cells)} cells to run; their attacks take about {int(seconds) // 60} min "
-        f"{int(seconds) % 60} s here, by the measured cost of an evaluation."
+        f"{len(missing)} of {len(scenes)} cells to run; their attacks take about {int(seconds) // 60} min "
+        f"{int(seconds) % 60} s here with one worker, by the measured cost of an evaluation."
     )
     return 0
 

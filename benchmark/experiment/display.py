@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from benchmark.experiment.store import Record
 
 
 class Display(ABC):
-    """Told of every event of a run; a context that lasts as long as the run."""
+    """Receives every event of a run. A context that lasts as long as the run."""
 
     def __enter__(self) -> Display:
         return self
@@ -28,15 +29,15 @@ class Display(ABC):
 
     @abstractmethod
     def begin(self, cell: Cell) -> None:
-        """A cell starts."""
+        """Show that a cell starts."""
 
     @abstractmethod
-    def step(self, step: Step) -> None:
-        """The running attack spent an evaluation."""
+    def step(self, cell: Cell, step: Step) -> None:
+        """Show that the attack of a running cell has spent `step.count` evaluations."""
 
     @abstractmethod
     def end(self, cell: Cell, record: Record) -> None:
-        """A cell is finished and saved."""
+        """Show that a cell is finished and saved."""
 
 
 class Silent(Display):
@@ -45,7 +46,7 @@ class Silent(Display):
     def begin(self, cell: Cell) -> None:
         """See `Display.begin`."""
 
-    def step(self, step: Step) -> None:
+    def step(self, cell: Cell, step: Step) -> None:
         """See `Display.step`."""
 
     def end(self, cell: Cell, record: Record) -> None:
@@ -66,17 +67,16 @@ class Plain(Silent):
 
 
 class Bar(Display):
-    """A live bar: cells done, the current cell, its matching loss and the time left.
+    """A live bar: finished cells, the cell that started last, its matching loss and the time left.
 
-    The time left counts evaluations, since they are what takes the time: those that are planned but not yet spent, at the
-    pace so far.
+    The time left is an estimate from the evaluations that are planned but not yet spent, at the pace so far.
     """
 
-    def __init__(self, cells: list[Cell], console: Console) -> None:
+    def __init__(self, cells: Sequence[Cell], console: Console) -> None:
         self.console = console
         self.planned = sum(_planned(cell) for cell in cells)
-        self.spent = 0
-        self.before = 0
+        self.finished = 0
+        self.running: dict[str, int] = {}
         self.started = time.monotonic()
         self.progress = Progress(
             BarColumn(bar_width=24),
@@ -98,29 +98,32 @@ class Bar(Display):
 
     def begin(self, cell: Cell) -> None:
         """See `Display.begin`."""
-        self.before = self.spent
-        self.progress.update(self.task, description=cell.name, loss="")
+        self.running[cell.identity] = 0
+        others = f" (and {count} more)" if (count := len(self.running) - 1) else ""
+        self.progress.update(self.task, description=f"{cell.name}{others}", loss="")
 
-    def step(self, step: Step) -> None:
+    def step(self, cell: Cell, step: Step) -> None:
         """See `Display.step`."""
-        self.spent += 1
+        self.running[cell.identity] += step.count
         self.progress.update(self.task, loss=f"matching loss {step.loss:.3g}", left=self._left())
 
     def end(self, cell: Cell, record: Record) -> None:
-        """See `Display.end`; a cell that spent less than its budget, skipped ones among them, leaves nothing open."""
-        self.spent = self.before + _planned(cell)
+        """See `Display.end`. A cell that spent less than its budget, such as a skipped one, leaves nothing open."""
+        self.running.pop(cell.identity, None)
+        self.finished += _planned(cell)
         self.progress.update(self.task, advance=1, left=self._left())
         self.console.print(f"{cell.name}: {_outcome(record)}", style="dim", highlight=False, markup=False)
 
     def _left(self) -> str:
-        if not self.spent:
+        spent = self.finished + sum(self.running.values())
+        if not spent:
             return ""
-        seconds = (time.monotonic() - self.started) / self.spent * (self.planned - self.spent)
+        seconds = max(0.0, (time.monotonic() - self.started) / spent * (self.planned - spent))
         return f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
 
 
-def choose(name: str, cells: list[Cell]) -> Display:
-    """The display of that name; `auto` is the bar on a terminal and plain lines elsewhere."""
+def choose(name: str, cells: Sequence[Cell]) -> Display:
+    """Return the display of that name. `auto` is the bar on a terminal and plain lines elsewhere."""
     if name == "auto":
         name = "rich" if sys.stdout.isatty() else "plain"
     if name == "rich":

@@ -70,6 +70,16 @@ def run_cell(cell: Cell, cache: Cache | None = None, timeout: float | None = Non
     return Outcome(record_of(scene, claims, Ending(status, reason, seconds, backends, _peak(cell.device))), samples)
 
 
+def lost(cell: Cell, status: Status, reason: str) -> Outcome:
+    """Return the outcome of a cell whose process ended before the cell did."""
+    scene = Scene(cell, Cache())
+    try:
+        claims = Claims(scene.public, scene.privacy)
+    except Exception:  # a defense that fails to describe itself claims nothing
+        claims = Claims()
+    return Outcome(record_of(scene, claims, Ending(status, reason)), [])
+
+
 def _attack(scene: Scene, steps: list[Step]) -> tuple[list[Reconstruction], float]:
     """Return what the attack rebuilt and the seconds that it took. The steps of its searches are added to `steps`."""
     _ = scene.observations  # drawn before the attack's own time begins

@@ -28,7 +28,7 @@ def test_the_bar_shows_the_cell_its_loss_and_the_time_left(cells, records):
     bar = Bar(cells, Console(file=out, width=200, force_terminal=True))
     with bar:
         bar.begin(cells[0])
-        bar.step(Step(1, 0.125))
+        bar.step(cells[0], Step(1, 0.125))
         bar.live.refresh()
         bar.end(cells[0], records[0])
         bar.begin(cells[1])
@@ -36,14 +36,14 @@ def test_the_bar_shows_the_cell_its_loss_and_the_time_left(cells, records):
     shown = out.getvalue()
     for words in ("gradient_pruning[keep=0.5]", "matching loss 0.125", "left", "0/2", "2/2", "skipped (needs the noise"):
         assert words in shown
-    assert bar.spent == bar.planned == 2
+    assert bar.finished == bar.planned == 2 and not bar.running
 
 
 def test_the_plain_display_prints_one_line_per_cell(cells, records, capsys):
     with choose("plain", cells) as display:
         for cell, record in zip(cells, records, strict=True):
             display.begin(cell)
-            display.step(Step(1, 0.5))
+            display.step(cell, Step(1, 0.5))
             display.end(cell, record)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
