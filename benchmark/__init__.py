@@ -5,7 +5,7 @@ Importing this package is light: torch and everything that needs it is imported 
 
 from pathlib import Path as _Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _CHECKOUT = _Path(__file__).resolve().parent.parent
 

@@ -51,4 +51,5 @@ def _face(index: int, size: int) -> Picture:
 def _faces() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     from skimage import data
 
-    return np.rint(255 * data.lfw_subset()[:FACES]).astype(np.uint8)
+    grey: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = data.lfw_subset()[:FACES]
+    return np.rint(255 * grey).astype(np.uint8)

@@ -16,6 +16,10 @@ for name in ("attacks", "defenses", "datasets"):
     spec = importlib.util.find_spec(name)
     assert spec is None or "site-packages" in str(spec.origin), (name, spec)
 import benchmark.attacks.constant_image, benchmark.defenses.none, benchmark.datasets.faces
+import gidbench
+for name in ("attacks", "defenses", "datasets"):
+    spec = importlib.util.find_spec(name)
+    assert spec is None or "site-packages" in str(spec.origin), (name, spec)
 print("fine")
 """
 
@@ -78,14 +82,14 @@ def wheel(tmp_path_factory):
     return built
 
 
-def test_the_wheel_holds_one_top_level_name_and_every_plugin(wheel):
+def test_the_wheel_holds_two_top_level_names_and_every_plugin(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"benchmark"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"benchmark", "gidbench"}
     for room in ("attacks", "defenses", "datasets"):
         for path in (ROOT / room).glob("*.py"):
             assert f"benchmark/{room}/{path.name}" in names
-    assert "benchmark/grids/default.yaml" in names and "benchmark/py.typed" in names
+    assert "benchmark/grids/default.yaml" in names and {"benchmark/py.typed", "gidbench/py.typed"} <= set(names)
     for preset in ("tiny", "small"):
         assert f"benchmark/checkpoints/{preset}/unet/diffusion_pytorch_model.safetensors" in names
 

@@ -91,13 +91,17 @@ def write(results: Results, table: pd.DataFrame, best: pd.DataFrame, directory: 
 
     The rows of `strongest` attacks come last in the first and before the others in the other two.
     """
-    rows = pd.concat([table, best]).drop(columns="control")
-    rows.map(lambda value: escape.csv(value) if isinstance(value, str) else value).to_csv(
+    published(table, best).map(lambda value: escape.csv(value) if isinstance(value, str) else value).to_csv(
         directory / "leaderboard.csv", index=False, encoding="utf-8"
     )
     shown, lines = [*_strongest(table, best), *sections(table)], captions(results, table)
     (directory / "leaderboard.md").write_text(_markdown(results.title, lines, shown), encoding="utf-8")
     (directory / "leaderboard.tex").write_text(_latex(results.title, lines, shown), encoding="utf-8")
+
+
+def published(table: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of `leaderboard.csv`: every attack and control, then the strongest attacks."""
+    return pd.concat([table, best], ignore_index=True).drop(columns="control")
 
 
 def _strongest(table: pd.DataFrame, best: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
