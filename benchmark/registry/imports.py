@@ -1,4 +1,4 @@
-"""What a source file imports, read from its text: for the knowledge wall and for the identity of plugins."""
+"""Find the imports of a source file from its text. The knowledge wall and the code hashes of plugins use this."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 
 def reachable(path: Path, module: str | None, follow: Callable[[str], bool]) -> Iterator[tuple[str, Path]]:
-    """Every module that a file imports, directly or through modules that `follow` accepts; type hints count too.
+    """Yield every module that a file imports, directly or indirectly. Imports for type hints count too.
 
     Args:
         path: the file.
-        module: its own name, None outside of any package; relative imports are resolved against it.
-        follow: whether to look into a module of that name; only those are yielded with what they import in turn.
+        module: the name of its module; None if the file is outside of any package. Relative imports are resolved against it.
+        follow: whether to look for further imports in the module of that name.
 
     Yields:
         Name and source file of each module, once.
@@ -37,7 +37,10 @@ def _direct(path: Path, module: str | None) -> tuple[tuple[str, Path], ...]:
 
 @cache
 def _imports(path: Path, module: str | None, changed: int) -> tuple[tuple[str, Path], ...]:
-    """Return what a file that was last changed at that time imports; a plan asks for the same files again and again."""
+    """Return the direct imports of a file.
+
+    Results are cached by the time of the last change, because a plan reads the same files many times.
+    """
     return tuple(_read_imports(path, module))
 
 
@@ -65,7 +68,7 @@ def _absolute(node: ast.ImportFrom, module: str | None) -> str | None:
 
 
 def _origin(name: str) -> Path | None:
-    """The source file of a module, None where there is no such module or it has none."""
+    """Return the source file of a module; None if there is no such module or it has no source file."""
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError, AttributeError):
