@@ -1,4 +1,4 @@
-"""What a result was made with: stored beside every record, shown by `info`."""
+"""A description of the software and hardware behind a result. Every record stores it, and `info` prints it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PACKAGES = (
 
 
 def describe(device: str) -> dict[str, object]:
-    """Versions, device, threads, numerical flags and allocator."""
+    """Return versions, device, threads, numerical flags and allocator."""
     import torch
 
     found: dict[str, object] = {
@@ -59,7 +59,7 @@ def describe(device: str) -> dict[str, object]:
 
 
 def packages() -> dict[str, str]:
-    """The installed version of every package that answers depend on."""
+    """Return the installed version of every package in `PACKAGES`, on which results depend."""
     found = {}
     for name in PACKAGES:
         try:
@@ -71,7 +71,7 @@ def packages() -> dict[str, str]:
 
 @cache
 def _git() -> dict[str, object]:
-    """Commit and dirtiness of the checkout, nothing where the package is installed without one."""
+    """Return the commit of the checkout and whether it has changes; empty if the package is not in a checkout."""
     root = Path(benchmark.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return {}

@@ -1,7 +1,8 @@
-"""JSON and YAML that somebody else wrote, read within limits.
+"""Safe readers for JSON and YAML files from other people.
 
-What a parser alone would let pass is refused here: a key given twice, nesting or aliases without end, integers beyond 64 bits,
-and text that no file can hold. Numbers that are not finite are left to `benchmark.base.ranges`, which knows their field.
+They reject input that a plain parser would accept: repeated keys, deep nesting, aliases that expand without end, integers
+beyond 64 bits, and text that cannot be encoded as UTF-8. They accept numbers that are not finite. `benchmark.base.ranges`
+checks those, because it knows the field.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from typing import Any
 from benchmark.base.errors import UserError, shown, whole_message
 
 MOST_BYTES = 16 * 2**20
-"""Of a text file: a card that lists the images of a training has a few."""
+"""Maximum size of a text file. A model card that lists its training images has a few MiB."""
 
 MOST_YAML_LETTERS = 256 * 2**10
-"""Of a grid: PyYAML takes seconds for as many."""
+"""Maximum number of characters in a YAML text. PyYAML needs seconds for that many."""
 
 MOST_DEPTH = 50
-"""Levels of lists and mappings inside each other."""
+"""Maximum nesting depth of lists and mappings."""
 
 MOST_NODES = 1_000_000
-"""Values in a JSON file."""
+"""Maximum number of keys and values in a JSON file."""
 
 MOST_YAML_NODES = 20_000
-"""Values in a YAML file, those that an alias repeats counted each time."""
+"""Maximum number of keys and values in a YAML file. Values behind an alias count each time that they are used."""
 
 LARGEST_INTEGER = 2**63 - 1
 
@@ -35,7 +36,7 @@ def read_text(path: Path, what: str) -> str:
     """Return the text of a UTF-8 file.
 
     Raises:
-        UserError: it cannot be read, is no regular file, is larger than `MOST_BYTES` or is no UTF-8.
+        UserError: the file cannot be read, is not a regular file, is larger than `MOST_BYTES` or is not UTF-8.
     """
     try:
         if path.exists() and not path.is_file():
@@ -49,10 +50,10 @@ def read_text(path: Path, what: str) -> str:
 
 
 def parse_json(text: str, what: str) -> Any:
-    """Return the value of a JSON text; `what` names it in the message.
+    """Parse a JSON text and return its value; `what` names it in error messages.
 
     Raises:
-        UserError: it is no JSON, gives a key twice, or exceeds a limit of this module.
+        UserError: the text is not JSON, repeats a key, or exceeds a limit of this module.
     """
     try:
         value = json.loads(text, object_pairs_hook=_without_repeats)
@@ -65,10 +66,10 @@ def parse_json(text: str, what: str) -> Any:
 
 
 def parse_yaml(text: str, what: str) -> Any:
-    """Return the value of a YAML text in plain types; `what` names it in the message.
+    """Parse a YAML text and return its value in plain types; `what` names it in error messages.
 
     Raises:
-        UserError: it is no YAML, gives a key twice, asks for a type of its own, or exceeds a limit of this module.
+        UserError: the text is not YAML, repeats a key, uses a custom type, or exceeds a limit of this module.
     """
     import yaml
 
@@ -84,7 +85,7 @@ def parse_yaml(text: str, what: str) -> Any:
         raise UserError(f"{what} is not YAML: {whole_message(error)}") from error
     except RecursionError as error:
         raise UserError(f"{what} nests more than {MOST_DEPTH} levels") from error
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:  # from a date or a number that is none
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:  # from an invalid date or number
         raise UserError(f"{what} holds a value that cannot be read: {whole_message(error)}") from error
     _check_limits(value, what, MOST_YAML_NODES)
     return value
@@ -100,7 +101,10 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_nodes(root: Any, what: str) -> None:
-    """Refuse repeated keys, and count what aliases would unfold to before anything is built from them."""
+    """Reject repeated keys and too many values.
+
+    The values are counted as if aliases were expanded, before any object is built from them.
+    """
     import yaml
 
     sizes: dict[int, int] = {}
@@ -144,7 +148,7 @@ def _check_limits(value: Any, what: str, most: int) -> None:
 
 
 def _items(value: Any) -> Iterator[tuple[Any, int]]:
-    """Yield every value and key with its depth."""
+    """Yield every value and every key with its nesting depth."""
     waiting = [(value, 0)]
     while waiting:
         item, depth = waiting.pop()

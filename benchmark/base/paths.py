@@ -1,4 +1,4 @@
-"""Paths that a user names: expanded in one way everywhere, and refused in one sentence where they cannot be a path."""
+"""Paths from the user: expand `~`, and reject an invalid path with a message of one sentence."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from pathlib import Path
 from benchmark.base.errors import UserError, shown
 
 LONGEST_NAME = 255
-"""Bytes of one part of a path, on every usual file system."""
+"""Maximum number of bytes in one part of a path, on all common file systems."""
 
 LONGEST_PATH = 4095
-"""Bytes of a whole path on Linux."""
+"""Maximum number of bytes in a whole path on Linux."""
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:
     """Return the path with `~` and `~user` expanded.
 
     Raises:
-        UserError: it is empty, names a user that does not exist, holds a null character, or is too long for a file system.
+        UserError: the path is empty, names a user that does not exist, holds a null character, or is too long for a file
+            system.
     """
     text = os.fspath(text)
     if not text:
@@ -36,13 +37,13 @@ def user_path(text: str | os.PathLike[str]) -> Path:
 
 
 def printable(text: str | os.PathLike[str]) -> str:
-    """Return a path or label as text of one line that every file can hold, also where its bytes are no valid text."""
+    """Return a path or label as one line of printable text. Replace other characters and invalid bytes by U+FFFD."""
     return "".join(c if c.isprintable() else "\ufffd" for c in os.fsencode(text).decode(errors="replace"))
 
 
 def followed(path: Path) -> Path:
-    """Return where a link leads that the user named; a path that is no link is itself."""
+    """Return the target of a link. Return any other path unchanged."""
     try:
         return path.resolve() if path.is_symlink() else path
-    except (OSError, RuntimeError):  # a link to itself; whatever is done next says so
+    except (OSError, RuntimeError):  # a link to itself; the next use of the path reports the error
         return path

@@ -1,7 +1,7 @@
-"""The small language of an axis' value: `NAME`, `NAME:ARGUMENT`, `NAME[field=value,value,other=value]`, stacked with `+`.
+"""Parser for the values of a grid's axis: `NAME`, `NAME:ARGUMENT`, `NAME[field=value,value,other=value]`.
 
-Several values for one field are several values of the axis. A path that exists is taken whole, with the commas, brackets and
-plus signs in its name: after a colon (`folder:PATH`), or by itself where it holds a slash.
+Values may be stacked with `+`. Several values for one field give several values of the axis. A path may contain commas,
+brackets and plus signs if it exists on the disk. It must follow a colon (`folder:PATH`) or contain a slash.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from benchmark.base.errors import UserError, shown
 from benchmark.base.paths import LONGEST_PATH, user_path
 
 MOST_VALUES = 10_000
-"""Values of one axis."""
+"""Maximum number of values of one axis."""
 
 MOST_SPECIAL = 32
-"""Special characters in a path up to which it is looked up on the disk."""
+"""Maximum number of special characters in a path that is looked up on the disk."""
 
 MOST_LETTERS = 10_000
-"""Letters of one list of values."""
+"""Maximum number of characters in one list of values."""
 
 SPECIAL = re.compile(r"[\[\],+]")
-"""Characters that mean something, unless a path that exists holds them."""
+"""Characters with a meaning in a value, except inside an existing path."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One value of an axis, e.g. `gradient_pruning[keep=0.1]`; parameter values are still text."""
+    """One value of an axis, e.g. `gradient_pruning[keep=0.1]`. The values of its parameters are still text."""
 
     name: str
     params: tuple[tuple[str, str], ...] = ()
@@ -42,7 +42,7 @@ class Spec:
 
 
 def split(text: str) -> list[str]:
-    """Split a list at the commas that are outside brackets and outside a path that exists.
+    """Split a list at the commas outside of brackets and outside of existing paths.
 
     >>> split("none,gradient_pruning[keep=0.1,0.5],dp_sgd")
     ['none', 'gradient_pruning[keep=0.1,0.5]', 'dp_sgd']
@@ -51,7 +51,7 @@ def split(text: str) -> list[str]:
 
 
 def expand_stacks(texts: Iterable[str]) -> list[tuple[Spec, ...]]:
-    """Parse values of an axis whose values may be stacked.
+    """Parse the values of an axis whose values may be stacked.
 
     >>> ["+".join(map(str, stack)) for stack in expand_stacks(["clipping[clip=1,2]+dp_sgd"])]
     ['clipping[clip=1]+dp_sgd', 'clipping[clip=2]+dp_sgd']
@@ -68,7 +68,7 @@ def expand_stacks(texts: Iterable[str]) -> list[tuple[Spec, ...]]:
 
 
 def expand(texts: Iterable[str]) -> list[Spec]:
-    """Parse values of one axis; a field with several values gives one `Spec` for each combination.
+    """Parse the values of one axis. Fields with several values give one `Spec` for each combination.
 
     >>> [str(spec) for spec in expand(["gradient_pruning[keep=0.1,0.5]"])]
     ['gradient_pruning[keep=0.1]', 'gradient_pruning[keep=0.5]']
@@ -89,7 +89,7 @@ def one(text: str) -> Spec:
     """Parse a single value.
 
     Raises:
-        UserError: its fields have several values, or it cannot be read.
+        UserError: a field has several values, or the text cannot be read.
     """
     specs = expand([text])
     if len(specs) > 1:
@@ -103,7 +103,7 @@ def _check_number(count: int, text: str) -> None:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Split at the separators that are outside brackets and outside a path that exists."""
+    """Split a text at the separators outside of brackets and outside of existing paths."""
     if len(text) > MOST_LETTERS:
         raise UserError(f"{shown(text)} has more than {MOST_LETTERS} letters")
     parts, depth, position = [""], 0, 0
@@ -128,7 +128,10 @@ def _split(text: str, separator: str) -> list[str]:
 
 
 def _existing(text: str) -> str:
-    """Return the longest beginning of `text` that is a path with a special character and exists, with what is before it."""
+    """Return the longest existing path with a special character at the start of `text`, with the prefix before it.
+
+    The prefix is white space and, if there is one, a name with a colon. Return an empty text if there is no such path.
+    """
     before = re.match(r"\s*(\w+:)?", text)
     assert before is not None
     named, rest = before.group(), text[before.end() :]
@@ -138,7 +141,7 @@ def _existing(text: str) -> str:
 
 
 def _beginnings(text: str) -> Iterator[str]:
-    """Yield what a path may be, the longest first: the text before each special character, and the whole text."""
+    """Yield the candidates for a path, the longest first: the whole text, and the text before each special character."""
     ends = [special.start() for special in itertools.islice(SPECIAL.finditer(text), MOST_SPECIAL + 1)]
     ends += [len(text)] if len(ends) <= MOST_SPECIAL else []
     yield from (text[:end] for end in reversed(ends) if end <= LONGEST_PATH)
@@ -146,7 +149,7 @@ def _beginnings(text: str) -> Iterator[str]:
 
 def _exists(path: str) -> bool:
     try:
-        return os.path.exists(user_path(path.strip()))  # noqa: PTH110  # pathlib raises where a name is too long or a folder closed
+        return os.path.exists(user_path(path.strip()))  # noqa: PTH110  # pathlib raises if a name is too long or a folder is closed
     except (UserError, ValueError):
         return False
 
