@@ -1,4 +1,4 @@
-"""Show versions, device, threads and allocator, and which optional weights and data are reachable."""
+"""Show versions, device, threads and allocator, and which optional weights and data are available."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `info`."""
+    """Add the options of `info`."""
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]")
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Print what records store of their environment, and what is missing."""
+    """Print the environment as records store it, and which weights and data are missing. Return 0."""
     import torch
 
     from benchmark.base.environment import describe
@@ -40,7 +40,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _reachable(plugin: Plugin) -> str:
-    """Whether a data set's images can be read, tried on its public ones."""
+    """Return a text that says whether the images of a data set can be read. Its public images are tried."""
     from benchmark.base.errors import UserError, first_line
     from benchmark.registry import load
 

@@ -7,19 +7,22 @@ import argparse
 from benchmark.cli.options import add_include
 
 Row = tuple[str, str, list[str]]
-"""Name, summary, and further lines."""
+"""Name, summary, and further lines of one entry."""
 
 THINGS = ("attacks", "defenses", "datasets", "models", "grids")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `list`."""
+    """Add the options of `list`."""
     parser.add_argument("what", choices=THINGS, metavar="KIND", help=", ".join(THINGS))
     add_include(parser)
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Print name, one line, source, and what an attack needs or a defense hides; imports no plugin."""
+    """Print each entry with name and summary, and return 0.
+
+    A plugin also has its source, and what an attack needs or a defense hides. No plugin is imported.
+    """
     if options.what == "grids":
         from benchmark.experiment.grid import titles
 
@@ -37,7 +40,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _models() -> list[Row]:
-    """Every model that has a name, and whether it is on this machine."""
+    """Return every model with a name, and whether it is on this machine."""
     from benchmark.diffusion.catalogue import HUB_IDS, cached, shipped
     from benchmark.diffusion.presets import PRESETS
 

@@ -1,4 +1,4 @@
-"""Train a model on the public images of a data set; the same command again goes on where it was."""
+"""Train a model on the public images of a data set; the same command again continues an interrupted training."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from benchmark.plugins import Dataset
 
 LINES = 20
-"""Lines of progress where the output is no terminal."""
+"""Number of progress lines if the output is not a terminal."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `train`."""
+    """Add the options of `train`."""
     add = parser.add_argument
     add("--dataset", required=True, metavar="NAME", help="only its public images are used")
     add("--model", required=True, metavar="NAME", help="a preset, or a trained model to go on from")
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Train, and leave weights, schedule, card and sample sheet in the directory."""
+    """Train a model, write its weights, schedule, card and sample sheet to `--out`, and return the exit code."""
     from benchmark.base.environment import describe
     from benchmark.base.machine import settle
     from benchmark.diffusion.training import SHEET, draw_sheet, publish, train
@@ -80,7 +80,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> tuple[Training, SchedulerMixin, Model, Dataset]:
-    """Return the training at the step that it has reached in `--out`, its schedule, its first model and its data set."""
+    """Return the training at the step saved in `--out`, its scheduler, the model that it started from and its data set."""
     from benchmark.base.machine import device_name
     from benchmark.base.spec import one
     from benchmark.diffusion.models import build_network, build_schedule, build_scheduler, resolve
@@ -125,7 +125,15 @@ def _command(options: argparse.Namespace) -> str:
 
 @contextmanager
 def _progress(steps: int, before: int) -> Iterator[Callable[[Training], None]]:
-    """Shows step, loss and time left: a live bar on a terminal, twenty lines elsewhere."""
+    """Show step, loss and time left, as a live bar on a terminal and as `LINES` lines elsewhere.
+
+    Args:
+        steps: number of training steps in total.
+        before: number of steps that were done earlier.
+
+    Yields:
+        A function to be called with the training after a step.
+    """
     if not sys.stdout.isatty():
         started = time.monotonic()
         yield lambda training: _line(training, steps, before, started)
