@@ -13,4 +13,4 @@ if (_CHECKOUT / "attacks").is_dir() and (_CHECKOUT / "pyproject.toml").is_file()
     from benchmark import _checkout
 
     __path__.append(str(_CHECKOUT))
-    _checkout.hide_rooms(_CHECKOUT)
+    _checkout.hide_plugin_folders(_CHECKOUT)

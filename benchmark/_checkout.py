@@ -18,20 +18,20 @@ from importlib.machinery import (
 from pathlib import Path
 from types import ModuleType
 
-ROOMS = frozenset({"attacks", "defenses", "datasets"})
+PLUGIN_FOLDERS = frozenset({"attacks", "defenses", "datasets"})
 
 
 class _RootFinder(FileFinder):
     """A finder for the checkout root that does not find the three folders as top-level names."""
 
     def find_spec(self, fullname: str, target: ModuleType | Sequence[str] | None = None) -> ModuleSpec | None:
-        if fullname in ROOMS:
+        if fullname in PLUGIN_FOLDERS:
             return None
         return super().find_spec(fullname, target)  # type: ignore[arg-type]
 
 
-def hide_rooms(root: Path) -> None:
-    """Hide the names in `ROOMS` from the import system's finder for `root`. All other names are found as before."""
+def hide_plugin_folders(root: Path) -> None:
+    """Hide the names in `PLUGIN_FOLDERS` from the import system's finder for `root`. All other names are found as before."""
 
     def hook(path: str) -> FileFinder:
         if Path(path).resolve() != root:

@@ -11,7 +11,7 @@ from typing import Any
 class Scope(Enum):
     """Which update a public parameter describes."""
 
-    CLIENT = "each client's own update: void where the server receives the mean of several"
+    CLIENT = "each client's own update; it does not apply if the server receives the mean of several"
     AGGREGATE = "the update that the server receives, of one client or of several"
 
 
@@ -54,16 +54,16 @@ class Declaration:
 
 def parameter(
     user: User,
-    *more: User,
+    *more_users: User,
     scope: Scope = Scope.AGGREGATE,
     release: Release | None = None,
     implied_by_timestep: bool = False,
 ) -> Any:
     """Return the dataclass field of a public parameter, with default None.
 
-    The arguments are the attributes of `Declaration`; `user` and `more` together are its `users`.
+    The arguments are the attributes of `Declaration`; `user` and `more_users` together are its `users`.
     """
-    declared = Declaration(frozenset({user, *more}), scope, release, implied_by_timestep)
+    declared = Declaration(frozenset({user, *more_users}), scope, release, implied_by_timestep)
     return dataclasses.field(default=None, metadata={Declaration.__name__: declared})
 
 
@@ -75,5 +75,5 @@ def declaration(field: dataclasses.Field[Any]) -> Declaration:
     """
     if Declaration.__name__ not in field.metadata:
         raise TypeError(f"the public parameter '{field.name}' has no declaration: make it with `disclosure.parameter`")
-    found: Declaration = field.metadata[Declaration.__name__]
-    return found
+    declared: Declaration = field.metadata[Declaration.__name__]
+    return declared

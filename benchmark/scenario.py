@@ -12,7 +12,7 @@ from benchmark.base.ranges import Count, Natural, Positive, Range, Share, check_
 MOST_IMAGES = 100_000
 """Maximum number of private images behind one update. More are probably a mistake, and would not fit into memory."""
 
-MOST_LOCAL_IMAGES = 10_000_000
+MAX_LOCAL_IMAGES = 10_000_000
 """Maximum number of images of one client from which a Poisson batch is drawn."""
 
 
@@ -55,11 +55,15 @@ class Scenario:
             raise ValueError(f"at most {MOST_IMAGES} images may lie behind an update, not {self.images}")
         if self.sample_rate < 1 and self.sampling != "poisson":
             raise ValueError("a sample_rate below 1 needs 'sampling: poisson': fixed batches amplify no privacy")
-        local = self.batch_size / self.sample_rate
-        if local > MOST_LOCAL_IMAGES:
-            raise ValueError(f"a client holds batch_size / sample_rate images: at most {MOST_LOCAL_IMAGES}, not {local:g}")
-        if abs(local - round(local)) > 1e-9 * local:
-            raise ValueError(f"batch_size / sample_rate is the number of the client's images and must be whole, not {local:g}")
+        local_images = self.batch_size / self.sample_rate
+        if local_images > MAX_LOCAL_IMAGES:
+            raise ValueError(
+                f"a client holds batch_size / sample_rate images: at most {MAX_LOCAL_IMAGES}, not {local_images:g}"
+            )
+        if abs(local_images - round(local_images)) > 1e-9 * local_images:
+            raise ValueError(
+                f"batch_size / sample_rate is the number of the client's images and must be whole, not {local_images:g}"
+            )
         if self.sampling == "poisson":
             self._check_poisson()
         if self.order == "unknown" and self.batches == 1:

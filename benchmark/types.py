@@ -92,8 +92,8 @@ class PublicParameters:
 
     def of_aggregate(self) -> Self:
         """Return the parameters that still apply when the server receives the mean of several clients' updates."""
-        void = {name: None for name, declared in self._declared().items() if declared.scope is Scope.CLIENT}
-        return replace(self, **void)
+        inapplicable = {name: None for name, declared in self._declared().items() if declared.scope is Scope.CLIENT}
+        return replace(self, **inapplicable)
 
     @classmethod
     def used_by(cls, *users: User) -> frozenset[str]:
@@ -164,8 +164,8 @@ class Observation:
     @property
     def grants(self) -> frozenset[Capability]:
         """Return the capabilities for which this observation holds a value."""
-        held = {Capability.TIMESTEP: self.timesteps, Capability.NOISE: self.noise, Capability.PRIOR: self.prior}
-        return frozenset(capability for capability, value in held.items() if value is not None)
+        values = {Capability.TIMESTEP: self.timesteps, Capability.NOISE: self.noise, Capability.PRIOR: self.prior}
+        return frozenset(capability for capability, value in values.items() if value is not None)
 
     @property
     def image_count(self) -> int:

@@ -24,9 +24,9 @@ def size(update: Update) -> int:
     return sum(value.numel() for value in update.values())
 
 
-def scaled_to(update: Update, longest: float) -> Update:
-    """Return the update, scaled down to the l2 norm `longest` if its norm is larger."""
-    factor = longest / max(norm(update), longest)
+def scaled_to(update: Update, max_norm: float) -> Update:
+    """Return the update, scaled down to the l2 norm `max_norm` if its norm is larger."""
+    factor = max_norm / max(norm(update), max_norm)
     return {name: value * factor for name, value in update.items()}
 
 

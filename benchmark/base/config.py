@@ -30,9 +30,9 @@ def build(cls: type[T], values: Mapping[str, object], what: str) -> T:
             raise UserError(f"{what} needs '{name}'")
     arguments = {name: coerce(value, hints[name], f"{what}: {name}") for name, value in values.items()}
     try:
-        built = cls(**arguments)
-        check_fields(built)  # again, because a plugin's own `__post_init__` may skip it
-        return built
+        instance = cls(**arguments)
+        check_fields(instance)  # again, because a plugin's own `__post_init__` may skip it
+        return instance
     except ValueError as error:
         raise UserError(f"{what}: {error}") from error
 
@@ -83,11 +83,11 @@ def _coerce_union(value: object, choices: Sequence[Any], what: str) -> Any:
                 return coerce(value, choice, what)
             except UserError:
                 continue
-    raise UserError(f"{what} should be {' or '.join(map(_name, choices))}, not {shown(value)}")
+    raise UserError(f"{what} should be {' or '.join(map(_type_name, choices))}, not {shown(value)}")
 
 
 def _coerce_scalar(value: object, hint: type, what: str) -> Any:
-    refusal = UserError(f"{what} should be {_name(hint)}, not {shown(value)}")
+    refusal = UserError(f"{what} should be {_type_name(hint)}, not {shown(value)}")
     if hint is bool:
         truth = {"true": True, "false": False}.get(str(value).lower())
         if truth is None:
@@ -103,13 +103,13 @@ def _coerce_scalar(value: object, hint: type, what: str) -> Any:
         raise refusal from None
 
 
-def _name(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
     if hint is type(None):
         return "none"
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
     if get_origin(hint) is tuple:
-        return f"a list of {_name(get_args(hint)[0])}"
+        return f"a list of {_type_name(get_args(hint)[0])}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
 
 

@@ -37,9 +37,9 @@ def describe(device: str) -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         **packages(),
-        **_git(),
+        **_git_state(),
         "device": device,
-        "cpu": _cpu(),
+        "cpu": _cpu_model(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -52,7 +52,7 @@ def describe(device: str) -> dict[str, object]:
             "gpu": properties.name,
             "gpu_memory_mib": properties.total_memory // 2**20,
             "cuda": torch.version.cuda,
-            "driver": _driver(),
+            "driver": _driver_version(),
             **machine.precision(),
         }
     return found
@@ -70,23 +70,23 @@ def packages() -> dict[str, str]:
 
 
 @cache
-def _git() -> dict[str, object]:
+def _git_state() -> dict[str, object]:
     """Return the commit of the checkout and whether it has changes; empty if the package is not in a checkout."""
     root = Path(benchmark.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return {}
-    commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
-    status = _output("git", "-C", str(root), "status", "--porcelain")
+    commit = _command_output("git", "-C", str(root), "rev-parse", "HEAD")
+    status = _command_output("git", "-C", str(root), "status", "--porcelain")
     return {"git_commit": commit, "git_dirty": bool(status)}
 
 
 @cache
-def _driver() -> str:
-    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0]
+def _driver_version() -> str:
+    return _command_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0]
 
 
 @cache
-def _cpu() -> str:
+def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -94,7 +94,7 @@ def _cpu() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def _output(*command: str) -> str:
+def _command_output(*command: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -5,10 +5,10 @@ import difflib
 import sys
 from collections.abc import Iterable
 
-LONGEST_VALUE = 80
+MAX_VALUE_LENGTH = 80
 """Maximum number of characters of a user's value in a message."""
 
-LONGEST_REASON = 300
+MAX_REASON_LENGTH = 300
 """Maximum number of characters of another library's error in a message."""
 
 
@@ -29,22 +29,22 @@ def remark(text: str) -> None:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type if the message is empty."""
-    return _cut((str(error).strip() or type(error).__name__).splitlines()[0], LONGEST_REASON)
+    return _shortened((str(error).strip() or type(error).__name__).splitlines()[0], MAX_REASON_LENGTH)
 
 
 def whole_message(error: BaseException) -> str:
     """Return an error's message on one line, or the name of its type if the message is empty."""
-    return _cut(" ".join(str(error).split()) or type(error).__name__, LONGEST_REASON)
+    return _shortened(" ".join(str(error).split()) or type(error).__name__, MAX_REASON_LENGTH)
 
 
 def shown(value: object) -> str:
-    """Return a user's value in the form for a message: its `repr`, cut to `LONGEST_VALUE` characters.
+    """Return a user's value in the form for a message: its `repr`, cut to `MAX_VALUE_LENGTH` characters.
 
     >>> shown("x" * 1000)[-4:]
     'x...'
     """
     try:
-        return _cut(repr(value), LONGEST_VALUE)
+        return _shortened(repr(value), MAX_VALUE_LENGTH)
     except (ValueError, RecursionError):  # an integer of thousands of digits, or lists that are nested too deeply
         return f"a {type(value).__name__} that is too large to show"
 
@@ -56,11 +56,11 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     "unknown attack 'dgl'; did you mean 'dlg'?"
     """
     choices = sorted(known)
-    name = _cut(name, LONGEST_VALUE)
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.4)
-    hint = f"did you mean '{near[0]}'?" if near else f"known are: {', '.join(choices) or 'none'}"
+    name = _shortened(name, MAX_VALUE_LENGTH)
+    similar = difflib.get_close_matches(name, choices, n=1, cutoff=0.4)
+    hint = f"did you mean '{similar[0]}'?" if similar else f"known are: {', '.join(choices) or 'none'}"
     return UserError(f"unknown {what} {shown(name)}; {hint}")
 
 
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[:longest]}..."
+def _shortened(text: str, max_length: int) -> str:
+    return text if len(text) <= max_length else f"{text[:max_length]}..."

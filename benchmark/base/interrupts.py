@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ECHO = 0.5
+REPEAT_SECONDS = 0.5
 """Seconds in which a repeated signal counts as the first one. A launcher may pass on a signal that its group received too."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -52,7 +52,7 @@ def noted(patient: bool) -> Iterator[list[int]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal first
-        if received and (number != received[0] or time.monotonic() - first > ECHO):
+        if received and (number != received[0] or time.monotonic() - first > REPEAT_SECONDS):
             os._exit(exit_code(number))
         if received:
             return

@@ -14,10 +14,10 @@ from benchmark.base.errors import UserError, shown
 if TYPE_CHECKING:
     import torch
 
-MOST_DIGITS = 4
+MAX_DIGITS = 4
 """Maximum number of digits in the number of a device."""
 
-MALLOPT = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 256 * 2**20)}
+MALLOC_PARAMETERS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 256 * 2**20)}
 """glibc's malloc parameters (number in malloc.h, value).
 
 Large tensors get no memory mappings of their own, freed memory is not returned, and the heap grows in large pieces.
@@ -42,8 +42,8 @@ def device_name(choice: str) -> str:
         return "cpu"
     if kind != "cuda" or (":" in choice and not index.isdecimal()):
         raise UserError(f"unknown device {shown(choice)}; known are: auto, cpu, cuda, cuda:i")
-    if len(index) > MOST_DIGITS or int(index or 0) >= count:
-        raise UserError(f"device {shown(choice)} is not there: this machine has {count or 'no'} CUDA device(s)")
+    if len(index) > MAX_DIGITS or int(index or 0) >= count:
+        raise UserError(f"device {shown(choice)} does not exist: this machine has {count or 'no'} CUDA device(s)")
     return f"cuda:{index or 0}"
 
 
@@ -66,25 +66,25 @@ def settle() -> None:
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-    _settle_allocator()
+    _configure_allocator()
 
 
-def _settle_allocator() -> None:
-    global _allocator
-    if told := [f"{name}={os.environ[name]}" for name in ALLOCATOR_VARIABLES if name in os.environ]:
-        _allocator = ", ".join(told)
+def _configure_allocator() -> None:
+    global _allocator_description
+    if user_settings := [f"{name}={os.environ[name]}" for name in ALLOCATOR_VARIABLES if name in os.environ]:
+        _allocator_description = ", ".join(user_settings)
     elif platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        kept = [libc.mallopt(parameter, value) for parameter, value in MALLOPT.values()]
-        _allocator = "glibc, keeps freed memory" if all(kept) else _allocator
+        accepted = [libc.mallopt(parameter, value) for parameter, value in MALLOC_PARAMETERS.values()]
+        _allocator_description = "glibc, keeps freed memory" if all(accepted) else _allocator_description
 
 
-_allocator = "system default"
+_allocator_description = "system default"
 
 
 def allocator() -> str:
     """Return a readable description of the memory allocator."""
-    return _allocator
+    return _allocator_description
 
 
 def precision() -> dict[str, bool]:
@@ -104,7 +104,7 @@ def available(device: torch.device) -> int:
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(_free(), _allowed()) + _kept()
+    return min(_system_free(), _cgroup_free()) + _allocator_free()
 
 
 class _Mallinfo(ctypes.Structure):
@@ -116,7 +116,7 @@ class _Mallinfo(ctypes.Structure):
     )
 
 
-def _kept() -> int:
+def _allocator_free() -> int:
     """Return the bytes that glibc's allocator holds but does not use. `settle` lets it keep freed memory."""
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
@@ -126,7 +126,7 @@ def _kept() -> int:
     return int(mallinfo2().fordblks)
 
 
-def _free() -> int:
+def _system_free() -> int:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -134,7 +134,7 @@ def _free() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
-def _allowed() -> int:
+def _cgroup_free() -> int:
     """Return the bytes that the limit of the control group leaves, e.g. in a container."""
     group = Path("/sys/fs/cgroup")
     try:
@@ -148,7 +148,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-OUT_OF_MEMORY = (
+OUT_OF_MEMORY_PHRASES = (
     "alloc_failed",
     "bad_alloc",
     "can't allocate memory",
@@ -166,4 +166,4 @@ def out_of_memory(error: BaseException) -> bool:
     import torch
 
     message = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in message for words in OUT_OF_MEMORY)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in message for words in OUT_OF_MEMORY_PHRASES)

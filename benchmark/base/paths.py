@@ -7,10 +7,10 @@ from pathlib import Path
 
 from benchmark.base.errors import UserError, shown
 
-LONGEST_NAME = 255
+MAX_NAME_BYTES = 255
 """Maximum number of bytes in one part of a path, on all common file systems."""
 
-LONGEST_PATH = 4095
+MAX_PATH_BYTES = 4095
 """Maximum number of bytes in a whole path on Linux."""
 
 
@@ -30,8 +30,10 @@ def user_path(text: str | os.PathLike[str]) -> Path:
         path = Path(text).expanduser()
         raw = os.fsencode(path)
     except (RuntimeError, UnicodeEncodeError) as error:
-        raise UserError(f"the path {shown(text)} names a home folder or letters that this machine does not have") from error
-    if len(raw) > LONGEST_PATH or any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise UserError(
+            f"the path {shown(text)} holds an unknown home folder or characters that this machine cannot encode"
+        ) from error
+    if len(raw) > MAX_PATH_BYTES or any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in path.parts):
         raise UserError(f"the path {shown(text)} is too long for a file system")
     return path
 

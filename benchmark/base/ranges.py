@@ -43,20 +43,20 @@ class Range:
     def wanted(self, value: float) -> str:
         """Return a description of the range for the error message about `value`, e.g. `at least 1` or `from 0 to 1`."""
         if self.most < LARGEST:
-            return self._between()
+            return self._two_sided()
         if math.isfinite(value) and value > self.least:
             return f"at most {self.most:g}"
-        return f"{self._low} {self.least:g}" + ("" if math.isfinite(value) else " and finite")
+        return f"{self._lower_word} {self.least:g}" + ("" if math.isfinite(value) else " and finite")
 
-    def _between(self) -> str:
+    def _two_sided(self) -> str:
         if self.above and self.below:
             return f"between {self.least:g} and {self.most:g}"
         if self.above or self.below:
-            return f"{self._low} {self.least:g} and {'below' if self.below else 'at most'} {self.most:g}"
+            return f"{self._lower_word} {self.least:g} and {'below' if self.below else 'at most'} {self.most:g}"
         return f"from {self.least:g} to {self.most:g}"
 
     @property
-    def _low(self) -> str:
+    def _lower_word(self) -> str:
         return "above" if self.above else "at least"
 
 
@@ -100,9 +100,9 @@ def check_range(name: str, hint: Any, value: Any) -> None:
         ValueError: see `check_fields`.
     """
     for number in _numbers(value):
-        allowed = _range(hint, number)
+        allowed = _range_of(hint, number)
         if number not in allowed:
-            raise ValueError(f"{name} must be {allowed.wanted(number)}, not {_number(number)}")
+            raise ValueError(f"{name} must be {allowed.wanted(number)}, not {_formatted(number)}")
 
 
 def declared(hint: Any) -> list[Range]:
@@ -112,7 +112,7 @@ def declared(hint: Any) -> list[Range]:
     return [found for part in get_args(hint) for found in declared(part)]
 
 
-def _range(hint: Any, value: float) -> Range:
+def _range_of(hint: Any, value: float) -> Range:
     """Return the declared range. By default, it is 64 bits for an integer and +-1e30 for another number."""
     ranges = declared(hint)
     return ranges[0] if ranges else Range(-(2**63), 2**63 - 1) if isinstance(value, int) else Range(-1e30, 1e30)
@@ -126,5 +126,5 @@ def _numbers(value: Any) -> list[float]:
     return [number for item in value for number in _numbers(item)] if isinstance(value, tuple) else []
 
 
-def _number(value: float) -> str:
+def _formatted(value: float) -> str:
     return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else shown(value)

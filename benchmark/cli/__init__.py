@@ -57,31 +57,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
     except UserError as error:
-        return _end(str(error), EXIT_MISTAKE)
+        return _report_error(str(error), EXIT_MISTAKE)
     except Interrupted as error:
         return exit_code(error.number)
     except Exception as error:
         if _out_of_memory(error):
-            return _end(f"memory ran out: {whole_message(error)}", EXIT_FAILED)
+            return _report_error(f"memory ran out: {whole_message(error)}", EXIT_FAILED)
         if isinstance(error, OSError):
-            return _end_by_system(error)
+            return _report_system_error(error)
         raise
 
 
-def _end(sentence: str, code: int) -> int:
+def _report_error(sentence: str, code: int) -> int:
     say(f"error: {sentence}")
     return code
 
 
-def _end_by_system(error: OSError) -> int:
+def _report_system_error(error: OSError) -> int:
     """Report an error of the operating system, about a file or about the output, and return the exit code."""
     reason = error.strerror or whole_message(error)
     if error.filename is not None:
-        return _end(f"{error.filename}: {reason}", EXIT_MISTAKE)
+        return _report_error(f"{error.filename}: {reason}", EXIT_MISTAKE)
     give_up_stdout()
     if isinstance(error, BrokenPipeError):  # the reader of the output, e.g. `head`, has closed it
         return EXIT_FAILED
-    return _end(f"cannot write to the output: {reason}", EXIT_FAILED)
+    return _report_error(f"cannot write to the output: {reason}", EXIT_FAILED)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -9,7 +9,7 @@ from benchmark.cli.options import add_include
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `check`."""
-    parser.add_argument("name", metavar="NAME", help="a plugin, for a data set that takes a path: folder:PATH")
+    parser.add_argument("name", metavar="NAME", help="a plugin; for a data set with a path, e.g. folder:PATH")
     add_include(parser)
 
 

@@ -22,10 +22,10 @@ def prepare_streams() -> None:
 
 def give_up_stdout() -> None:
     """Discard all output that is not written yet, so that it does not fail again when the process ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    null_device = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(null_device, sys.stdout.fileno())
     except (OSError, ValueError, AttributeError):  # stdout is not a file
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     finally:
-        os.close(nowhere)
+        os.close(null_device)

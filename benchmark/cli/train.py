@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from benchmark.diffusion.training import Training
     from benchmark.plugins import Dataset
 
-LINES = 20
+PROGRESS_LINES = 20
 """Number of progress lines if the output is not a terminal."""
 
 
@@ -31,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `train`."""
     add = parser.add_argument
     add("--dataset", required=True, metavar="NAME", help="only its public images are used")
-    add("--model", required=True, metavar="NAME", help="a preset, or a trained model to go on from")
-    add("--steps", required=True, type=int, metavar="N", help="training steps; more than before to go on")
-    add("--out", required=True, type=user_path, metavar="DIR", help="the model's directory: itself a model for any grid")
+    add("--model", required=True, metavar="NAME", help="a preset, or a trained model to continue from")
+    add("--steps", required=True, type=int, metavar="N", help="training steps in total; a larger number continues the training")
+    add("--out", required=True, type=user_path, metavar="DIR", help="directory of the model, which any grid accepts as a model")
     add("--batch-size", type=int, default=32, metavar="N", help="images per step, default 32")
     add("--lr", type=float, default=2e-4, metavar="X", help="step size of Adam, default 0.0002")
     add("--seed", type=int, default=0, metavar="N")
@@ -65,7 +65,7 @@ def execute(options: argparse.Namespace) -> int:
         say(f"Interrupted at step {training.step}: it is saved, and the same command goes on from there.")
         return exit_code(error.number)
     card = {
-        "command": _command(options),
+        "command": _command_line(options),
         "steps": training.step + (model.trained_steps or 0),
         **training.describe(),
         "environment": training.environment,
@@ -117,7 +117,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Training, SchedulerMixin, Mod
     return training, build_scheduler(model), model, dataset
 
 
-def _command(options: argparse.Namespace) -> str:
+def _command_line(options: argparse.Namespace) -> str:
     names = ("dataset", "model", "steps", "out", "batch_size", "lr", "seed")
     words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
     return f"python -m benchmark train {shlex.join(words)}"
@@ -125,7 +125,7 @@ def _command(options: argparse.Namespace) -> str:
 
 @contextmanager
 def _progress(steps: int, before: int) -> Iterator[Callable[[Training], None]]:
-    """Show step, loss and time left, as a live bar on a terminal and as `LINES` lines elsewhere.
+    """Show step, loss and time left, as a live bar on a terminal and as `PROGRESS_LINES` lines elsewhere.
 
     Args:
         steps: number of training steps in total.
@@ -136,7 +136,7 @@ def _progress(steps: int, before: int) -> Iterator[Callable[[Training], None]]:
     """
     if not sys.stdout.isatty():
         started = time.monotonic()
-        yield lambda training: _line(training, steps, before, started)
+        yield lambda training: _print_progress(training, steps, before, started)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -146,7 +146,9 @@ def _progress(steps: int, before: int) -> Iterator[Callable[[Training], None]]:
         yield lambda training: bar.update(task, completed=training.step, description=f"loss {training.loss:.4f}")
 
 
-def _line(training: Training, steps: int, before: int, started: float) -> None:
-    if training.step % max(1, steps // LINES) == 0 or training.step == steps:
-        left = int((time.monotonic() - started) / (training.step - before) * (steps - training.step))
-        print(f"[{training.step}/{steps}] loss {training.loss:.4f}, {left // 60}:{left % 60:02d} left", flush=True)
+def _print_progress(training: Training, steps: int, before: int, started: float) -> None:
+    if training.step % max(1, steps // PROGRESS_LINES) == 0 or training.step == steps:
+        seconds_left = int((time.monotonic() - started) / (training.step - before) * (steps - training.step))
+        print(
+            f"[{training.step}/{steps}] loss {training.loss:.4f}, {seconds_left // 60}:{seconds_left % 60:02d} left", flush=True
+        )

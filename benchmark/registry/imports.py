@@ -20,23 +20,23 @@ def reachable(path: Path, module: str | None, follow: Callable[[str], bool]) -> 
     Yields:
         Name and source file of each module, once.
     """
-    seen: set[str] = set()
-    waiting = [(path, module)]
-    while waiting:
-        for name, origin in _direct(*waiting.pop()):
-            if name not in seen:
-                seen.add(name)
+    found: set[str] = set()
+    pending = [(path, module)]
+    while pending:
+        for name, origin in _direct_imports(*pending.pop()):
+            if name not in found:
+                found.add(name)
                 yield name, origin
                 if follow(name):
-                    waiting.append((origin, name))
+                    pending.append((origin, name))
 
 
-def _direct(path: Path, module: str | None) -> tuple[tuple[str, Path], ...]:
-    return _imports(path, module, path.stat().st_mtime_ns)
+def _direct_imports(path: Path, module: str | None) -> tuple[tuple[str, Path], ...]:
+    return _cached_imports(path, module, path.stat().st_mtime_ns)
 
 
 @cache
-def _imports(path: Path, module: str | None, changed: int) -> tuple[tuple[str, Path], ...]:
+def _cached_imports(path: Path, module: str | None, modified_ns: int) -> tuple[tuple[str, Path], ...]:
     """Return the direct imports of a file.
 
     Results are cached by the time of the last change, because a plan reads the same files many times.
@@ -49,16 +49,16 @@ def _read_imports(path: Path, module: str | None) -> Iterator[tuple[str, Path]]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = _absolute(node, module)
+            base = _absolute_name(node, module)
             names = [base, *(f"{base}.{alias.name}" for alias in node.names)] if base else []
         else:
             continue
         for name in names:
-            if origin := _origin(name):
+            if origin := _source_file(name):
                 yield name, origin
 
 
-def _absolute(node: ast.ImportFrom, module: str | None) -> str | None:
+def _absolute_name(node: ast.ImportFrom, module: str | None) -> str | None:
     if not node.level:
         return node.module
     if module is None:
@@ -67,7 +67,7 @@ def _absolute(node: ast.ImportFrom, module: str | None) -> str | None:
     return ".".join([*package, *([node.module] if node.module else [])])
 
 
-def _origin(name: str) -> Path | None:
+def _source_file(name: str) -> Path | None:
     """Return the source file of a module; None if there is no such module or it has no source file."""
     try:
         spec = importlib.util.find_spec(name)

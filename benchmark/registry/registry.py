@@ -63,12 +63,12 @@ class Plugin:
     @property
     def control(self) -> bool:
         """Return whether this is an attack that is a control, which is part of every table."""
-        value = self._attribute("control")
+        value = self._class_attribute("control")
         return isinstance(value, ast.Constant) and value.value is True
 
     def capabilities(self, attribute: str) -> tuple[str, ...]:
         """Return the members of `Capability` in a class attribute (`needs` or `hides`), in lower case and sorted."""
-        value = self._attribute(attribute)
+        value = self._class_attribute(attribute)
         nodes = ast.walk(value) if value else ()
         return tuple(sorted(n.attr.lower() for n in nodes if isinstance(n, ast.Attribute)))
 
@@ -76,8 +76,8 @@ class Plugin:
     def _tree(self) -> ast.Module:
         return _parse(self.path)
 
-    def _attribute(self, name: str) -> ast.expr | None:
-        for node in _class(self._tree, self.class_name).body:
+    def _class_attribute(self, name: str) -> ast.expr | None:
+        for node in _class_definition(self._tree, self.class_name).body:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
             if any(isinstance(target, ast.Name) and target.id == name for target in targets):
                 return node.value  # type: ignore[attr-defined, no-any-return]
@@ -93,7 +93,7 @@ class Registry:
 
     def __init__(self, include: Sequence[Path] = ()) -> None:
         self._plugins: dict[tuple[str, str], Plugin] = {}
-        for plugin in (*_shipped(), *_installed(), *_included(include)):
+        for plugin in (*_shipped_plugins(), *_installed_plugins(), *_included_plugins(include)):
             key = (plugin.kind, plugin.name)
             if key in self._plugins:
                 other = self._plugins[key].path
@@ -164,36 +164,36 @@ def load(plugin: Plugin) -> type[Any]:
         raise UserError(
             f"{plugin.kind} '{plugin.name}' ({plugin.path}) is not a dataclass: put @dataclass(frozen=True) above it"
         )
-    if lacking := sorted(getattr(found, "__abstractmethods__", ())):
-        raise UserError(f"{plugin.kind} '{plugin.name}' ({plugin.path}) lacks {', '.join(lacking)}")
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise UserError(f"{plugin.kind} '{plugin.name}' ({plugin.path}) lacks {', '.join(missing)}")
     return found
 
 
-def _shipped() -> Iterator[Plugin]:
+def _shipped_plugins() -> Iterator[Plugin]:
     """Yield the plugins of the three shipped folders, which are imported as subpackages (see `benchmark._checkout`)."""
     for kind in KINDS:
         package = f"benchmark.{kind}s"
         for folder in importlib.import_module(package).__path__:
             for path in sorted(Path(folder).glob("*.py")):
-                yield from _scan(path, f"{package}.{path.stem}", kind)
+                yield from _plugins_in(path, f"{package}.{path.stem}", kind)
 
 
-def _installed() -> Iterator[Plugin]:
+def _installed_plugins() -> Iterator[Plugin]:
     points = entry_points()  # reads the metadata of every installed package, so it is called only once
     for kind in KINDS:
         for point in points.select(group=f"gidbench.{kind}s"):
-            yield Plugin(kind, point.name, _origin(point), point.module, point.attr)
+            yield Plugin(kind, point.name, _source_file(point), point.module, point.attr)
 
 
-def _included(folders: Sequence[Path]) -> Iterator[Plugin]:
+def _included_plugins(folders: Sequence[Path]) -> Iterator[Plugin]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"--include '{folder}' is not a folder")
         for path in sorted(folder.resolve().glob("*.py")):
-            yield from _scan(path, None)
+            yield from _plugins_in(path, None)
 
 
-def _scan(path: Path, module: str | None, kind: str | None = None) -> list[Plugin]:
+def _plugins_in(path: Path, module: str | None, kind: str | None = None) -> list[Plugin]:
     """Return a list with the plugin of a file. It is empty for a helper module, which has no plugin class.
 
     Raises:
@@ -210,11 +210,11 @@ def _scan(path: Path, module: str | None, kind: str | None = None) -> list[Plugi
     if len(found) > 1:
         raise UserError(f"{path} holds {len(found)} plugins ({', '.join(p.class_name for p in found)}); one per file")
     if found and kind and found[0].kind != kind:
-        raise UserError(f"{path} holds the {found[0].kind} {found[0].class_name}, but lies among the {kind}s")
+        raise UserError(f"{path} holds the {found[0].kind} {found[0].class_name}, but lies in the folder of the {kind}s")
     return found
 
 
-def _origin(point: EntryPoint) -> Path:
+def _source_file(point: EntryPoint) -> Path:
     try:
         spec = importlib.util.find_spec(point.module)
     except ImportError:
@@ -226,13 +226,13 @@ def _origin(point: EntryPoint) -> Path:
 
 def _parse(path: Path) -> ast.Module:
     try:
-        return _parsed(path, path.stat().st_mtime_ns)
+        return _cached_parse(path, path.stat().st_mtime_ns)
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"cannot read plugin {path}: {error}") from error
 
 
 @cache
-def _parsed(path: Path, changed: int) -> ast.Module:
+def _cached_parse(path: Path, modified_ns: int) -> ast.Module:
     """Return the syntax tree of a file.
 
     Results are cached by the time of the last change, because a command reads the same files many times.
@@ -240,7 +240,7 @@ def _parsed(path: Path, changed: int) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _class(tree: ast.Module, name: str) -> ast.ClassDef:
+def _class_definition(tree: ast.Module, name: str) -> ast.ClassDef:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return node
