@@ -1,6 +1,6 @@
-"""GIDBench: what one update of a federated diffusion client gives away, and what it costs to stop that.
+"""GIDBench measures what one update of a federated diffusion client reveals, and what it costs to prevent that.
 
-Importing this package is light: torch and everything that needs it is imported by the modules that use it.
+This package imports quickly. It does not import torch; only the modules that use torch do.
 """
 
 from pathlib import Path as _Path
@@ -13,4 +13,4 @@ if (_CHECKOUT / "attacks").is_dir() and (_CHECKOUT / "pyproject.toml").is_file()
     from benchmark import _checkout
 
     __path__.append(str(_CHECKOUT))
-    _checkout.hide_rooms(_CHECKOUT)
+    _checkout.hide_plugin_folders(_CHECKOUT)

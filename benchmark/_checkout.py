@@ -1,8 +1,8 @@
-"""Make a bare checkout import like the wheel: `attacks/`, `defenses/`, `datasets/` live under `benchmark` and nowhere else.
+"""Make a checkout import like the installed wheel: `attacks/`, `defenses/`, `datasets/` are subpackages of `benchmark` only.
 
-A process that starts at the checkout root has the root on `sys.path`, where our `datasets/` would look like a namespace
-package of that name: Hugging Face's libraries would then believe that their `datasets` is installed. So the root's path
-finder declines the three names at top level.
+A process that starts at the checkout root has the root on `sys.path`. There our folder `datasets/` would look like a
+namespace package called `datasets`. Hugging Face's libraries would then assume that their own `datasets` is installed.
+Therefore the path finder of the root does not find these three names at the top level.
 """
 
 import sys
@@ -18,20 +18,20 @@ from importlib.machinery import (
 from pathlib import Path
 from types import ModuleType
 
-ROOMS = frozenset({"attacks", "defenses", "datasets"})
+PLUGIN_FOLDERS = frozenset({"attacks", "defenses", "datasets"})
 
 
 class _RootFinder(FileFinder):
-    """The finder of the checkout root, blind to the three rooms as top-level names."""
+    """A finder for the checkout root that does not find the three folders as top-level names."""
 
     def find_spec(self, fullname: str, target: ModuleType | Sequence[str] | None = None) -> ModuleSpec | None:
-        if fullname in ROOMS:
+        if fullname in PLUGIN_FOLDERS:
             return None
         return super().find_spec(fullname, target)  # type: ignore[arg-type]
 
 
-def hide_rooms(root: Path) -> None:
-    """Let the import system's finder for `root` decline `ROOMS`; every other name is found as before."""
+def hide_plugin_folders(root: Path) -> None:
+    """Hide the names in `PLUGIN_FOLDERS` from the import system's finder for `root`. All other names are found as before."""
 
     def hook(path: str) -> FileFinder:
         if Path(path).resolve() != root:

@@ -1,4 +1,4 @@
-"""How a public parameter of a defense is declared: once, with its field in `types.PublicParameters`."""
+"""Declarations of the public parameters of a defense. Each field of `types.PublicParameters` has one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 class Scope(Enum):
-    """The update that a public parameter describes."""
+    """Which update a public parameter describes."""
 
-    CLIENT = "each client's own update: void where the server receives the mean of several"
+    CLIENT = "each client's own update; it does not apply if the server receives the mean of several"
     AGGREGATE = "the update that the server receives, of one client or of several"
 
 
 class Release(IntEnum):
-    """The steps from a client's gradients to what it sends, in the only order in which a stack of defenses may take them."""
+    """The steps of a release, which turn a client's gradient into what it sends. A stack of defenses must keep this order."""
 
     CLIP = 1
     NOISE = 2
@@ -25,7 +25,7 @@ class Release(IntEnum):
 
 
 class User(Enum):
-    """Who takes account of a public parameter."""
+    """Which code uses a public parameter."""
 
     ENGINE = "every search of `matching.engine`, whatever its distance"
     COMPARISON = "`matching.defense_aware.as_released`, around any distance"
@@ -37,13 +37,13 @@ class User(Enum):
 
 @dataclass(frozen=True)
 class Declaration:
-    """What the bench has to know of a public parameter.
+    """The declared properties of one public parameter.
 
     Attributes:
-        users: who takes account of it, at least one.
-        scope: the update that it describes.
-        release: the step of a release that it describes, None where it describes none.
-        implied_by_timestep: whether an attack that is granted the timesteps learns nothing from it.
+        users: the code that uses the parameter, at least one.
+        scope: the update that the parameter describes.
+        release: the step of a release that the parameter describes, or None.
+        implied_by_timestep: whether an attack that is granted the timesteps learns nothing from the parameter.
     """
 
     users: frozenset[User]
@@ -54,23 +54,26 @@ class Declaration:
 
 def parameter(
     user: User,
-    *more: User,
+    *more_users: User,
     scope: Scope = Scope.AGGREGATE,
     release: Release | None = None,
     implied_by_timestep: bool = False,
 ) -> Any:
-    """Return the dataclass field of a public parameter, None by default. Arguments are those of `Declaration`."""
-    declared = Declaration(frozenset({user, *more}), scope, release, implied_by_timestep)
+    """Return the dataclass field of a public parameter, with default None.
+
+    The arguments are the attributes of `Declaration`; `user` and `more_users` together are its `users`.
+    """
+    declared = Declaration(frozenset({user, *more_users}), scope, release, implied_by_timestep)
     return dataclasses.field(default=None, metadata={Declaration.__name__: declared})
 
 
 def declaration(field: dataclasses.Field[Any]) -> Declaration:
-    """Return how the field of a public parameter was declared.
+    """Return the declaration of a public parameter's field.
 
     Raises:
-        TypeError: it was not.
+        TypeError: the field has no declaration.
     """
     if Declaration.__name__ not in field.metadata:
         raise TypeError(f"the public parameter '{field.name}' has no declaration: make it with `disclosure.parameter`")
-    found: Declaration = field.metadata[Declaration.__name__]
-    return found
+    declared: Declaration = field.metadata[Declaration.__name__]
+    return declared

@@ -1,8 +1,9 @@
-"""What an attack, a defense and a dataset are. A plugin is one file with one frozen dataclass that derives from one of them.
+"""The base classes of attacks, defenses and data sets.
 
-The dataclass' fields are the hyper-parameters, with the paper's defaults; the file's stem is the plugin's name. A number
-declares its range in its type (`benchmark.base.ranges`). A plugin with a `__post_init__` of its own calls that of its base
-first.
+A plugin is one file with one frozen dataclass that derives from one of these classes. The fields of the dataclass are its
+hyper-parameters, with the defaults of the paper. The name of the plugin is the stem of the file name. A numeric field
+declares its range in its type (`benchmark.base.ranges`). A plugin that defines `__post_init__` calls
+`super().__post_init__()` first.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from benchmark.types import Capability, Observation, Privacy, PublicParameters, 
 
 
 class _Checked:
-    """Refuses a hyper-parameter that is not finite or lies outside the range that its field declares."""
+    """Base class that rejects a hyper-parameter that is not finite or lies outside the declared range of its field."""
 
     def __post_init__(self) -> None:
         check_fields(self)
 
 
 class Attack(_Checked, ABC):
-    """Rebuilds private images from observations. One that searches with the engine derives from `MatchingAttack`.
+    """An attack rebuilds private images from observations. An attack that uses the engine derives from `MatchingAttack`.
 
     Attributes:
-        needs: the knowledge it cannot do without; where it is not granted, the cell is `skipped`.
-        adapts_to: fields of `PublicParameters` that it uses; where a defense discloses one, the attack is adaptive.
-        control: whether it is a floor that ships in every table, not an attack.
+        needs: the capabilities that the attack requires. If one is not granted, the cell is `skipped`.
+        adapts_to: fields of `PublicParameters` that the attack uses. It is adaptive if the defense discloses one of them.
+        control: whether this is a control. Every table has the controls, and they set the floor.
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset()
@@ -47,23 +48,26 @@ class Attack(_Checked, ABC):
 
     @property
     def budget(self) -> int:
-        """The most evaluations it spends on one victim, restarts included: its field `evaluations`, else 0."""
+        """Return the maximum number of evaluations for one victim, restarts included: the field `evaluations`, else 0."""
         return int(getattr(self, "evaluations", 0))
 
     @abstractmethod
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        """Attack independent victims; one reconstruction each, in their order.
+        """Attack independent victims.
 
         Args:
-            observations: what the server saw of each victim's round.
-            generator: the attack's own random stream, on the CPU; no other randomness may be used.
+            observations: one observation per victim.
+            generator: the random stream of the attack, on the CPU. The attack must not use any other source of randomness.
+
+        Returns:
+            One reconstruction per observation, in the same order.
         """
 
 
 class MatchingAttack(Attack):
     """An attack that searches with `benchmark.matching.engine`.
 
-    `adapts_to` holds what the engine takes account of by itself, beside what the class names.
+    The public parameters that the engine uses are added to `adapts_to` automatically.
     """
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -73,14 +77,14 @@ class MatchingAttack(Attack):
 
 @dataclass(frozen=True, eq=False)
 class ClientStep:
-    """One local step on a private batch, as a defense sees it.
+    """One local step on a private batch, as a defense receives it.
 
     Attributes:
-        network: the weights at that step: the global ones at the first, the client's own after it.
-        schedule: the process.
+        network: the network at the start of this step: the global weights at the first step, later the client's own.
+        schedule: the diffusion process.
         victim: the private batch with its timesteps and noise.
-        scenario: the clients' practice. Its batch size differs from that of the batch at hand under Poisson sampling.
-        least: the least timestep that clients train on.
+        scenario: the clients' practice. Under Poisson sampling its batch size may differ from the size of this batch.
+        least: smallest timestep that clients train on.
     """
 
     network: Denoiser
@@ -90,16 +94,19 @@ class ClientStep:
     least: int = 0
 
     def loss(self, network: torch.nn.Module) -> Tensor:
-        """The mean training loss of the batch under `network`, which may wrap the client's own."""
+        """Return the mean training loss of the batch under `network`, which may wrap the client's network."""
         x_0 = self.network.codec.encode(self.victim.images)
         return training_loss(network, self.schedule, x_0, self.victim.timesteps, self.victim.noise)
 
     def gradient(self) -> Update:
-        """The gradient of the mean loss, one tensor per trainable parameter."""
+        """Return the gradient of the mean loss, one tensor per trainable parameter."""
         return parameter_gradient(self.network, self.loss(self.network))
 
     def redrawn(self, draws: int, generator: torch.Generator) -> ClientStep:
-        """The step with each image there `draws` times in a row, with fresh noise and, unless it is fixed, a fresh timestep."""
+        """Return this step with each image repeated `draws` times in a row.
+
+        Each copy gets fresh noise. It also gets a fresh timestep, unless the scenario fixes the timesteps.
+        """
         victim, steps = self.victim, self.schedule.steps
         images = victim.images.repeat_interleave(draws, dim=0)
         timesteps = victim.timesteps.repeat_interleave(draws)
@@ -111,23 +118,26 @@ class ClientStep:
 
 
 class Defense(_Checked):
-    """Changes what an honest client does, at the point where it really acts. The defaults change nothing.
+    """A defense changes what an honest client does. By default, no method changes anything.
 
-    The methods stand in the order in which a round passes them. A plugin sets `hides` and `aggregates` as class attributes.
+    A defense overrides the methods for the points of a round where it acts. The methods are listed in the order in which
+    they are called. A plugin sets `hides` and `aggregates` as class attributes.
     """
 
     @property
     def hides(self) -> frozenset[Capability]:
-        """The client's knowledge that is not granted to the attack, of timestep and noise."""
+        """Return which of timestep and noise the client keeps private, so that they are not granted to the attack."""
         return frozenset()
 
     @property
     def aggregates(self) -> bool:
-        """Whether the server sees the mean of the clients' updates alone, not each of them."""
+        """Return whether the server sees only the mean of the clients' updates, and no single update."""
         return False
 
     def prepare(self, network: Denoiser, generator: torch.Generator) -> Denoiser:
-        """The network that clients train and the server grants: `network` itself, which stays as it is, or a changed copy.
+        """Return the network that clients train and that the attack is granted: `network` itself, or a changed copy.
+
+        The method does not modify `network`.
 
         Raises:
             UserError: the defense does not fit the network.
@@ -135,7 +145,11 @@ class Defense(_Checked):
         return network
 
     def least_timestep(self, scenario: Scenario, steps: int) -> int:
-        """The least timestep that clients train on, of the model's `steps`.
+        """Return the smallest timestep that clients train on.
+
+        Args:
+            scenario: the clients' practice.
+            steps: number of timesteps T of the model.
 
         Raises:
             UserError: the defense contradicts the scenario.
@@ -143,29 +157,29 @@ class Defense(_Checked):
         return 0
 
     def gradient(self, step: ClientStep, generator: torch.Generator) -> Update:
-        """How the examples' gradients are combined at one local step; by default the gradient of their mean loss."""
+        """Return the combined gradient of all examples at one local step; by default, the gradient of their mean loss."""
         return step.gradient()
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
-        """What leaves one client, from the mean of its steps' combined gradients; by default all of it."""
+        """Return what one client sends. `update` is the mean of its combined gradients; by default it is sent unchanged."""
         return update
 
     def disclose(self, noise: Tensor, generator: torch.Generator) -> Tensor:
-        """What the clients tell of their noise (N, C, H, W) where that is not hidden; by default the noise itself."""
+        """Return what the clients disclose about their noise (N, C, H, W) if it is not hidden; by default, the noise itself."""
         return noise
 
     def public(self, scenario: Scenario) -> PublicParameters:
-        """What everybody knows of the defense."""
+        """Return the parameters of the defense that everybody knows, the attacker too."""
         return PublicParameters()
 
     def privacy(self, scenario: Scenario) -> Privacy | None:
-        """Its differential-privacy guarantee, None where it has none."""
+        """Return the differential-privacy guarantee of the defense, or None if it has none."""
         return None
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An image (C, H, W) float32 in [-1, 1], and the photograph that it shows a part of."""
+    """An image (C, H, W) float32 in [-1, 1], with the name of the photograph that it was cut from."""
 
     image: Tensor
     source: str
@@ -173,9 +187,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Contents:
-    """What the images of both parts of a data set hold: one hash per source image, 16 hex characters of blake2b.
+    """The content hashes of all source images of a data set, for its public and its private part.
 
-    Two images with the same hash are the same image, whatever their names and folders.
+    A hash has 16 hex characters of blake2b. Two files with the same hash hold the same image, regardless of name and folder.
     """
 
     public: frozenset[str]
@@ -183,33 +197,37 @@ class Contents:
 
 
 class Dataset(_Checked, ABC):
-    """Real images in two disjoint parts: public ones, that an attacker may know, and the victims' own.
+    """A data set holds real images in two disjoint parts: public images, which an attacker may know, and private images.
 
     Attributes:
-        location: names of the fields that say where the images lie; the fingerprint takes their place in random streams and
-            identities.
+        location: names of the fields that say where the images are stored. Random streams and cell identities use the
+            fingerprint instead of these fields.
     """
 
     location: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def victims(self, count: int, size: int, generator: torch.Generator) -> list[Picture]:
-        """Draw `count` private images of size `size` x `size`, from as many sources as there are.
+        """Draw `count` private images of `size` x `size` pixels, from as many different sources as possible.
 
         Raises:
-            UserError: there are not so many, or one cannot be read.
+            UserError: there are too few images, or one cannot be read.
         """
 
     @abstractmethod
     def public(self, size: int) -> list[Picture]:
-        """The public images at that size, the same at every call, from sources that no victim comes from.
+        """Return the public images at `size` x `size` pixels, the same at every call.
+
+        Their sources are disjoint from the sources of the victims.
 
         Raises:
             UserError: there are none, or one cannot be read.
         """
 
     def training(self, size: int) -> Tensor:
-        """(N, 3, size, size) public images to train a model on, the same at every call; by default those of `public`.
+        """Return the (N, 3, size, size) public images for training a model, the same at every call.
+
+        By default, these are the images of `public`.
 
         Raises:
             UserError: there are none, or one cannot be read.
@@ -217,9 +235,9 @@ class Dataset(_Checked, ABC):
         return torch.stack([picture.image for picture in self.public(size)])
 
     def fingerprint(self) -> str:
-        """Return what else than the plugin's own source and fields decides the images, e.g. a hash of files.
+        """Return a text that identifies the images, e.g. a hash of the files.
 
-        It does not depend on where the images lie.
+        It covers what the plugin's source code and fields do not. It does not depend on where the images are stored.
 
         Raises:
             UserError: the files are missing or cannot be read.
@@ -227,7 +245,7 @@ class Dataset(_Checked, ABC):
         return ""
 
     def contents(self) -> Contents | None:
-        """Return the hashes of all images where the user's files decide which part an image belongs to, else None.
+        """Return the hashes of all images if the user's files decide the split into public and private, else None.
 
         Raises:
             UserError: the files are missing or cannot be read.
@@ -235,7 +253,7 @@ class Dataset(_Checked, ABC):
         return None
 
     def remarks(self) -> tuple[str, ...]:
-        """Return what the user should know about the files, e.g. how many were passed over.
+        """Return remarks about the files for the user, e.g. how many were skipped.
 
         Raises:
             UserError: the files are missing or cannot be read.

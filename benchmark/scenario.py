@@ -1,4 +1,4 @@
-"""The scenario axis: the clients' practice."""
+"""The scenario axis of a grid: the practice of the clients, i.e. how they train."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from typing import Annotated, Any, Literal
 from benchmark.base.ranges import Count, Natural, Positive, Range, Share, check_fields
 
 MOST_IMAGES = 100_000
-"""Private images behind one update: more are a mistake, and would not fit into memory."""
+"""Maximum number of private images behind one update. More are probably a mistake, and would not fit into memory."""
 
-MOST_LOCAL_IMAGES = 10_000_000
-"""Images of one client from which a Poisson batch is drawn."""
+MAX_LOCAL_IMAGES = 10_000_000
+"""Maximum number of images of one client from which a Poisson batch is drawn."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """How clients train in one round, and how the server sees it.
+    """How clients train in one round, and in which order the server sees granted values.
 
-    Every client starts from the same global weights and takes `local_steps` steps of plain SGD, each on a fresh batch.
+    Every client starts from the same global weights. It takes `local_steps` steps of plain SGD, each on a new batch.
 
     Attributes:
-        image_size: side of the square images in pixels; none takes the model's own.
-        batch_size: private images B in a batch (under Poisson sampling: in expectation).
-        local_steps: steps E that a client takes before it sends its update.
-        local_lr: step size of a client's SGD, above 0; without effect where a client takes one step.
-        clients: clients K that take part. The server sees each one's update, or, under a defense that aggregates, their mean.
-        order: whether timesteps and noise, where they are granted, are `known` to come in the order of clients, steps and
-            batch, or in an `unknown` one, drawn at random.
-        timesteps: `uniform`, or fixed for a study: one for every image, or one per image, client by client and step by step.
-        sampling: `fixed` batches, or `poisson`: each of the client's batch_size / sample_rate images joins by a coin of its
-            own. A batch that comes out empty has nothing to rebuild, so it is drawn again; the attack is granted the size.
-        sample_rate: probability of each local image to be in the batch; below 1 only with Poisson sampling.
+        image_size: side of the square images in pixels; None uses the image size of the model.
+        batch_size: number of private images B in a batch (under Poisson sampling: the expected number).
+        local_steps: number of steps E that a client takes before it sends its update.
+        local_lr: step size of a client's SGD, above 0; it has no effect if a client takes one step.
+        clients: number of clients K that take part. The server sees the update of each client. Under a defense that
+            aggregates, it sees only their mean.
+        order: order of the granted timesteps and noise. `known`: the order of clients, steps and batch. `unknown`: a random
+            order.
+        timesteps: `uniform`, or fixed for a study: one value for all images, or one value per image, ordered by client and
+            step.
+        sampling: `fixed` batches, or `poisson`: each of the client's batch_size / sample_rate images joins the batch
+            independently. An empty batch is drawn again, because there is nothing to rebuild. The attack is granted the
+            resulting size.
+        sample_rate: probability that a local image is in the batch; below 1 only with Poisson sampling.
     """
 
     image_size: Annotated[int, Range(8, 1024)] | None = None
@@ -52,11 +55,15 @@ class Scenario:
             raise ValueError(f"at most {MOST_IMAGES} images may lie behind an update, not {self.images}")
         if self.sample_rate < 1 and self.sampling != "poisson":
             raise ValueError("a sample_rate below 1 needs 'sampling: poisson': fixed batches amplify no privacy")
-        local = self.batch_size / self.sample_rate
-        if local > MOST_LOCAL_IMAGES:
-            raise ValueError(f"a client holds batch_size / sample_rate images: at most {MOST_LOCAL_IMAGES}, not {local:g}")
-        if abs(local - round(local)) > 1e-9 * local:
-            raise ValueError(f"batch_size / sample_rate is the number of the client's images and must be whole, not {local:g}")
+        local_images = self.batch_size / self.sample_rate
+        if local_images > MAX_LOCAL_IMAGES:
+            raise ValueError(
+                f"a client holds batch_size / sample_rate images: at most {MAX_LOCAL_IMAGES}, not {local_images:g}"
+            )
+        if abs(local_images - round(local_images)) > 1e-9 * local_images:
+            raise ValueError(
+                f"batch_size / sample_rate is the number of the client's images and must be whole, not {local_images:g}"
+            )
         if self.sampling == "poisson":
             self._check_poisson()
         if self.order == "unknown" and self.batches == 1:
@@ -74,48 +81,55 @@ class Scenario:
 
     @property
     def batches(self) -> int:
-        """The batches behind an update, K E."""
+        """Return the number of batches behind an update, K E."""
         return self.clients * self.local_steps
 
     @property
     def images(self) -> int:
-        """The private images behind an update, N = K E B (under Poisson sampling: in expectation)."""
+        """Return the number of private images behind an update, N = K E B (under Poisson sampling: the expected number)."""
         return self.batches * self.batch_size
 
     def of_one_client(self) -> Scenario:
-        """Return the practice of one client alone."""
+        """Return the scenario of a single client."""
         if self.clients == 1:
             return self
         order = self.order if self.local_steps > 1 else "known"
-        # The timesteps have been drawn by then; all that is left to know of them is whether they were fixed.
+        # The timesteps have already been drawn. Later code only asks whether they were fixed.
         timesteps = self.timesteps[0] if isinstance(self.timesteps, tuple) else self.timesteps
         return dataclasses.replace(self, clients=1, order=order, timesteps=timesteps)
 
     @property
     def drawn(self) -> dict[str, object]:
-        """What decides which timesteps and noise the clients draw: a curve over `local_lr` shows one draw of them."""
+        """Return the fields that decide which timesteps and noise the clients draw.
+
+        `local_lr` and `order` are left out, so that scenarios that differ only in them share one draw.
+        """
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("local_lr", "order")}
 
     @property
     def fixed_timesteps(self) -> tuple[int, ...]:
-        """The timesteps that are fixed, empty where they are drawn uniformly."""
+        """Return the fixed timesteps, or an empty tuple if timesteps are drawn uniformly."""
         if self.timesteps == "uniform":
             return ()
         return (self.timesteps,) if isinstance(self.timesteps, int) else tuple(self.timesteps)
 
     @property
     def timestep_label(self) -> str:
-        """The timesteps as a table shows them: `uniform`, `200` or `100 200`."""
+        """Return the timesteps as a table shows them: `uniform`, `200` or `100 200`."""
         return " ".join(map(str, self.fixed_timesteps)) or "uniform"
 
     @property
     def record(self) -> dict[str, object]:
-        """The fields as a cell's record keeps them."""
+        """Return the fields as a cell's record stores them."""
         return {**dataclasses.asdict(self), "timesteps": self.timestep_label}
 
 
 def label(record: Mapping[str, Any]) -> str:
-    """A scenario as tables show its `record`: image size, timesteps and batch, and whatever else is not the plain case."""
+    """Return the label of a scenario for tables, from its `record`.
+
+    It shows image size, timesteps and batch size. Local steps, clients, order and sampling appear only if they are not the
+    default.
+    """
     size, steps, clients = record["image_size"], record["local_steps"], record["clients"]
     parts = [f"{size}x{size} t={record['timesteps']} B={record['batch_size']}"]
     parts += [f"E={steps} lr={record['local_lr']:g}"] if steps > 1 else []

@@ -1,4 +1,6 @@
-"""The records on the road: victim, observation, reconstruction. Frozen, and compared by identity since they hold tensors.
+"""The records that clients, attacks and the judge exchange: victim, observation, reconstruction.
+
+They are frozen. Records that hold tensors are compared by identity.
 
 Shapes: images and noise are `(N, C, H, W)` float32, images in [-1, 1]; timesteps are `(N,)` int64 in [0, T).
 """
@@ -17,13 +19,13 @@ from benchmark.diffusion.process import Process
 from benchmark.disclosure import Declaration, Release, Scope, User, declaration, parameter
 
 Update = Mapping[str, Tensor]
-"""What crosses the wire: one tensor per trainable parameter that leaves the client, under the parameter's name."""
+"""What a client sends: one tensor for each trainable parameter that it sends, by the name of the parameter."""
 
 
 class Capability(Enum):
     """A piece of knowledge that a threat model may grant and an attack may need.
 
-    Timestep and noise are the client's, and a defense may hide them; the prior comes with the model.
+    The client knows timestep and noise, and a defense may hide them. The prior comes with the model.
     """
 
     TIMESTEP = "timestep"
@@ -33,24 +35,25 @@ class Capability(Enum):
 
 @dataclass(frozen=True)
 class PublicParameters:
-    """What everybody knows of the defense. A field that is None does not apply.
+    """The parameters of a defense that everybody knows, the attacker too. A field that is None does not apply.
 
-    Each field declares once whose update it describes, its place among releases, and who takes account of it
-    (`benchmark.disclosure`); the bench's lists of parameters are derived from that.
+    Each field declares once which update it describes, which step of a release it describes, and which code uses it
+    (`benchmark.disclosure`). All other lists of public parameters are derived from these declarations.
 
     Attributes:
         kept_share: share of the coordinates of each client's update that is kept, in (0, 1]; the others are zero.
         clip_norm: l2 norm that each example's gradient is clipped to, at every local step.
         update_clip_norm: l2 norm that each client's update is clipped to.
         noise_std: standard deviation of the Gaussian noise on each coordinate of the update.
-        gaussian_ratio: root mean square of Gaussian noise on each client's update, in units of that of the update.
-        laplace_ratio: likewise of Laplace noise.
-        bits: of a coordinate of each client's update after rounding, tensor by tensor.
-        draws_per_image: draws of noise and timestep over which each example's gradient is a mean.
-        least_timestep: the least that clients train on.
-        withheld: part of the names of the parameters that do not leave the client.
-        adapter_rank: rank of the adapters that alone leave the client.
-        aggregated_clients: clients whose mean alone the server sees.
+        gaussian_ratio: root mean square of the Gaussian noise on each client's update, divided by the root mean square of
+            the update.
+        laplace_ratio: the same ratio for Laplace noise.
+        bits: number of bits of each coordinate of each client's update after rounding. Each tensor is rounded separately.
+        draws_per_image: number of draws of noise and timestep over which each example's gradient is averaged.
+        least_timestep: smallest timestep that clients train on.
+        withheld: a part of the name. Parameters with this part in their names are not sent.
+        adapter_rank: rank of the adapters. The client sends the update of the adapters only.
+        aggregated_clients: number of clients that are averaged. The server sees only the mean of their updates.
         disclosed_noise_error: standard deviation of the error on the diffusion noise that the client discloses.
     """
 
@@ -70,44 +73,48 @@ class PublicParameters:
 
     @property
     def disclosed(self) -> frozenset[str]:
-        """The names of the fields that apply."""
+        """Return the names of the fields that apply."""
         return frozenset(self._declared())
 
     @property
     def releases(self) -> frozenset[Release]:
-        """The steps of a release that the fields that apply describe."""
+        """Return the steps of a release that the applying fields describe."""
         return frozenset(declared.release for declared in self._declared().values() if declared.release is not None)
 
     def telling(self, timestep_private: bool) -> frozenset[str]:
-        """Return the disclosed fields that are news to an attack: one that knows the timesteps knows what they imply."""
+        """Return the names of the disclosed fields that give an attack new information.
+
+        An attack that knows the timesteps learns nothing from a field that they already imply.
+        """
         return frozenset(
             name for name, declared in self._declared().items() if timestep_private or not declared.implied_by_timestep
         )
 
     def of_aggregate(self) -> Self:
-        """Return what still holds where the server receives the mean of several clients' updates."""
-        void = {name: None for name, declared in self._declared().items() if declared.scope is Scope.CLIENT}
-        return replace(self, **void)
+        """Return the parameters that still apply when the server receives the mean of several clients' updates."""
+        inapplicable = {name: None for name, declared in self._declared().items() if declared.scope is Scope.CLIENT}
+        return replace(self, **inapplicable)
 
     @classmethod
     def used_by(cls, *users: User) -> frozenset[str]:
-        """Return the names of the fields that at least one of `users` takes account of."""
+        """Return the names of the fields that at least one of `users` uses."""
         return frozenset(f.name for f in fields(cls) if declaration(f).users & set(users))
 
     def _declared(self) -> dict[str, Declaration]:
-        """Return the declarations of the fields that apply, by name."""
+        """Return the declarations of the fields that apply, by field name."""
         return {f.name: declaration(f) for f in fields(self) if getattr(self, f.name) is not None}
 
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """What an attacker knows of images in general: a trained denoiser with frozen weights.
+    """What an attacker knows about images in general: a trained denoiser with frozen weights.
 
-    What `train` made never saw a victim; what others trained may have, and tables say where that is not known.
+    A model made by `train` was never trained on a victim. A model from elsewhere may have been; the tables say so where
+    this is not known.
 
     Attributes:
-        network: the denoiser; a copy, even where the attacked model is its own prior.
-        schedule: its process.
+        network: the denoiser. It is a copy, even if the attacked model is its own prior.
+        schedule: the diffusion process of the denoiser.
     """
 
     network: Denoiser
@@ -116,27 +123,27 @@ class Prior:
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """Everything that an attack learns of one round, and nothing else. Its tensors share no storage with the truth.
+    """All that an attack receives about one update. Its tensors share no storage with the victim's.
 
     N = clients x local_steps x batch_size private images lie behind the update.
 
     Attributes:
-        update: what crossed the wire: the mean over clients of (theta_0 - theta_E) / (eta E), with E local steps of size eta.
-            Where clients take one step each, that is the gradient of the mean loss of all N images.
+        update: the update that the server receives: the mean over clients of (theta_0 - theta_E) / (eta E), with E local
+            steps of step size eta. If each client takes one step, this is the gradient of the mean loss of all N images.
         network: the granted weights, in evaluation mode.
-        schedule: the granted process.
+        schedule: the granted diffusion process.
         image_shape: (C, H, W).
-        batch_size: private images B in the batch of one local step.
+        batch_size: number of private images B in the batch of one local step.
         mean_colour: (C,) mean over public images, in [-1, 1].
-        local_steps: steps E of plain SGD that each client took, each on a batch of its own.
-        local_lr: their step size eta; None where it does not matter, since clients take one step.
-        clients: clients K summed in the update.
-        order_known: whether what is granted of timesteps and noise comes client by client, step by step; True where neither
-            is, as an attack's own values have the order that it gives them.
-        public: the defense's public parameters.
-        timesteps: (N,), only where granted.
-        noise: (N, C, H, W), only where granted, in the timesteps' order.
-        prior: a trained denoiser, only where granted.
+        local_steps: number E of plain SGD steps that each client took, each on a different batch.
+        local_lr: step size eta of these steps; None if clients take one step, where it has no effect.
+        clients: number of clients K whose updates are averaged in `update`.
+        order_known: whether the granted timesteps and noise come in the order of clients and steps. It is True if neither
+            is granted, because the attack then chooses the order of its own values.
+        public: the public parameters of the defense.
+        timesteps: (N,), only if granted.
+        noise: (N, C, H, W), only if granted, in the same order as the timesteps.
+        prior: a trained denoiser, only if granted.
     """
 
     update: Update
@@ -156,30 +163,32 @@ class Observation:
 
     @property
     def grants(self) -> frozenset[Capability]:
-        """The knowledge that this observation really carries."""
-        held = {Capability.TIMESTEP: self.timesteps, Capability.NOISE: self.noise, Capability.PRIOR: self.prior}
-        return frozenset(capability for capability, value in held.items() if value is not None)
+        """Return the capabilities for which this observation holds a value."""
+        values = {Capability.TIMESTEP: self.timesteps, Capability.NOISE: self.noise, Capability.PRIOR: self.prior}
+        return frozenset(capability for capability, value in values.items() if value is not None)
 
     @property
     def image_count(self) -> int:
-        """N, the private images behind the update."""
+        """Return N, the number of private images behind the update."""
         return self.clients * self.local_steps * self.batch_size
 
     @property
     def batch_shape(self) -> tuple[int, int, int, int]:
-        """(N, C, H, W) of all private images behind the update."""
+        """Return (N, C, H, W), the shape of all private images behind the update."""
         return (self.image_count, *self.image_shape)
 
 
 @dataclass(frozen=True, eq=False)
 class Victim:
-    """The truth behind one round, for the clients and the judge alone: client by client, step by step, batch by batch.
+    """The private images behind one update, with their timesteps and noise (the ground truth).
+
+    Only the clients and the judge use it. The images are ordered by client, then by local step, then within the batch.
 
     Attributes:
         images: (N, C, H, W) in [-1, 1].
         timesteps: (N,) drawn by the clients.
         noise: (N, C, H, W) drawn by the clients.
-        sources: N names of the photographs that the images come from; crops of one photograph are not independent.
+        sources: N names of the photographs that the images come from. Crops of one photograph are not independent.
     """
 
     images: Tensor
@@ -188,23 +197,23 @@ class Victim:
     sources: tuple[str, ...]
 
     def on(self, device: str) -> Victim:
-        """Return a copy on a device."""
+        """Return a copy on the given device."""
         images, timesteps, noise = (tensor.clone().to(device) for tensor in (self.images, self.timesteps, self.noise))
         return Victim(images, timesteps, noise, self.sources)
 
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """What an attack rebuilt from one observation.
+    """The images that an attack rebuilt from one observation.
 
     Attributes:
-        images: (N, C, H, W), in any order; the judge clips and assigns.
-        evaluations: matching losses with gradient that were spent, restarts included.
-        loss: the attack's own matching loss at `images`, None where it has none.
-        timesteps: (N,) the attack's own estimate, in the images' order; None where it makes none.
-        noise: (N, C, H, W) the attack's own estimate, in the images' order; None where it makes none.
-        note: what its row should say of how it ran, e.g. a phase that was skipped.
-        diverged: why the images mean nothing, None where they do.
+        images: (N, C, H, W), in any order. The judge clips them and assigns each one to a private image.
+        evaluations: number of evaluations (matching loss with gradient) that the attack spent, restarts included.
+        loss: the attack's own matching loss at `images`; None if it has none.
+        timesteps: (N,) the attack's own estimate, in the order of `images`; None if it makes none.
+        noise: (N, C, H, W) the attack's own estimate, in the order of `images`; None if it makes none.
+        note: a remark for the table row about how the attack ran, e.g. a phase that was skipped.
+        diverged: the reason why the images are meaningless; None if they are not.
     """
 
     images: Tensor
@@ -221,16 +230,16 @@ class Privacy:
     """A differential-privacy guarantee with everything that it depends on.
 
     Attributes:
-        epsilon_round: spent in one round.
-        epsilon_total: spent in `rounds` rounds.
-        epsilon_round_rdp: the first by the RDP accountant.
-        epsilon_total_rdp: the second by the RDP accountant.
+        epsilon_round: epsilon spent in one round.
+        epsilon_total: epsilon spent in `rounds` rounds.
+        epsilon_round_rdp: epsilon of one round by the RDP accountant.
+        epsilon_total_rdp: epsilon of `rounds` rounds by the RDP accountant.
         delta: probability that the guarantee fails.
-        sample_rate: probability of each local image to be in a batch; 1 means the whole local data set.
-        sampling: of the batches that the guarantee is for: `Poisson`, or `none` where it amplifies nothing.
-        rounds: rounds that `epsilon_total` composes, each client taking part in every one: the server knows who takes part,
-            so sampling of clients amplifies nothing against it.
-        adjacency: the neighbouring relation.
+        sample_rate: probability that a local image is in a batch; 1 means the whole local data set.
+        sampling: how the batches are sampled: `Poisson`, or `none` if sampling does not amplify the guarantee.
+        rounds: number of rounds that `epsilon_total` composes. Each client takes part in every round. Sampling of clients
+            would amplify nothing, because the server knows which clients take part.
+        adjacency: the neighbouring relation between data sets.
         accountant: the method that bounds epsilon.
     """
 

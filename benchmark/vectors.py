@@ -1,4 +1,4 @@
-"""An update as one vector: its length, what is kept of it, and noise on every coordinate."""
+"""Operations on an update as one vector: norm, clipping, pruning, noise and quantisation."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from torch import Tensor
 from benchmark.types import Update
 
 Draw = Callable[[Sequence[int], torch.Generator], Tensor]
-"""Independent values of mean 0 and variance 1."""
+"""A function that draws independent values of mean 0 and variance 1, given a shape and a generator."""
 
 
 def norm(update: Update) -> float:
-    """The l2 norm over all coordinates."""
+    """Return the l2 norm over all coordinates."""
     return math.sqrt(sum(float(value.double().square().sum()) for value in update.values()))
 
 
 def size(update: Update) -> int:
-    """The number of coordinates."""
+    """Return the number of coordinates."""
     return sum(value.numel() for value in update.values())
 
 
-def scaled_to(update: Update, longest: float) -> Update:
-    """The update, scaled down to that l2 norm where it is longer."""
-    factor = longest / max(norm(update), longest)
+def scaled_to(update: Update, max_norm: float) -> Update:
+    """Return the update, scaled down to the l2 norm `max_norm` if its norm is larger."""
+    factor = max_norm / max(norm(update), max_norm)
     return {name: value * factor for name, value in update.items()}
 
 
 def keep(update: Update, scores: Tensor, share: float) -> Update:
-    """The update with 0 for all but the max(1, round(share * n)) of its n coordinates that have the highest `scores` (n,)."""
+    """Return the update with only the coordinates that have the highest `scores` (n,); all others are set to 0.
+
+    Of n coordinates, max(1, round(share * n)) are kept.
+    """
     kept = torch.zeros(len(scores), dtype=torch.bool)
     kept[scores.topk(max(1, round(share * len(scores)))).indices.cpu()] = True
     masks = torch.split(kept, [value.numel() for value in update.values()])
@@ -42,27 +45,30 @@ def keep(update: Update, scores: Tensor, share: float) -> Update:
 
 
 def add_noise(update: Update, std: float, draw: Draw, generator: torch.Generator) -> Update:
-    """The update with `std` times a fresh draw on each coordinate."""
+    """Return the update plus `std` times a fresh draw on each coordinate."""
     return {name: value + std * draw(value.shape, generator).to(value) for name, value in update.items()}
 
 
 def add_relative_noise(update: Update, ratio: float, draw: Draw, generator: torch.Generator) -> Update:
-    """The update with noise whose root mean square is `ratio` times its own."""
+    """Return the update plus noise whose standard deviation is `ratio` times the root mean square of the update."""
     return add_noise(update, ratio * norm(update) / math.sqrt(size(update)), draw, generator)
 
 
 def gaussian(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """N(0, 1), drawn on the CPU."""
+    """Draw values from N(0, 1) on the CPU."""
     return torch.randn(shape, generator=generator)
 
 
 def laplace(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Laplace's distribution with mean 0 and variance 1, drawn on the CPU."""
+    """Draw values from the Laplace distribution with mean 0 and variance 1 on the CPU."""
     sign = torch.randint(2, shape, generator=generator) * 2 - 1
     return sign * torch.empty(shape).exponential_(generator=generator) / math.sqrt(2)
 
 
 def level_width(value: Tensor, bits: int) -> Tensor:
-    """A scalar: the distance of 2^bits - 1 even levels in [-m, m], m the largest magnitude; the same after rounding to them."""
+    """Return the distance of 2^bits - 1 evenly spaced levels in [-m, m], as a scalar; m is the largest magnitude in `value`.
+
+    The distance stays the same after `value` is rounded to the levels.
+    """
     width: Tensor = value.abs().amax() / (2 ** (bits - 1) - 1)
     return width

@@ -1,1 +1,1 @@
-"""What every other package needs: error sentences, checked input, files, seeds, the machine."""
+"""Basic tools for all other packages: error messages, input checks, files, seeds and the machine."""

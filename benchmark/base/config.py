@@ -1,4 +1,4 @@
-"""Frozen dataclasses from what a user wrote: every key known, every value of its field's type, every number in its range."""
+"""Build frozen dataclasses from a user's values. Keys, types and ranges of numbers are checked."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ T = TypeVar("T")
 
 
 def build(cls: type[T], values: Mapping[str, object], what: str) -> T:
-    """Make the dataclass `cls` from text or YAML values; `what` names it in error messages.
+    """Build the dataclass `cls` from text or YAML values; `what` names it in error messages.
 
     Raises:
-        UserError: an unknown or missing field, a value of another type, a number outside its declared range, or a value that
-            `cls` refuses with a ValueError.
+        UserError: a field is unknown or missing, a value has the wrong type, a number lies outside its declared range, or
+            `cls` rejects a value with a ValueError.
     """
     hints = get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
@@ -30,18 +30,18 @@ def build(cls: type[T], values: Mapping[str, object], what: str) -> T:
             raise UserError(f"{what} needs '{name}'")
     arguments = {name: coerce(value, hints[name], f"{what}: {name}") for name, value in values.items()}
     try:
-        built = cls(**arguments)
-        check_fields(built)  # once more for a plugin whose own `__post_init__` does not
-        return built
+        instance = cls(**arguments)
+        check_fields(instance)  # again, because a plugin's own `__post_init__` may skip it
+        return instance
     except ValueError as error:
         raise UserError(f"{what}: {error}") from error
 
 
 def check_value(cls: type, name: str, value: object, what: str) -> None:
-    """Refuse a value that no object of the dataclass `cls` can have in that field.
+    """Check that the field `name` of the dataclass `cls` may have this value.
 
     Raises:
-        UserError: it is of another type, or a number outside its declared range.
+        UserError: the value has the wrong type, or a number lies outside its declared range.
     """
     hint = get_type_hints(cls, include_extras=True)[name]
     try:
@@ -51,10 +51,10 @@ def check_value(cls: type, name: str, value: object, what: str) -> None:
 
 
 def coerce(value: object, hint: Any, what: str) -> Any:
-    """Read `value` as the type `hint`: a scalar, a Literal, a union, a tuple, a mapping or another dataclass.
+    """Convert `value` to the type `hint`: a scalar, a Literal, a union, a tuple, a mapping or another dataclass.
 
     Raises:
-        UserError: it is none.
+        UserError: the value cannot be converted.
     """
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
@@ -83,11 +83,11 @@ def _coerce_union(value: object, choices: Sequence[Any], what: str) -> Any:
                 return coerce(value, choice, what)
             except UserError:
                 continue
-    raise UserError(f"{what} should be {' or '.join(map(_name, choices))}, not {shown(value)}")
+    raise UserError(f"{what} should be {' or '.join(map(_type_name, choices))}, not {shown(value)}")
 
 
 def _coerce_scalar(value: object, hint: type, what: str) -> Any:
-    refusal = UserError(f"{what} should be {_name(hint)}, not {shown(value)}")
+    refusal = UserError(f"{what} should be {_type_name(hint)}, not {shown(value)}")
     if hint is bool:
         truth = {"true": True, "false": False}.get(str(value).lower())
         if truth is None:
@@ -103,16 +103,16 @@ def _coerce_scalar(value: object, hint: type, what: str) -> Any:
         raise refusal from None
 
 
-def _name(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
     if hint is type(None):
         return "none"
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
     if get_origin(hint) is tuple:
-        return f"a list of {_name(get_args(hint)[0])}"
+        return f"a list of {_type_name(get_args(hint)[0])}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
 
 
 def field_names(cls: type) -> list[str]:
-    """The names of the dataclass fields of `cls` that can be set."""
+    """Return the names of the dataclass fields of `cls` that can be set."""
     return [f.name for f in dataclasses.fields(cls) if f.init]

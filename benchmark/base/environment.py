@@ -1,4 +1,4 @@
-"""What a result was made with: stored beside every record, shown by `info`."""
+"""A description of the software and hardware behind a result. Every record stores it, and `info` prints it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PACKAGES = (
 
 
 def describe(device: str) -> dict[str, object]:
-    """Versions, device, threads, numerical flags and allocator."""
+    """Return versions, device, threads, numerical flags and allocator."""
     import torch
 
     found: dict[str, object] = {
@@ -37,9 +37,9 @@ def describe(device: str) -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         **packages(),
-        **_git(),
+        **_git_state(),
         "device": device,
-        "cpu": _cpu(),
+        "cpu": _cpu_model(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -52,14 +52,14 @@ def describe(device: str) -> dict[str, object]:
             "gpu": properties.name,
             "gpu_memory_mib": properties.total_memory // 2**20,
             "cuda": torch.version.cuda,
-            "driver": _driver(),
+            "driver": _driver_version(),
             **machine.precision(),
         }
     return found
 
 
 def packages() -> dict[str, str]:
-    """The installed version of every package that answers depend on."""
+    """Return the installed version of every package in `PACKAGES`, on which results depend."""
     found = {}
     for name in PACKAGES:
         try:
@@ -70,23 +70,23 @@ def packages() -> dict[str, str]:
 
 
 @cache
-def _git() -> dict[str, object]:
-    """Commit and dirtiness of the checkout, nothing where the package is installed without one."""
+def _git_state() -> dict[str, object]:
+    """Return the commit of the checkout and whether it has changes; empty if the package is not in a checkout."""
     root = Path(benchmark.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return {}
-    commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
-    status = _output("git", "-C", str(root), "status", "--porcelain")
+    commit = _command_output("git", "-C", str(root), "rev-parse", "HEAD")
+    status = _command_output("git", "-C", str(root), "status", "--porcelain")
     return {"git_commit": commit, "git_dirty": bool(status)}
 
 
 @cache
-def _driver() -> str:
-    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0]
+def _driver_version() -> str:
+    return _command_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0]
 
 
 @cache
-def _cpu() -> str:
+def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -94,7 +94,7 @@ def _cpu() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def _output(*command: str) -> str:
+def _command_output(*command: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""The steps of a search as events: the engine announces each one, and whoever runs it may watch."""
+"""Events for the steps of a search. The engine announces each step, and a caller may register a watcher."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Step:
-    """The state of a search after one evaluation, for whoever watches.
+    """The state of a search after one evaluation.
 
     Attributes:
-        evaluation: the count so far.
-        loss: the cost just seen.
-        backend: how its gradient was made, see `matching.problem.Updates`.
-        count: evaluations since the step that was announced before; more than one where a worker process reports.
+        evaluation: number of evaluations so far.
+        loss: matching loss of this evaluation.
+        backend: how its gradient was computed, see `matching.problem.Updates`.
+        count: evaluations since the previous announced step. It is more than one if a worker process reports.
     """
 
     evaluation: int
@@ -30,7 +30,7 @@ _watchers: ContextVar[tuple[Callable[[Step], None], ...]] = ContextVar("watchers
 
 @contextmanager
 def watching(watcher: Callable[[Step], None]) -> Iterator[None]:
-    """Within this context, `watcher` too is called after each evaluation of every search."""
+    """Call `watcher` after each evaluation of every search within this context, in addition to other watchers."""
     token = _watchers.set((*_watchers.get(), watcher))
     try:
         yield
@@ -39,6 +39,6 @@ def watching(watcher: Callable[[Step], None]) -> Iterator[None]:
 
 
 def announce(step: Step) -> None:
-    """Call every watcher of this context with the step."""
+    """Call every watcher of this context with `step`."""
     for watcher in _watchers.get():
         watcher(step)

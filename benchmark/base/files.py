@@ -1,7 +1,7 @@
-"""Writing files so that a kill, a link or somebody else's file does no harm.
+"""Write files safely: an interruption, a link or another program's file does no damage.
 
-A file is written aside under a name that nobody has, and renamed into place. A rename replaces a link itself and leaves its
-target alone, so nothing is ever written through a link.
+A file is first written under a new temporary name and then renamed to its final name. A rename replaces a link itself, not
+its target. Therefore nothing is ever written through a link.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import shutil
 from pathlib import Path
 
 ASIDE = ".writing-"
-"""How the name of a file or directory begins that is not complete yet."""
+"""Prefix of the temporary name of a file or directory that is not complete yet."""
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a file that must not exist yet, also not as a link, and wait until the disk has it."""
+    """Write a file and wait until it is on the disk. Nothing with this name may exist yet, not even a link."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as file:
         file.write(content)
         file.flush()
@@ -26,7 +26,7 @@ def write_new(path: Path, content: bytes) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file aside and rename it into place: at every moment it is the old one or the new one."""
+    """Write a temporary file and rename it to `path`. At any moment, `path` is either the old file or the new one."""
     aside = path.with_name(f"{ASIDE}{secrets.token_hex(8)}")
     try:
         write_new(aside, content)
@@ -37,7 +37,7 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has a file's content or a directory's names."""
+    """Wait until a file's content or a directory's list of names is on the disk."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(handle)
@@ -46,7 +46,10 @@ def sync(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a directory with its content, a file, or a link without its target; what cannot be removed stays."""
+    """Remove a directory with its content, a file, or a link without its target.
+
+    Parts of a directory that cannot be removed stay.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -54,17 +57,17 @@ def remove(path: Path) -> None:
 
 
 def real_directory(path: Path) -> bool:
-    """Return whether a directory is there itself, not a link to one."""
+    """Return whether the path is a directory and not a link to one."""
     return path.is_dir() and not path.is_symlink()
 
 
 def digest(content: bytes) -> str:
-    """Return the checksum by which a file is known again."""
+    """Return the checksum of a file's content."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def file_digest(path: Path) -> str | None:
-    """Return the checksum of a regular file, None for a link, a directory or what cannot be read."""
+    """Return the checksum of a regular file; None for a link, a directory or an unreadable file."""
     try:
         return digest(path.read_bytes()) if path.is_file() and not path.is_symlink() else None
     except OSError:
@@ -72,7 +75,7 @@ def file_digest(path: Path) -> str | None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename whatever has this name to the first free one of `NAME~`, `NAME~2`, ..., and return it."""
+    """Rename the file or directory to the first free name of `NAME~`, `NAME~2`, ..., and return that path."""
     endings = itertools.chain(["~"], (f"~{number}" for number in itertools.count(2)))
     free = next(name for ending in endings if not os.path.lexists(name := path.with_name(path.name + ending)))
     path.rename(free)

@@ -1,6 +1,6 @@
-"""Image files on disk: which files are images, which lie below a folder, and how one is read.
+"""Find image files on the disk and read them.
 
-Every data set uses these functions, so all of them read the same formats in the same way.
+Every data set uses these functions, so all data sets read the same formats in the same way.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from benchmark.base.errors import UserError, first_line
 from benchmark.base.paths import printable
 
-NOT_READ = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
-"""Formats in Pillow's registry that start a program, hold another file, or are no pictures that Pillow itself decodes."""
+EXCLUDED_FORMATS = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
+"""Formats in Pillow's registry that are not read.
 
-HIDDEN = ("__MACOSX",)
-"""Folders of copies that a system keeps, beside every name that begins with a dot."""
+They start a program, contain another file, or are not decoded by Pillow itself.
+"""
 
-MOST_SUFFIXES = 5
-"""Suffixes that a remark lists."""
+SYSTEM_FOLDERS = ("__MACOSX",)
+"""Folders with copies made by an operating system. They are skipped, as is every name that starts with a dot."""
 
-UPRIGHT = {
+MAX_SUFFIXES = 5
+"""Maximum number of suffixes that a remark lists."""
+
+TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -40,51 +43,52 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a picture upright, by its EXIF orientation."""
+"""For each EXIF orientation, the operation that turns a picture upright."""
 
-TRANSPARENT = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 """Pillow's modes with an alpha channel."""
 
-BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
-"""Numbers of TIFF tags."""
+BITS_TAG, PHOTOMETRIC_TAG, SAMPLE_FORMAT_TAG = 258, 262, 339
+"""The numbers of three TIFF tags."""
 
 
 def is_image(file: Path) -> bool:
-    """Return whether the file's suffix is registered for a raster format that Pillow itself decodes."""
+    """Return whether the file's suffix belongs to a raster format that Pillow itself decodes."""
     Image.init()
-    form = Image.EXTENSION.get(file.suffix.lower())
-    return form == "MPO" or (form in Image.OPEN and form not in NOT_READ)  # Pillow opens MPO as JPEG
+    format_ = Image.EXTENSION.get(file.suffix.lower())
+    return format_ == "MPO" or (format_ in Image.OPEN and format_ not in EXCLUDED_FORMATS)  # Pillow opens MPO as JPEG
 
 
 def read_image(source: Path | bytes, name: str) -> Image.Image:
-    """Return a picture in RGB, upright as its EXIF orientation says, transparency on black; of an animation, the first frame.
+    """Read a picture and return it in RGB.
 
-    Grey of more than 8 bits is scaled so that the format's largest value is white. A picture with more pixels than
-    `PIL.Image.MAX_IMAGE_PIXELS` is refused.
+    The picture is turned upright by its EXIF orientation. Transparent parts are put on black. Only the first frame of an
+    animation is read. Grey values of more than 8 bits are scaled so that the largest value of the format is white. A picture
+    with more pixels than `PIL.Image.MAX_IMAGE_PIXELS` is rejected.
 
     Args:
-        source: a file, or the contents of one.
-        name: the picture in the message, usually a path.
+        source: a file, or the contents of a file.
+        name: the name of the picture in the error message, usually a path.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the picture cannot be read.
     """
     try:
         with (
             source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as stream,
-            _bombs_are_errors(),
-            Image.open(stream, formats=_formats(source)) as image,
+            _size_warning_as_error(),
+            Image.open(stream, formats=_formats_to_try(source)) as image,
         ):
             image.load()
             return _upright(_rgb(image), _orientation(image))
     except MemoryError:
         raise
-    except Exception as error:  # decoders of damaged files raise nearly every class
+    except Exception as error:  # decoders may raise nearly any class for a damaged file
         raise UserError(f"cannot read image {name}: {reason(error)}") from error
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation; 1, upright, where the EXIF data are damaged, as they do not concern the pixels."""
+    """Return the EXIF orientation; 1 (upright) if the EXIF data are damaged, which do not affect the pixels."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
@@ -92,26 +96,27 @@ def _orientation(image: Image.Image) -> int:
 
 
 def files_below(root: Path) -> list[Path]:
-    """Return every regular file below a folder in the order of its path, in linked folders too, each folder once.
+    """Return every regular file below a folder, sorted by path.
 
-    Hidden files and folders are passed over: names that begin with a dot, and `HIDDEN`. A folder that can be reached in two
-    ways keeps the path without a link.
+    Linked folders are searched too, and each folder is searched once. If a folder is reached both directly and through a
+    link, its files get the direct path. Hidden files and folders are skipped: names that start with a dot, and those in
+    `SYSTEM_FOLDERS`.
 
     Raises:
-        UserError: a folder cannot be listed, or a link leads nowhere.
+        UserError: a folder cannot be listed, or the target of a link does not exist.
     """
     found: list[Path] = []
-    waiting = deque([root])
-    seen: set[tuple[int, int]] = set()
-    while waiting:
-        folder = waiting.popleft()
+    pending = deque([root])
+    visited: set[tuple[int, int]] = set()
+    while pending:
+        folder = pending.popleft()
         state = _stat(folder)
-        if (state.st_dev, state.st_ino) not in seen:
-            seen.add((state.st_dev, state.st_ino))
+        if (state.st_dev, state.st_ino) not in visited:
+            visited.add((state.st_dev, state.st_ino))
             files, folders = _entries(folder)
             found += files
-            waiting.extendleft(reversed([entry for entry in folders if not entry.is_symlink()]))
-            waiting.extend(entry for entry in folders if entry.is_symlink())
+            pending.extendleft(reversed([entry for entry in folders if not entry.is_symlink()]))
+            pending.extend(entry for entry in folders if entry.is_symlink())
     return sorted(found)
 
 
@@ -119,7 +124,7 @@ def content_hash(file: Path) -> bytes:
     """Return the 16-byte blake2b hash of a file's bytes.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         with file.open("rb") as stream:
@@ -129,31 +134,41 @@ def content_hash(file: Path) -> bytes:
 
 
 def passed_over(others: Sequence[Path], total: int) -> str:
-    """Return the end of a remark on files that are no images: `3 of 25 files are not images ... (.json, .txt)`."""
+    """Return the end of a remark about skipped files: `3 of 25 files are not images ... (.json, .txt)`."""
     counts = Counter(printable(file.suffix.lower()) or "no suffix" for file in others)
     suffixes = sorted(counts, key=lambda suffix: (-counts[suffix], suffix))
-    listed = ", ".join(suffixes[:MOST_SUFFIXES] + ["..."] * (len(suffixes) > MOST_SUFFIXES))
+    listed = ", ".join(suffixes[:MAX_SUFFIXES] + ["..."] * (len(suffixes) > MAX_SUFFIXES))
     what = "is not an image that Pillow reads and was" if len(others) == 1 else "are not images that Pillow reads and were"
     return f"{len(others)} of {total} file{'s' if total != 1 else ''} {what} passed over ({listed})"
 
 
 def reason(error: BaseException) -> str:
-    """Return why a file could not be read, without the path that the message names already."""
+    """Return why a file could not be read, without its path, which is already in the message."""
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image that Pillow reads"
     return (isinstance(error, OSError) and error.strerror) or first_line(error)
 
 
-def _formats(source: Path | bytes) -> list[str]:
-    """Return the formats to try: one without a signature, which fits nearly any file, only where the suffix names it."""
+def _formats_to_try(source: Path | bytes) -> list[str]:
+    """Return the formats to try.
+
+    A format without a signature would accept nearly any file. Such a format is tried only if the suffix names it.
+    """
     Image.init()
     named = Image.EXTENSION.get(source.suffix.lower()) if isinstance(source, Path) else None
-    return [form for form, (_, signed) in Image.OPEN.items() if form not in NOT_READ and (signed or form == named)]
+    return [
+        format_
+        for format_, (_, signature_test) in Image.OPEN.items()
+        if format_ not in EXCLUDED_FORMATS and (signature_test or format_ == named)
+    ]
 
 
 @contextmanager
-def _bombs_are_errors() -> Iterator[None]:
-    """Let Pillow refuse what it only warns of, up to twice its largest number of pixels; its other warnings are off."""
+def _size_warning_as_error() -> Iterator[None]:
+    """Turn Pillow's warning about too many pixels into an error, and switch off its other warnings.
+
+    Pillow itself only warns up to twice `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -164,11 +179,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     if not image.width or not image.height:
         raise ValueError("it has no pixels")
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_eight_bits(image)).convert("RGB")
-    if image.mode in TRANSPARENT or "transparency" in image.info or _palette_mode(image).endswith("A"):
-        clear = image.convert("LA") if image.mode == "La" else image
-        clear = clear.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", clear.size, "black"), clear).convert("RGB")
+        return Image.fromarray(_to_eight_bits(image)).convert("RGB")
+    if image.mode in ALPHA_MODES or "transparency" in image.info or _palette_mode(image).endswith("A"):
+        transparent = image.convert("LA") if image.mode == "La" else image
+        transparent = transparent.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", transparent.size, "black"), transparent).convert("RGB")
     return image.convert("RGB")
 
 
@@ -176,29 +191,30 @@ def _palette_mode(image: Image.Image) -> str:
     return image.palette.mode if image.mode == "P" and image.palette else ""
 
 
-def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
-    """Return deep grey as 8 bits; Pillow itself would clip it."""
+def _to_eight_bits(image: Image.Image) -> NDArray[np.uint8]:
+    """Scale grey values of more than 8 bits to 8 bits; Pillow itself would clip them."""
     tags = getattr(image, "tag_v2", {})
-    bits, signed = tags.get(BITS, (16,))[0], tags.get(SAMPLE_FORMAT, (1,))[0] == 2
+    bits, signed = tags.get(BITS_TAG, (16,))[0], tags.get(SAMPLE_FORMAT_TAG, (1,))[0] == 2
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite")
     if image.mode == "I" and bits == 32 and not signed:
-        values %= 2**32  # Pillow has no unsigned mode of 32 bits
-    white = _white(float(values.max()), _whites(image.mode, bits, signed))
-    if isinstance(clear := image.info.get("transparency"), int):
-        values[values == clear] = 0
-    if tags.get(PHOTOMETRIC) == 0:  # white is zero
+        values %= 2**32  # Pillow has no unsigned 32-bit mode
+    white = _white_value(float(values.max()), _white_candidates(image.mode, bits, signed))
+    if isinstance(transparent := image.info.get("transparency"), int):
+        values[values == transparent] = 0
+    if tags.get(PHOTOMETRIC_TAG) == 0:  # zero is white
         values = white - values
     np.clip(values, 0, white, out=values)
     values *= 255 / white
     return np.rint(values).astype(np.uint8)
 
 
-def _whites(mode: str, bits: int, signed: bool) -> tuple[int, ...]:
-    """Return what may be white, in rising order.
+def _white_candidates(mode: str, bits: int, signed: bool) -> tuple[int, ...]:
+    """Return the candidates for the value of white, in rising order.
 
-    Containers of 32 bits often hold fewer; a picture that stays below 1/65535 of the full range would be black all over.
+    A 32-bit file often holds values of 8 or 16 bits. If white were always the largest 32-bit value, such a picture would be
+    black.
     """
     if mode == "F":
         return 1, 255, 65535
@@ -206,24 +222,24 @@ def _whites(mode: str, bits: int, signed: bool) -> tuple[int, ...]:
     return (255, 65535, largest) if bits == 32 else (largest,)
 
 
-def _white(largest: float, whites: Iterable[int]) -> int:
-    for white in whites:
+def _white_value(largest: float, candidates: Iterable[int]) -> int:
+    for white in candidates:
         if largest <= white:
             return white
-    raise ValueError(f"its values reach {largest:g}, and nothing says which of them is white")
+    raise ValueError(f"its values reach {largest:g}, and its value of white is unknown")
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+    return image.transpose(TO_UPRIGHT[orientation]) if orientation in TO_UPRIGHT else image
 
 
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return a folder's files and its subfolders, in the order of their names."""
+    """Return the files and the subfolders of a folder, each sorted by name."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise UserError(f"cannot read folder {printable(folder)}: {reason(error)}") from error
-    shown = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in HIDDEN]
+    shown = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in SYSTEM_FOLDERS]
     modes = {entry: _stat(entry).st_mode for entry in shown}
     return [entry for entry in shown if S_ISREG(modes[entry])], [entry for entry in shown if S_ISDIR(modes[entry])]
 

@@ -1,7 +1,7 @@
-"""Signals that end a command: Ctrl-C, SIGTERM (from schedulers) and SIGHUP (from a closed terminal).
+"""Handling of signals that end a command: Ctrl-C, SIGTERM (from schedulers) and SIGHUP (from a closed terminal).
 
-The first one is noted and raised, so that what is finished is kept and the tables are written. The second one ends the process
-at once, without a traceback.
+The first signal is recorded and raised as an exception. The command can then keep its finished results and write the tables.
+The second signal ends the process at once, without a traceback.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ECHO = 0.5
-"""Seconds in which the same signal again counts as the first one: a launcher passes on what its whole group received."""
+REPEAT_SECONDS = 0.5
+"""Seconds in which a repeated signal counts as the first one. A launcher may pass on a signal that its group received too."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal of `SIGNALS` arrived. Not an `Exception`, so that an attack's own handlers let it pass."""
+    """A signal of `SIGNALS` arrived. This is not an `Exception`, so that `except Exception` in an attack does not catch it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -35,20 +35,24 @@ def exit_code(number: int) -> int:
 
 @contextmanager
 def noted(patient: bool) -> Iterator[list[int]]:
-    """Add each signal to the list within this context. Look at the list too: a library may swallow the exception.
+    """Record the first signal within this context in the list that is yielded.
 
-    A signal that was ignored before, as SIGHUP is under nohup, stays ignored. Outside the main thread nothing changes.
+    A caller must check the list too, because a library may catch the exception. A signal that was ignored before stays
+    ignored, e.g. SIGHUP under nohup. Outside the main thread this context changes nothing.
 
     Args:
-        patient: whether the first signal only joins the list, for work that must not break off half-way; else `Interrupted` is
-            raised, too.
+        patient: if True, the first signal is only recorded, for work that must not stop half-way. Otherwise `Interrupted` is
+            raised as well.
+
+    Yields:
+        The list of received signals: empty, or the number of the first signal.
     """
     received: list[int] = []
     first = 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal first
-        if received and (number != received[0] or time.monotonic() - first > ECHO):
+        if received and (number != received[0] or time.monotonic() - first > REPEAT_SECONDS):
             os._exit(exit_code(number))
         if received:
             return

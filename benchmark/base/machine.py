@@ -1,4 +1,4 @@
-"""The machine: devices, threads, precision, and how much memory is free."""
+"""The machine: devices, threads, precision and free memory."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from benchmark.base.errors import UserError, shown
 if TYPE_CHECKING:
     import torch
 
-MOST_DIGITS = 4
-"""Digits in the number of a device."""
+MAX_DIGITS = 4
+"""Maximum number of digits in the number of a device."""
 
-MALLOPT = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 256 * 2**20)}
-"""glibc's parameters, from malloc.h: no mappings of their own for large tensors, nothing trimmed, growth in large pieces."""
+MALLOC_PARAMETERS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 256 * 2**20)}
+"""glibc's malloc parameters (number in malloc.h, value).
+
+Large tensors get no memory mappings of their own, freed memory is not returned, and the heap grows in large pieces.
+"""
 
 ALLOCATOR_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "LD_PRELOAD")
 
 
 def device_name(choice: str) -> str:
-    """Turn `auto`, `cpu`, `cuda` or `cuda:i` into a torch device that exists.
+    """Return the name of an existing torch device for `auto`, `cpu`, `cuda` or `cuda:i`.
 
     Raises:
         UserError: there is no such device.
@@ -39,23 +42,23 @@ def device_name(choice: str) -> str:
         return "cpu"
     if kind != "cuda" or (":" in choice and not index.isdecimal()):
         raise UserError(f"unknown device {shown(choice)}; known are: auto, cpu, cuda, cuda:i")
-    if len(index) > MOST_DIGITS or int(index or 0) >= count:
-        raise UserError(f"device {shown(choice)} is not there: this machine has {count or 'no'} CUDA device(s)")
+    if len(index) > MAX_DIGITS or int(index or 0) >= count:
+        raise UserError(f"device {shown(choice)} does not exist: this machine has {count or 'no'} CUDA device(s)")
     return f"cuda:{index or 0}"
 
 
 def settle() -> None:
-    """Set threads, allocator and precision as the bench needs them; to be called before the first tensor is made.
+    """Set threads, allocator and precision for GIDBench. Call this before the first tensor is created.
 
-    Threads: one for sums unless the user set OMP_NUM_THREADS. The preset U-Nets are too small to gain from a second one,
-    threads that wait for each other slow down by far more when another process wants the cores, and sums that are split alike
-    everywhere come out alike everywhere. The engine gives each core victims of its own instead.
+    Threads: torch uses one thread, unless the user set OMP_NUM_THREADS. The preset U-Nets are too small to gain from a second
+    thread. Threads that wait for each other become much slower when another process uses the cores. With one thread, sums are
+    split in the same way on every machine and give the same results. The engine instead gives each core its own victims.
 
-    Allocator: glibc's returns freed memory to the system, and page faults then take a good part of each evaluation. It keeps
-    it instead, unless the user set one of ALLOCATOR_VARIABLES.
+    Allocator: by default, glibc returns freed memory to the system. Page faults then take a large part of each evaluation.
+    Here glibc keeps the memory, unless the user set one of ALLOCATOR_VARIABLES.
 
-    Precision: no tf32 on GPUs, neither in products nor in convolutions (where torch allows it by default): the last digits of
-    an update are what tells a good reconstruction from an exact one.
+    Precision: tf32 is off on GPUs, in matrix products and in convolutions (where torch allows it by default). The last digits
+    of an update distinguish a good reconstruction from an exact one.
     """
     import torch
 
@@ -63,29 +66,29 @@ def settle() -> None:
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-    _settle_allocator()
+    _configure_allocator()
 
 
-def _settle_allocator() -> None:
-    global _allocator
-    if told := [f"{name}={os.environ[name]}" for name in ALLOCATOR_VARIABLES if name in os.environ]:
-        _allocator = ", ".join(told)
+def _configure_allocator() -> None:
+    global _allocator_description
+    if user_settings := [f"{name}={os.environ[name]}" for name in ALLOCATOR_VARIABLES if name in os.environ]:
+        _allocator_description = ", ".join(user_settings)
     elif platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        kept = [libc.mallopt(parameter, value) for parameter, value in MALLOPT.values()]
-        _allocator = "glibc, keeps freed memory" if all(kept) else _allocator
+        accepted = [libc.mallopt(parameter, value) for parameter, value in MALLOC_PARAMETERS.values()]
+        _allocator_description = "glibc, keeps freed memory" if all(accepted) else _allocator_description
 
 
-_allocator = "system default"
+_allocator_description = "system default"
 
 
 def allocator() -> str:
-    """Return how memory is allocated, for people."""
-    return _allocator
+    """Return a readable description of the memory allocator."""
+    return _allocator_description
 
 
 def precision() -> dict[str, bool]:
-    """Return the flags that decide how GPUs round products; part of every cell's identity."""
+    """Return the flags that decide how GPUs round products. They are part of a cell's identity."""
     import torch
 
     return {
@@ -95,7 +98,7 @@ def precision() -> dict[str, bool]:
 
 
 def share_machine(processes: int) -> None:
-    """Let this process count on its part of the cores and of the free memory only, as one of `processes` alike."""
+    """Limit this process to its share of the cores and of the free memory, as one of `processes` equal processes."""
     global _processes
     _processes = processes
 
@@ -104,13 +107,13 @@ _processes = 1
 
 
 def available(device: torch.device) -> int:
-    """Bytes that are free on the device, or for this process on the CPU."""
+    """Return the bytes of free memory on a GPU, or for this process on the CPU."""
     import torch
 
     if device.type == "cuda":
         free = int(torch.cuda.mem_get_info(device)[0]) // _processes
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(_free(), _allowed()) // _processes + _kept()
+    return min(_system_free(), _cgroup_free()) // _processes + _allocator_free()
 
 
 class _Mallinfo(ctypes.Structure):
@@ -122,8 +125,8 @@ class _Mallinfo(ctypes.Structure):
     )
 
 
-def _kept() -> int:
-    """What glibc's allocator holds and does not use: the bench tells it to keep what tensors leave (`settle`)."""
+def _allocator_free() -> int:
+    """Return the bytes that glibc's allocator holds but does not use. `settle` lets it keep freed memory."""
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except (AttributeError, OSError):  # another C library, or an old one
@@ -132,7 +135,7 @@ def _kept() -> int:
     return int(mallinfo2().fordblks)
 
 
-def _free() -> int:
+def _system_free() -> int:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -140,8 +143,8 @@ def _free() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
-def _allowed() -> int:
-    """What the control group leaves, as containers set it."""
+def _cgroup_free() -> int:
+    """Return the bytes that the limit of the control group leaves, e.g. in a container."""
     group = Path("/sys/fs/cgroup")
     try:
         return int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
@@ -150,12 +153,12 @@ def _allowed() -> int:
 
 
 def cores() -> int:
-    """Return the cores that this process may use."""
+    """Return the number of cores that this process may use."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, allowed // _processes)
 
 
-OUT_OF_MEMORY = (
+OUT_OF_MEMORY_PHRASES = (
     "alloc_failed",
     "bad_alloc",
     "can't allocate memory",
@@ -165,7 +168,7 @@ OUT_OF_MEMORY = (
     "out of memory",
     "resource temporarily unavailable",
 )
-"""What libraries say where memory, or the room for a thread's stack, ran out."""
+"""Parts of error messages of libraries when memory, or the space for a thread's stack, ran out."""
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -173,4 +176,4 @@ def out_of_memory(error: BaseException) -> bool:
     import torch
 
     message = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in message for words in OUT_OF_MEMORY)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in message for words in OUT_OF_MEMORY_PHRASES)

@@ -1,7 +1,8 @@
-"""JSON and YAML that somebody else wrote, read within limits.
+"""Safe readers for JSON and YAML files from other people.
 
-What a parser alone would let pass is refused here: a key given twice, nesting or aliases without end, integers beyond 64 bits,
-and text that no file can hold. Numbers that are not finite are left to `benchmark.base.ranges`, which knows their field.
+They reject input that a plain parser would accept: repeated keys, deep nesting, aliases that expand without end, integers
+beyond 64 bits, and text that cannot be encoded as UTF-8. They accept numbers that are not finite. `benchmark.base.ranges`
+checks those, because it knows the field.
 """
 
 from __future__ import annotations
@@ -13,20 +14,20 @@ from typing import Any
 
 from benchmark.base.errors import UserError, shown, whole_message
 
-MOST_BYTES = 16 * 2**20
-"""Of a text file: a card that lists the images of a training has a few."""
+MAX_BYTES = 16 * 2**20
+"""Maximum size of a text file. A model card that lists its training images has a few MiB."""
 
-MOST_YAML_LETTERS = 256 * 2**10
-"""Of a grid: PyYAML takes seconds for as many."""
+MAX_YAML_CHARACTERS = 256 * 2**10
+"""Maximum number of characters in a YAML text. PyYAML needs seconds for that many."""
 
-MOST_DEPTH = 50
-"""Levels of lists and mappings inside each other."""
+MAX_DEPTH = 50
+"""Maximum nesting depth of lists and mappings."""
 
-MOST_NODES = 1_000_000
-"""Values in a JSON file."""
+MAX_NODES = 1_000_000
+"""Maximum number of keys and values in a JSON file."""
 
-MOST_YAML_NODES = 20_000
-"""Values in a YAML file, those that an alias repeats counted each time."""
+MAX_YAML_NODES = 20_000
+"""Maximum number of keys and values in a YAML file. Values behind an alias count each time that they are used."""
 
 LARGEST_INTEGER = 2**63 - 1
 
@@ -35,13 +36,13 @@ def read_text(path: Path, what: str) -> str:
     """Return the text of a UTF-8 file.
 
     Raises:
-        UserError: it cannot be read, is no regular file, is larger than `MOST_BYTES` or is no UTF-8.
+        UserError: the file cannot be read, is not a regular file, is larger than `MAX_BYTES` or is not UTF-8.
     """
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{what}: {path} is not a file")
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{what}: {path} is larger than {MOST_BYTES // 2**20} MiB")
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{what}: {path} is larger than {MAX_BYTES // 2**20} MiB")
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else whole_message(error)
@@ -49,31 +50,31 @@ def read_text(path: Path, what: str) -> str:
 
 
 def parse_json(text: str, what: str) -> Any:
-    """Return the value of a JSON text; `what` names it in the message.
+    """Parse a JSON text and return its value; `what` names it in error messages.
 
     Raises:
-        UserError: it is no JSON, gives a key twice, or exceeds a limit of this module.
+        UserError: the text is not JSON, repeats a key, or exceeds a limit of this module.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_without_repeats)
+        value = json.loads(text, object_pairs_hook=_unique_keys)
     except RecursionError as error:
-        raise UserError(f"{what} nests more than {MOST_DEPTH} levels") from error
+        raise UserError(f"{what} nests more than {MAX_DEPTH} levels") from error
     except ValueError as error:
         raise UserError(f"{what} is not JSON: {whole_message(error)}") from error
-    _check_limits(value, what, MOST_NODES)
+    _check_limits(value, what, MAX_NODES)
     return value
 
 
 def parse_yaml(text: str, what: str) -> Any:
-    """Return the value of a YAML text in plain types; `what` names it in the message.
+    """Parse a YAML text and return its value in plain types; `what` names it in error messages.
 
     Raises:
-        UserError: it is no YAML, gives a key twice, asks for a type of its own, or exceeds a limit of this module.
+        UserError: the text is not YAML, repeats a key, uses a custom type, or exceeds a limit of this module.
     """
     import yaml
 
-    if len(text) > MOST_YAML_LETTERS:
-        raise UserError(f"{what} has more than {MOST_YAML_LETTERS} letters")
+    if len(text) > MAX_YAML_CHARACTERS:
+        raise UserError(f"{what} has more than {MAX_YAML_CHARACTERS} characters")
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is None:
@@ -83,14 +84,14 @@ def parse_yaml(text: str, what: str) -> Any:
     except yaml.YAMLError as error:
         raise UserError(f"{what} is not YAML: {whole_message(error)}") from error
     except RecursionError as error:
-        raise UserError(f"{what} nests more than {MOST_DEPTH} levels") from error
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:  # from a date or a number that is none
+        raise UserError(f"{what} nests more than {MAX_DEPTH} levels") from error
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:  # from an invalid date or number
         raise UserError(f"{what} holds a value that cannot be read: {whole_message(error)}") from error
-    _check_limits(value, what, MOST_YAML_NODES)
+    _check_limits(value, what, MAX_YAML_NODES)
     return value
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
@@ -100,29 +101,32 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_nodes(root: Any, what: str) -> None:
-    """Refuse repeated keys, and count what aliases would unfold to before anything is built from them."""
+    """Reject repeated keys and too many values.
+
+    The values are counted as if aliases were expanded, before any object is built from them.
+    """
     import yaml
 
     sizes: dict[int, int] = {}
 
     def size(node: Any, depth: int) -> int:
-        if depth > MOST_DEPTH:
-            raise UserError(f"{what} nests more than {MOST_DEPTH} levels, or holds itself")
+        if depth > MAX_DEPTH:
+            raise UserError(f"{what} nests more than {MAX_DEPTH} levels, or holds itself")
         if id(node) not in sizes:
             if isinstance(node, yaml.MappingNode):
-                _refuse_repeats(node, what)
+                _check_unique_keys(node, what)
                 parts = [part for pair in node.value for part in pair]
             else:
                 parts = node.value if isinstance(node, yaml.SequenceNode) else []
             sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in parts)
-        if sizes[id(node)] > MOST_YAML_NODES:
-            raise UserError(f"{what} holds more than {MOST_YAML_NODES} values")
+        if sizes[id(node)] > MAX_YAML_NODES:
+            raise UserError(f"{what} holds more than {MAX_YAML_NODES} values")
         return sizes[id(node)]
 
     size(root, 0)
 
 
-def _refuse_repeats(mapping: Any, what: str) -> None:
+def _check_unique_keys(mapping: Any, what: str) -> None:
     keys: set[str] = set()
     for key, _ in mapping.value:
         if isinstance(key.value, str):
@@ -131,32 +135,32 @@ def _refuse_repeats(mapping: Any, what: str) -> None:
             keys.add(key.value)
 
 
-def _check_limits(value: Any, what: str, most: int) -> None:
-    for count, (item, depth) in enumerate(_items(value)):
-        if depth > MOST_DEPTH:
-            raise UserError(f"{what} nests more than {MOST_DEPTH} levels")
-        if count > most:
-            raise UserError(f"{what} holds more than {most} values")
+def _check_limits(value: Any, what: str, max_nodes: int) -> None:
+    for count, (item, depth) in enumerate(_nested_items(value)):
+        if depth > MAX_DEPTH:
+            raise UserError(f"{what} nests more than {MAX_DEPTH} levels")
+        if count > max_nodes:
+            raise UserError(f"{what} holds more than {max_nodes} values")
         if isinstance(item, int) and abs(item) > LARGEST_INTEGER:
             raise UserError(f"{what} holds an integer beyond 64 bits: {shown(item)}")
         if isinstance(item, str):
             _check_text(item, what)
 
 
-def _items(value: Any) -> Iterator[tuple[Any, int]]:
-    """Yield every value and key with its depth."""
-    waiting = [(value, 0)]
-    while waiting:
-        item, depth = waiting.pop()
+def _nested_items(value: Any) -> Iterator[tuple[Any, int]]:
+    """Yield every value and every key with its nesting depth."""
+    pending = [(value, 0)]
+    while pending:
+        item, depth = pending.pop()
         yield item, depth
         if isinstance(item, dict):
-            waiting += [(part, depth + 1) for pair in item.items() for part in pair]
+            pending += [(part, depth + 1) for pair in item.items() for part in pair]
         elif isinstance(item, list | tuple | set):
-            waiting += [(part, depth + 1) for part in item]
+            pending += [(part, depth + 1) for part in item]
 
 
 def _check_text(text: str, what: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(f"{what} holds text that no file can hold: {shown(text)}") from error
+        raise UserError(f"{what} holds text that cannot be encoded as UTF-8: {shown(text)}") from error

@@ -1,4 +1,4 @@
-"""Paths that a user names: expanded in one way everywhere, and refused in one sentence where they cannot be a path."""
+"""Paths from the user: expand `~`, and reject an invalid path with a message of one sentence."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from pathlib import Path
 
 from benchmark.base.errors import UserError, shown
 
-LONGEST_NAME = 255
-"""Bytes of one part of a path, on every usual file system."""
+MAX_NAME_BYTES = 255
+"""Maximum number of bytes in one part of a path, on all common file systems."""
 
-LONGEST_PATH = 4095
-"""Bytes of a whole path on Linux."""
+MAX_PATH_BYTES = 4095
+"""Maximum number of bytes in a whole path on Linux."""
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:
     """Return the path with `~` and `~user` expanded.
 
     Raises:
-        UserError: it is empty, names a user that does not exist, holds a null character, or is too long for a file system.
+        UserError: the path is empty, names a user that does not exist, holds a null character, or is too long for a file
+            system.
     """
     text = os.fspath(text)
     if not text:
@@ -29,20 +30,22 @@ def user_path(text: str | os.PathLike[str]) -> Path:
         path = Path(text).expanduser()
         raw = os.fsencode(path)
     except (RuntimeError, UnicodeEncodeError) as error:
-        raise UserError(f"the path {shown(text)} names a home folder or letters that this machine does not have") from error
-    if len(raw) > LONGEST_PATH or any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise UserError(
+            f"the path {shown(text)} holds an unknown home folder or characters that this machine cannot encode"
+        ) from error
+    if len(raw) > MAX_PATH_BYTES or any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in path.parts):
         raise UserError(f"the path {shown(text)} is too long for a file system")
     return path
 
 
 def printable(text: str | os.PathLike[str]) -> str:
-    """Return a path or label as text of one line that every file can hold, also where its bytes are no valid text."""
+    """Return a path or label as one line of printable text. Replace other characters and invalid bytes by U+FFFD."""
     return "".join(c if c.isprintable() else "\ufffd" for c in os.fsencode(text).decode(errors="replace"))
 
 
 def followed(path: Path) -> Path:
-    """Return where a link leads that the user named; a path that is no link is itself."""
+    """Return the target of a link. Return any other path unchanged."""
     try:
         return path.resolve() if path.is_symlink() else path
-    except (OSError, RuntimeError):  # a link to itself; whatever is done next says so
+    except (OSError, RuntimeError):  # a link to itself; the next use of the path reports the error
         return path

@@ -1,7 +1,7 @@
-"""The small language of an axis' value: `NAME`, `NAME:ARGUMENT`, `NAME[field=value,value,other=value]`, stacked with `+`.
+"""Parser for the values of a grid's axis: `NAME`, `NAME:ARGUMENT`, `NAME[field=value,value,other=value]`.
 
-Several values for one field are several values of the axis. A path that exists is taken whole, with the commas, brackets and
-plus signs in its name: after a colon (`folder:PATH`), or by itself where it holds a slash.
+Values may be stacked with `+`. Several values for one field give several values of the axis. A path may contain commas,
+brackets and plus signs if it exists on the disk. It must follow a colon (`folder:PATH`) or contain a slash.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from benchmark.base.errors import UserError, shown
-from benchmark.base.paths import LONGEST_PATH, user_path
+from benchmark.base.paths import MAX_PATH_BYTES, user_path
 
-MOST_VALUES = 10_000
-"""Values of one axis."""
+MAX_VALUES = 10_000
+"""Maximum number of values of one axis."""
 
-MOST_SPECIAL = 32
-"""Special characters in a path up to which it is looked up on the disk."""
+MAX_SPECIAL = 32
+"""Maximum number of special characters in a path that is looked up on the disk."""
 
-MOST_LETTERS = 10_000
-"""Letters of one list of values."""
+MAX_CHARACTERS = 10_000
+"""Maximum number of characters in one list of values."""
 
 SPECIAL = re.compile(r"[\[\],+]")
-"""Characters that mean something, unless a path that exists holds them."""
+"""Characters with a meaning in a value, except inside an existing path."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One value of an axis, e.g. `gradient_pruning[keep=0.1]`; parameter values are still text."""
+    """One value of an axis, e.g. `gradient_pruning[keep=0.1]`. The values of its parameters are still text."""
 
     name: str
     params: tuple[tuple[str, str], ...] = ()
@@ -42,7 +42,7 @@ class Spec:
 
 
 def split(text: str) -> list[str]:
-    """Split a list at the commas that are outside brackets and outside a path that exists.
+    """Split a list at the commas outside of brackets and outside of existing paths.
 
     >>> split("none,gradient_pruning[keep=0.1,0.5],dp_sgd")
     ['none', 'gradient_pruning[keep=0.1,0.5]', 'dp_sgd']
@@ -51,36 +51,36 @@ def split(text: str) -> list[str]:
 
 
 def expand_stacks(texts: Iterable[str]) -> list[tuple[Spec, ...]]:
-    """Parse values of an axis whose values may be stacked.
+    """Parse the values of an axis whose values may be stacked.
 
     >>> ["+".join(map(str, stack)) for stack in expand_stacks(["clipping[clip=1,2]+dp_sgd"])]
     ['clipping[clip=1]+dp_sgd', 'clipping[clip=2]+dp_sgd']
 
     Raises:
-        UserError: a value cannot be read, or there are more than `MOST_VALUES`.
+        UserError: a value cannot be read, or there are more than `MAX_VALUES`.
     """
     stacks: list[tuple[Spec, ...]] = []
     for text in texts:
         members = [expand([member]) for member in _split(text, "+")]
-        _check_number(len(stacks) + math.prod(map(len, members)), text)
+        _check_count(len(stacks) + math.prod(map(len, members)), text)
         stacks += itertools.product(*members)
     return list(dict.fromkeys(stacks))
 
 
 def expand(texts: Iterable[str]) -> list[Spec]:
-    """Parse values of one axis; a field with several values gives one `Spec` for each combination.
+    """Parse the values of one axis. Fields with several values give one `Spec` for each combination.
 
     >>> [str(spec) for spec in expand(["gradient_pruning[keep=0.1,0.5]"])]
     ['gradient_pruning[keep=0.1]', 'gradient_pruning[keep=0.5]']
 
     Raises:
-        UserError: a value cannot be read, or there are more than `MOST_VALUES`.
+        UserError: a value cannot be read, or there are more than `MAX_VALUES`.
     """
     specs: list[Spec] = []
     for text in texts:
         name, choices = _parse(text)
         pairs = [[(field, value) for value in values] for field, values in choices.items()]
-        _check_number(len(specs) + math.prod(map(len, pairs)), text)
+        _check_count(len(specs) + math.prod(map(len, pairs)), text)
         specs += [Spec(name, combination) for combination in itertools.product(*pairs)]
     return list(dict.fromkeys(specs))
 
@@ -89,29 +89,29 @@ def one(text: str) -> Spec:
     """Parse a single value.
 
     Raises:
-        UserError: its fields have several values, or it cannot be read.
+        UserError: a field has several values, or the text cannot be read.
     """
     specs = expand([text])
     if len(specs) > 1:
-        raise UserError(f"{shown(text)} is {len(specs)} values where one is wanted")
+        raise UserError(f"{shown(text)} gives {len(specs)} values, but only one is allowed")
     return specs[0]
 
 
-def _check_number(count: int, text: str) -> None:
-    if count > MOST_VALUES:
-        raise UserError(f"{shown(text)} gives an axis more than {MOST_VALUES} values")
+def _check_count(count: int, text: str) -> None:
+    if count > MAX_VALUES:
+        raise UserError(f"{shown(text)} gives an axis more than {MAX_VALUES} values")
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Split at the separators that are outside brackets and outside a path that exists."""
-    if len(text) > MOST_LETTERS:
-        raise UserError(f"{shown(text)} has more than {MOST_LETTERS} letters")
+    """Split a text at the separators outside of brackets and outside of existing paths."""
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"{shown(text)} has more than {MAX_CHARACTERS} characters")
     parts, depth, position = [""], 0, 0
     while position < len(text):
         character = text[position]
-        if depth == 0 and not parts[-1].strip() and (taken := _existing(text[position:])):
-            parts[-1] += taken
-            position += len(taken)
+        if depth == 0 and not parts[-1].strip() and (path := _existing_path(text[position:])):
+            parts[-1] += path
+            position += len(path)
             continue
         depth += {"[": 1, "]": -1}.get(character, 0)
         if character == separator and depth == 0:
@@ -127,33 +127,36 @@ def _split(text: str, separator: str) -> list[str]:
     return stripped
 
 
-def _existing(text: str) -> str:
-    """Return the longest beginning of `text` that is a path with a special character and exists, with what is before it."""
-    before = re.match(r"\s*(\w+:)?", text)
-    assert before is not None
-    named, rest = before.group(), text[before.end() :]
-    candidates = (path for path in _beginnings(rest) if SPECIAL.search(path) and (before.group(1) or "/" in path))
+def _existing_path(text: str) -> str:
+    """Return the longest existing path with a special character at the start of `text`, with the prefix before it.
+
+    The prefix is white space and, if there is one, a name with a colon. Return an empty text if there is no such path.
+    """
+    match = re.match(r"\s*(\w+:)?", text)
+    assert match is not None
+    prefix, rest = match.group(), text[match.end() :]
+    candidates = (path for path in _path_candidates(rest) if SPECIAL.search(path) and (match.group(1) or "/" in path))
     found = next((path for path in candidates if _exists(path)), "")
-    return named + found if found else ""
+    return prefix + found if found else ""
 
 
-def _beginnings(text: str) -> Iterator[str]:
-    """Yield what a path may be, the longest first: the text before each special character, and the whole text."""
-    ends = [special.start() for special in itertools.islice(SPECIAL.finditer(text), MOST_SPECIAL + 1)]
-    ends += [len(text)] if len(ends) <= MOST_SPECIAL else []
-    yield from (text[:end] for end in reversed(ends) if end <= LONGEST_PATH)
+def _path_candidates(text: str) -> Iterator[str]:
+    """Yield the candidates for a path, the longest first: the whole text, and the text before each special character."""
+    ends = [special.start() for special in itertools.islice(SPECIAL.finditer(text), MAX_SPECIAL + 1)]
+    ends += [len(text)] if len(ends) <= MAX_SPECIAL else []
+    yield from (text[:end] for end in reversed(ends) if end <= MAX_PATH_BYTES)
 
 
 def _exists(path: str) -> bool:
     try:
-        return os.path.exists(user_path(path.strip()))  # noqa: PTH110  # pathlib raises where a name is too long or a folder closed
+        return os.path.exists(user_path(path.strip()))  # noqa: PTH110  # pathlib raises if a name is too long or a folder is closed
     except (UserError, ValueError):
         return False
 
 
 def _parse(text: str) -> tuple[str, dict[str, list[str]]]:
-    taken = _existing(text)
-    name, bracket, inside = text[len(taken) :].partition("[")
+    path = _existing_path(text)
+    name, bracket, inside = text[len(path) :].partition("[")
     if bracket and not inside.endswith("]"):
         raise UserError(f"brackets do not match in {shown(text)}")
     choices: dict[str, list[str]] = {}
@@ -171,4 +174,4 @@ def _parse(text: str) -> tuple[str, dict[str, list[str]]]:
         if not chosen:
             raise UserError(f"{shown(current)} has no value in {shown(text)}")
         choices[current].append(chosen)
-    return (taken + name).strip(), choices
+    return (path + name).strip(), choices

@@ -1,4 +1,4 @@
-"""The command line: one module per verb. A verb imports what is heavy only when it runs, so that `--help` is quick."""
+"""The command line, with one module per verb. Slow imports happen only when a verb runs, so `--help` is quick."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXIT_MISTAKE = 2
 
 
 class _Parser(argparse.ArgumentParser):
-    """Turns every mistake into a `UserError`, with the nearest valid name where there is one."""
+    """A parser that raises a `UserError` for every mistake, with the most similar valid name if there is one."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{whole_message(ValueError(message))} (see '{self.prog} --help')")
@@ -43,8 +43,11 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
-    0: good. 1: a cell or a check failed, or memory or the output gave out. 2: the command cannot be carried out as it was
-    given, said in one sentence. 130, 143, 129: ended by Ctrl-C, SIGTERM, SIGHUP.
+    Returns:
+        0: success.
+        1: a cell or a check failed, memory ran out, or the output was closed or full.
+        2: the command cannot be carried out as given; one sentence on stderr says why.
+        130, 143, 129: the command was ended by Ctrl-C, SIGTERM or SIGHUP.
     """
     prepare_streams()
     try:
@@ -54,31 +57,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
     except UserError as error:
-        return _end(str(error), EXIT_MISTAKE)
+        return _report_error(str(error), EXIT_MISTAKE)
     except Interrupted as error:
         return exit_code(error.number)
     except Exception as error:
         if _out_of_memory(error):
-            return _end(f"memory ran out: {whole_message(error)}", EXIT_FAILED)
+            return _report_error(f"memory ran out: {whole_message(error)}", EXIT_FAILED)
         if isinstance(error, OSError):
-            return _end_by_system(error)
+            return _report_system_error(error)
         raise
 
 
-def _end(sentence: str, code: int) -> int:
+def _report_error(sentence: str, code: int) -> int:
     say(f"error: {sentence}")
     return code
 
 
-def _end_by_system(error: OSError) -> int:
-    """End after an error of the operating system, which is the output's or some file's."""
+def _report_system_error(error: OSError) -> int:
+    """Report an error of the operating system, about a file or about the output, and return the exit code."""
     reason = error.strerror or whole_message(error)
     if error.filename is not None:
-        return _end(f"{error.filename}: {reason}", EXIT_MISTAKE)
+        return _report_error(f"{error.filename}: {reason}", EXIT_MISTAKE)
     give_up_stdout()
-    if isinstance(error, BrokenPipeError):  # the reader, `head` say, has seen enough
+    if isinstance(error, BrokenPipeError):  # the reader of the output, e.g. `head`, has closed it
         return EXIT_FAILED
-    return _end(f"cannot write to the output: {reason}", EXIT_FAILED)
+    return _report_error(f"cannot write to the output: {reason}", EXIT_FAILED)
 
 
 def _out_of_memory(error: Exception) -> bool:

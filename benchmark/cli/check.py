@@ -1,4 +1,4 @@
-"""Check one plugin against the contract that every plugin keeps."""
+"""Check one plugin against the contract for all plugins."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from benchmark.cli.options import add_include
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `check`."""
-    parser.add_argument("name", metavar="NAME", help="a plugin, for a data set that takes a path: folder:PATH")
+    """Add the options of `check`."""
+    parser.add_argument("name", metavar="NAME", help="a plugin; for a data set with a path, e.g. folder:PATH")
     add_include(parser)
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Print a line per check. 0 if all hold, else 1."""
+    """Print one line per check. Return 0 if all checks pass, else 1."""
     from benchmark.matching.plans import shared_plans
     from benchmark.registry import Registry
     from benchmark.registry.contract import examine

@@ -1,4 +1,4 @@
-"""Compare two attacks of a run: the paired difference of their PSNR with its interval."""
+"""Compare two attacks of a run by the paired difference of their PSNR, with its interval."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Print a line per defense under which both attacks have finished."""
+    """Print one line for each defense under which both attacks have finished. Return 0."""
     from benchmark.base.errors import UserError, remark, unknown
     from benchmark.experiment.store import Store
     from benchmark.report.compare import paired_difference

@@ -1,4 +1,4 @@
-"""Show versions, device, threads and allocator, and which optional weights and data are reachable."""
+"""Show versions, device, threads and allocator, and which optional weights and data are available."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `info`."""
+    """Add the options of `info`."""
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]")
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Print what records store of their environment, and what is missing."""
+    """Print the environment as records store it, and which weights and data are missing. Return 0."""
     import torch
 
     from benchmark.base.environment import describe
@@ -29,26 +29,26 @@ def execute(options: argparse.Namespace) -> int:
         print(f"{name:<26}{value}")
     print("\nOptional weights")
     missing = lpips_missing()
-    print(f"  LPIPS: {missing or 'reachable'} (the cache is {torch.hub.get_dir()})")
+    print(f"  LPIPS: {missing or 'available'} (the cache is {torch.hub.get_dir()})")
     if missing:
         print("    delete a damaged file; to get it, where there is internet:")
         print("    python -c \"import lpips; lpips.LPIPS(net='alex')\"")
     print("\nData")
     for plugin in Registry().all("dataset"):
-        print(f"  {plugin.name}: {_reachable(plugin)}")
+        print(f"  {plugin.name}: {_availability(plugin)}")
     return 0
 
 
-def _reachable(plugin: Plugin) -> str:
-    """Whether a data set's images can be read, tried on its public ones."""
+def _availability(plugin: Plugin) -> str:
+    """Return a text that says whether the images of a data set can be read. Its public images are tried."""
     from benchmark.base.errors import UserError, first_line
     from benchmark.registry import load
 
     cls = load(plugin)
     if any(f.default is f.default_factory is dataclasses.MISSING for f in dataclasses.fields(cls)):
-        return f"{plugin.summary} Reachable where you say it is."
+        return f"{plugin.summary} Available at the path that you give."
     try:
         cls().public(16)
     except (UserError, OSError) as error:
         return f"missing: {first_line(error)}"
-    return f"reachable. {plugin.summary}"
+    return f"available. {plugin.summary}"

@@ -7,27 +7,30 @@ import argparse
 from benchmark.cli.options import add_include
 
 Row = tuple[str, str, list[str]]
-"""Name, summary, and further lines."""
+"""Name, summary, and further lines of one entry."""
 
-THINGS = ("attacks", "defenses", "datasets", "models", "grids")
+LISTABLE = ("attacks", "defenses", "datasets", "models", "grids")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `list`."""
-    parser.add_argument("what", choices=THINGS, metavar="KIND", help=", ".join(THINGS))
+    """Add the options of `list`."""
+    parser.add_argument("what", choices=LISTABLE, metavar="KIND", help=", ".join(LISTABLE))
     add_include(parser)
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Print name, one line, source, and what an attack needs or a defense hides; imports no plugin."""
+    """Print each entry with name and summary, and return 0.
+
+    A plugin also has its source, and what an attack needs or a defense hides. No plugin is imported.
+    """
     if options.what == "grids":
         from benchmark.experiment.grid import titles
 
         rows: list[Row] = [(name, title, []) for name, title in titles().items()]
     elif options.what == "models":
-        rows = _models()
+        rows = _model_rows()
     else:
-        rows = _plugins(options)
+        rows = _plugin_rows(options)
     width = max(len(name) for name, _, _ in rows)
     for name, summary, details in rows:
         print(f"{name:<{width}}  {summary}")
@@ -36,22 +39,22 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def _models() -> list[Row]:
-    """Every model that has a name, and whether it is on this machine."""
+def _model_rows() -> list[Row]:
+    """Return every model with a name, and whether it is on this machine."""
     from benchmark.diffusion.catalogue import HUB_IDS, cached, shipped
     from benchmark.diffusion.presets import PRESETS
 
     rows: list[Row] = [(name, f"{preset.summary}, random init", []) for name, preset in PRESETS.items()]
     for name in shipped():
-        rows.append((name, f"the preset {name.partition(':')[0]}, trained on the public images of photos; ships here", []))
+        rows.append((name, f"the preset {name.partition(':')[0]}, trained on the public images of photos; included", []))
     for name in HUB_IDS:
-        here = "in the Hugging Face cache" if cached(name) else f"not on this machine; 'hf download {name}' fetches it"
-        rows.append((name, here, []))
+        location = "in the Hugging Face cache" if cached(name) else f"not on this machine; 'hf download {name}' fetches it"
+        rows.append((name, location, []))
     rows.append(("PATH", "any local diffusers U-Net directory with safetensors weights; `train` makes one", []))
     return rows
 
 
-def _plugins(options: argparse.Namespace) -> list[Row]:
+def _plugin_rows(options: argparse.Namespace) -> list[Row]:
     from benchmark.registry import Registry
 
     kind = options.what.removesuffix("s")

@@ -1,4 +1,4 @@
-"""Standard output and error, whatever they are connected to."""
+"""Protection of standard output and error against a limited encoding and against a closed or full output."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ import sys
 
 
 def prepare_streams() -> None:
-    """Let letters that the output's encoding lacks be replaced, and let a command run whose output is closed."""
+    """Make stdout and stderr safe to write to.
+
+    Characters that the encoding of the output lacks are replaced. A closed stream is replaced by the null device.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123  # open as long as the process
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123  # stays open until the process ends
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def give_up_stdout() -> None:
-    """Send what is still to be written to nowhere, so that it does not fail again when the process ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    """Discard all output that is not written yet, so that it does not fail again when the process ends."""
+    null_device = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, sys.stdout.fileno())
-    except (OSError, ValueError, AttributeError):  # no file behind it
+        os.dup2(null_device, sys.stdout.fileno())
+    except (OSError, ValueError, AttributeError):  # stdout is not a file
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     finally:
-        os.close(nowhere)
+        os.close(null_device)

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Write and print the leaderboard."""
+    """Write the tables and figures, print the leaderboard, and return 0."""
     from benchmark.experiment.store import Store
     from benchmark.report import tables
     from benchmark.report.build import build

@@ -1,4 +1,4 @@
-"""Train a model on the public images of a data set; the same command again goes on where it was."""
+"""Train a model on the public images of a data set; the same command again continues an interrupted training."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from benchmark.diffusion.training import Training
     from benchmark.plugins import Dataset
 
-LINES = 20
-"""Lines of progress where the output is no terminal."""
+PROGRESS_LINES = 20
+"""Number of progress lines if the output is not a terminal."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `train`."""
+    """Add the options of `train`."""
     add = parser.add_argument
     add("--dataset", required=True, metavar="NAME", help="only its public images are used")
-    add("--model", required=True, metavar="NAME", help="a preset, or a trained model to go on from")
-    add("--steps", required=True, type=int, metavar="N", help="training steps; more than before to go on")
-    add("--out", required=True, type=user_path, metavar="DIR", help="the model's directory: itself a model for any grid")
+    add("--model", required=True, metavar="NAME", help="a preset, or a trained model to continue from")
+    add("--steps", required=True, type=int, metavar="N", help="training steps in total; a larger number continues the training")
+    add("--out", required=True, type=user_path, metavar="DIR", help="directory of the model, which any grid accepts as a model")
     add("--batch-size", type=int, default=32, metavar="N", help="images per step, default 32")
     add("--lr", type=float, default=2e-4, metavar="X", help="step size of Adam, default 0.0002")
     add("--seed", type=int, default=0, metavar="N")
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Train, and leave weights, schedule, card and sample sheet in the directory."""
+    """Train a model, write its weights, schedule, card and sample sheet to `--out`, and return the exit code."""
     from benchmark.base.environment import describe
     from benchmark.base.machine import settle
     from benchmark.diffusion.training import SHEET, draw_sheet, publish, train
@@ -65,7 +65,7 @@ def execute(options: argparse.Namespace) -> int:
         say(f"Interrupted at step {training.step}: it is saved, and the same command goes on from there.")
         return exit_code(error.number)
     card = {
-        "command": _command(options),
+        "command": _command_line(options),
         "steps": training.step + (model.trained_steps or 0),
         **training.describe(),
         "environment": training.environment,
@@ -80,7 +80,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> tuple[Training, SchedulerMixin, Model, Dataset]:
-    """Return the training at the step that it has reached in `--out`, its schedule, its first model and its data set."""
+    """Return the training at the step saved in `--out`, its scheduler, the model that it started from and its data set."""
     from benchmark.base.machine import device_name
     from benchmark.base.spec import one
     from benchmark.diffusion.models import build_network, build_schedule, build_scheduler, resolve
@@ -117,7 +117,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Training, SchedulerMixin, Mod
     return training, build_scheduler(model), model, dataset
 
 
-def _command(options: argparse.Namespace) -> str:
+def _command_line(options: argparse.Namespace) -> str:
     names = ("dataset", "model", "steps", "out", "batch_size", "lr", "seed")
     words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
     return f"python -m benchmark train {shlex.join(words)}"
@@ -125,10 +125,18 @@ def _command(options: argparse.Namespace) -> str:
 
 @contextmanager
 def _progress(steps: int, before: int) -> Iterator[Callable[[Training], None]]:
-    """Shows step, loss and time left: a live bar on a terminal, twenty lines elsewhere."""
+    """Show step, loss and time left, as a live bar on a terminal and as `PROGRESS_LINES` lines elsewhere.
+
+    Args:
+        steps: number of training steps in total.
+        before: number of steps that were done earlier.
+
+    Yields:
+        A function to be called with the training after a step.
+    """
     if not sys.stdout.isatty():
         started = time.monotonic()
-        yield lambda training: _line(training, steps, before, started)
+        yield lambda training: _print_progress(training, steps, before, started)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -138,7 +146,9 @@ def _progress(steps: int, before: int) -> Iterator[Callable[[Training], None]]:
         yield lambda training: bar.update(task, completed=training.step, description=f"loss {training.loss:.4f}")
 
 
-def _line(training: Training, steps: int, before: int, started: float) -> None:
-    if training.step % max(1, steps // LINES) == 0 or training.step == steps:
-        left = int((time.monotonic() - started) / (training.step - before) * (steps - training.step))
-        print(f"[{training.step}/{steps}] loss {training.loss:.4f}, {left // 60}:{left % 60:02d} left", flush=True)
+def _print_progress(training: Training, steps: int, before: int, started: float) -> None:
+    if training.step % max(1, steps // PROGRESS_LINES) == 0 or training.step == steps:
+        seconds_left = int((time.monotonic() - started) / (training.step - before) * (steps - training.step))
+        print(
+            f"[{training.step}/{steps}] loss {training.loss:.4f}, {seconds_left // 60}:{seconds_left % 60:02d} left", flush=True
+        )

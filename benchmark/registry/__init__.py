@@ -1,4 +1,4 @@
-"""Plugins by name: how they are found, what they import, and the contract that each one keeps."""
+"""The registry of plugins: find a plugin by name, read its imports, and check its contract."""
 
 from benchmark.registry.registry import KINDS, Plugin, Registry, load
 

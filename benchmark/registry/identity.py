@@ -1,6 +1,7 @@
-"""The part of a cell's identity that comes from code: syntax trees, without docstrings, comments and layout.
+"""Hashes of source code, which are part of a cell's identity.
 
-A cell depends on the code that its scene, data set, defense and attack import, and on no other.
+A hash covers the syntax trees, without docstrings, comments and layout. A cell depends only on the code that its scene, data
+set, defense and attack import.
 """
 
 from __future__ import annotations
@@ -13,33 +14,34 @@ from pathlib import Path
 
 from benchmark.registry.imports import reachable
 
-SPEAKING = frozenset({"benchmark.base.errors", "benchmark.base.events"})
-"""Modules that only tell the user or a display something. No image depends on them."""
+MESSAGE_MODULES = frozenset({"benchmark.base.errors", "benchmark.base.events"})
+"""Modules that only send messages to the user or to a display. No image depends on them."""
 
 Tree = str | tuple["Tree", ...]
 
 
 def code_hash(path: Path, module: str | None) -> str:
-    """Return a hash of the code of a file and of all that it imports from `benchmark` and from its own package.
+    """Return a hash of the code of a file and of everything that it imports from `benchmark` and from its own package.
 
     Args:
         path: the source file.
-        module: its name, None outside of any package. Files beside it then count as its package.
+        module: the name of its module; None if the file is outside of any package. Its package is then the files in the
+            same folder.
     """
     packages = {"benchmark", *([module.partition(".")[0]] if module else [file.stem for file in path.parent.glob("*.py")])}
 
-    def counts(name: str) -> bool:
-        return name.partition(".")[0] in packages and name not in SPEAKING
+    def is_covered(name: str) -> bool:
+        return name.partition(".")[0] in packages and name not in MESSAGE_MODULES
 
-    imported = dict(reachable(path, module, counts))
+    imported = dict(reachable(path, module, is_covered))
     digest = hashlib.blake2b(digest_of(path).encode(), digest_size=16)
-    for name in sorted(filter(counts, imported)):
+    for name in sorted(filter(is_covered, imported)):
         digest.update(f"{name}={digest_of(imported[name])};".encode())
     return digest.hexdigest()
 
 
 def module_hash(module: str) -> str:
-    """Return `code_hash` of a module of the bench, by name."""
+    """Return `code_hash` of a module of GIDBench, given by its name."""
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None
     return code_hash(Path(spec.origin), module)
@@ -47,30 +49,33 @@ def module_hash(module: str) -> str:
 
 def digest_of(path: Path) -> str:
     """Return a hash of the syntax tree of one file."""
-    return _digest(path, path.stat().st_mtime_ns)
+    return _cached_digest(path, path.stat().st_mtime_ns)
 
 
 @cache
-def _digest(path: Path, changed: int) -> str:
-    """Return the hash of a file that was last changed at that time; every cell asks for the same files."""
+def _cached_digest(path: Path, modified_ns: int) -> str:
+    """Return the hash of the syntax tree of one file.
+
+    Results are cached by the time of the last change, because all cells need the hashes of the same files.
+    """
     return tree_digest(path.read_text(encoding="utf-8"))
 
 
 def tree_digest(source: str) -> str:
-    """Return a hash of the syntax tree of a source text. It does not depend on the version of Python."""
-    return hashlib.blake2b(repr(_tree(ast.parse(source))).encode(), digest_size=16).hexdigest()
+    """Return a hash of the syntax tree of a source text. The hash does not depend on the Python version."""
+    return hashlib.blake2b(repr(_nested_tuples(ast.parse(source))).encode(), digest_size=16).hexdigest()
 
 
-def _tree(value: object) -> Tree:
-    """Return a syntax tree as nested tuples, without fields that are empty and without bare strings."""
+def _nested_tuples(value: object) -> Tree:
+    """Return a syntax tree as nested tuples, without empty fields and without bare strings."""
     if isinstance(value, list):
-        return tuple(_tree(item) for item in value if not _is_text(item))
+        return tuple(_nested_tuples(item) for item in value if not _is_bare_string(item))
     if isinstance(value, ast.AST):
         fields = [(name, part) for name, part in ast.iter_fields(value) if part is not None and part != []]
-        return (type(value).__name__, *((name, _tree(part)) for name, part in fields))
+        return (type(value).__name__, *((name, _nested_tuples(part)) for name, part in fields))
     return repr(value)
 
 
-def _is_text(node: object) -> bool:
-    """Return whether a statement is a string alone: a docstring, or the description of the line above it."""
+def _is_bare_string(node: object) -> bool:
+    """Return whether a statement is a bare string: a docstring, or the description of the line above it."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -1,4 +1,4 @@
-"""What a source file imports, read from its text: for the knowledge wall and for the identity of plugins."""
+"""Find the imports of a source file from its text. The knowledge wall and the code hashes of plugins use this."""
 
 from __future__ import annotations
 
@@ -10,34 +10,37 @@ from pathlib import Path
 
 
 def reachable(path: Path, module: str | None, follow: Callable[[str], bool]) -> Iterator[tuple[str, Path]]:
-    """Every module that a file imports, directly or through modules that `follow` accepts; type hints count too.
+    """Yield every module that a file imports, directly or indirectly. Imports for type hints count too.
 
     Args:
         path: the file.
-        module: its own name, None outside of any package; relative imports are resolved against it.
-        follow: whether to look into a module of that name; only those are yielded with what they import in turn.
+        module: the name of its module; None if the file is outside of any package. Relative imports are resolved against it.
+        follow: whether to look for further imports in the module of that name.
 
     Yields:
         Name and source file of each module, once.
     """
-    seen: set[str] = set()
-    waiting = [(path, module)]
-    while waiting:
-        for name, origin in _direct(*waiting.pop()):
-            if name not in seen:
-                seen.add(name)
+    found: set[str] = set()
+    pending = [(path, module)]
+    while pending:
+        for name, origin in _direct_imports(*pending.pop()):
+            if name not in found:
+                found.add(name)
                 yield name, origin
                 if follow(name):
-                    waiting.append((origin, name))
+                    pending.append((origin, name))
 
 
-def _direct(path: Path, module: str | None) -> tuple[tuple[str, Path], ...]:
-    return _imports(path, module, path.stat().st_mtime_ns)
+def _direct_imports(path: Path, module: str | None) -> tuple[tuple[str, Path], ...]:
+    return _cached_imports(path, module, path.stat().st_mtime_ns)
 
 
 @cache
-def _imports(path: Path, module: str | None, changed: int) -> tuple[tuple[str, Path], ...]:
-    """Return what a file that was last changed at that time imports; a plan asks for the same files again and again."""
+def _cached_imports(path: Path, module: str | None, modified_ns: int) -> tuple[tuple[str, Path], ...]:
+    """Return the direct imports of a file.
+
+    Results are cached by the time of the last change, because a plan reads the same files many times.
+    """
     return tuple(_read_imports(path, module))
 
 
@@ -46,16 +49,16 @@ def _read_imports(path: Path, module: str | None) -> Iterator[tuple[str, Path]]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = _absolute(node, module)
+            base = _absolute_name(node, module)
             names = [base, *(f"{base}.{alias.name}" for alias in node.names)] if base else []
         else:
             continue
         for name in names:
-            if origin := _origin(name):
+            if origin := _source_file(name):
                 yield name, origin
 
 
-def _absolute(node: ast.ImportFrom, module: str | None) -> str | None:
+def _absolute_name(node: ast.ImportFrom, module: str | None) -> str | None:
     if not node.level:
         return node.module
     if module is None:
@@ -64,8 +67,8 @@ def _absolute(node: ast.ImportFrom, module: str | None) -> str | None:
     return ".".join([*package, *([node.module] if node.module else [])])
 
 
-def _origin(name: str) -> Path | None:
-    """The source file of a module, None where there is no such module or it has none."""
+def _source_file(name: str) -> Path | None:
+    """Return the source file of a module; None if there is no such module or it has no source file."""
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError, AttributeError):

@@ -1,4 +1,7 @@
-"""Name -> plugin, by scanning folders and entry points. Finding and listing read source text; only `load` imports a plugin."""
+"""Find plugins by name, in folders and in entry points.
+
+Finding and listing plugins only reads their source text. Only `load` imports a plugin.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +23,19 @@ from benchmark.base.spec import Spec
 from benchmark.registry.identity import code_hash
 
 KINDS = {"attack": ("Attack", "MatchingAttack"), "defense": ("Defense",), "dataset": ("Dataset",)}
-"""Kind of plugin -> the base classes in `benchmark.plugins` that mark it."""
+"""For each kind of plugin, the base classes in `benchmark.plugins` that mark it."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin as its source text describes it, without importing it.
+    """A plugin as described by its source text. The plugin is not imported.
 
     Attributes:
         kind: `attack`, `defense` or `dataset`.
         name: the file's stem, or the entry point's name.
         path: its source file.
-        module: the module to import it as; a file outside of any package has none and is loaded from its path.
-        class_name: the class in it.
+        module: the name under which it is imported; None for a file outside of any package, which is loaded from its path.
+        class_name: the name of its class.
     """
 
     kind: str
@@ -43,29 +46,29 @@ class Plugin:
 
     @property
     def code_hash(self) -> str:
-        """A hash of its code and of the code that it imports; part of the identity of its cells."""
+        """Return a hash of its code and of the code that it imports, which is part of the identity of its cells."""
         return code_hash(self.path, self.module)
 
     @cached_property
     def summary(self) -> str:
-        """The first line of its docstring."""
+        """Return the first line of its docstring."""
         return (ast.get_docstring(self._tree) or "").partition("\n")[0]
 
     @cached_property
     def citation(self) -> str:
-        """The rest of the line that begins with `Source:` in its docstring, empty if there is none."""
+        """Return the rest of the line that starts with `Source:` in its docstring, or an empty text."""
         lines = (ast.get_docstring(self._tree) or "").splitlines()
         return next((line.removeprefix("Source:").strip() for line in lines if line.startswith("Source:")), "")
 
     @property
     def control(self) -> bool:
-        """For an attack, whether it is a control that ships in every table."""
-        value = self._attribute("control")
+        """Return whether this is an attack that is a control, which is part of every table."""
+        value = self._class_attribute("control")
         return isinstance(value, ast.Constant) and value.value is True
 
     def capabilities(self, attribute: str) -> tuple[str, ...]:
-        """The members of `Capability` that the class attribute `needs` or `hides` names, in lower case."""
-        value = self._attribute(attribute)
+        """Return the members of `Capability` in a class attribute (`needs` or `hides`), in lower case and sorted."""
+        value = self._class_attribute(attribute)
         nodes = ast.walk(value) if value else ()
         return tuple(sorted(n.attr.lower() for n in nodes if isinstance(n, ast.Attribute)))
 
@@ -73,8 +76,8 @@ class Plugin:
     def _tree(self) -> ast.Module:
         return _parse(self.path)
 
-    def _attribute(self, name: str) -> ast.expr | None:
-        for node in _class(self._tree, self.class_name).body:
+    def _class_attribute(self, name: str) -> ast.expr | None:
+        for node in _class_definition(self._tree, self.class_name).body:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
             if any(isinstance(target, ast.Name) and target.id == name for target in targets):
                 return node.value  # type: ignore[attr-defined, no-any-return]
@@ -82,7 +85,7 @@ class Plugin:
 
 
 class Registry:
-    """All plugins: the shipped folders, the entry points `gidbench.attacks` and so on, and included folders.
+    """All plugins, from the shipped folders, from entry points such as `gidbench.attacks`, and from included folders.
 
     Raises:
         UserError: a folder is missing, a plugin's source cannot be read, or two plugins share a name.
@@ -90,7 +93,7 @@ class Registry:
 
     def __init__(self, include: Sequence[Path] = ()) -> None:
         self._plugins: dict[tuple[str, str], Plugin] = {}
-        for plugin in (*_shipped(), *_installed(), *_included(include)):
+        for plugin in (*_shipped_plugins(), *_installed_plugins(), *_included_plugins(include)):
             key = (plugin.kind, plugin.name)
             if key in self._plugins:
                 other = self._plugins[key].path
@@ -98,11 +101,11 @@ class Registry:
             self._plugins[key] = plugin
 
     def all(self, kind: str) -> list[Plugin]:
-        """Every plugin of a kind, by name."""
+        """Return every plugin of a kind, sorted by name."""
         return sorted((p for p in self._plugins.values() if p.kind == kind), key=lambda p: p.name)
 
     def get(self, kind: str, name: str) -> Plugin:
-        """The plugin of that kind and name.
+        """Return the plugin of that kind and name.
 
         Raises:
             UserError: there is none.
@@ -113,10 +116,13 @@ class Registry:
             raise unknown(kind, name, [p.name for p in self.all(kind)]) from None
 
     def create(self, kind: str, spec: Spec, settings: Mapping[str, object] | None = None) -> tuple[Plugin, Any]:
-        """The plugin that `spec` names and its object: fields from `settings`, then from the brackets and after the colon.
+        """Return the plugin that `spec` names, and an object of its class.
+
+        The fields come from `settings`. Values in the brackets of `spec` replace them. A value after the colon of its name
+        sets the first field.
 
         Raises:
-            UserError: there is none, or a field is unknown or refused.
+            UserError: there is no such plugin, or a field is unknown or rejected.
         """
         name, colon, argument = spec.name.partition(":")
         plugin = self.get(kind, name)
@@ -130,7 +136,7 @@ class Registry:
         return plugin, config.build(cls, values, f"{kind} '{spec}'")
 
     def find(self, name: str) -> list[Plugin]:
-        """Every plugin of that name, of whatever kind.
+        """Return every plugin of that name, of any kind.
 
         Raises:
             UserError: there is none.
@@ -142,10 +148,10 @@ class Registry:
 
 
 def load(plugin: Plugin) -> type[Any]:
-    """Import a plugin's class.
+    """Import a plugin and return its class.
 
     Raises:
-        UserError: the import fails, or the class is no dataclass or lacks a method.
+        UserError: the import fails, the class is not a dataclass, or a method is missing.
     """
     try:
         module = importlib.import_module(plugin.module) if plugin.module else _import_file(plugin.path)
@@ -158,40 +164,40 @@ def load(plugin: Plugin) -> type[Any]:
         raise UserError(
             f"{plugin.kind} '{plugin.name}' ({plugin.path}) is not a dataclass: put @dataclass(frozen=True) above it"
         )
-    if lacking := sorted(getattr(found, "__abstractmethods__", ())):
-        raise UserError(f"{plugin.kind} '{plugin.name}' ({plugin.path}) lacks {', '.join(lacking)}")
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise UserError(f"{plugin.kind} '{plugin.name}' ({plugin.path}) lacks {', '.join(missing)}")
     return found
 
 
-def _shipped() -> Iterator[Plugin]:
-    """The three folders beside `benchmark`, which are its subpackages when installed (see `benchmark.__init__`)."""
+def _shipped_plugins() -> Iterator[Plugin]:
+    """Yield the plugins of the three shipped folders, which are imported as subpackages (see `benchmark._checkout`)."""
     for kind in KINDS:
         package = f"benchmark.{kind}s"
         for folder in importlib.import_module(package).__path__:
             for path in sorted(Path(folder).glob("*.py")):
-                yield from _scan(path, f"{package}.{path.stem}", kind)
+                yield from _plugins_in(path, f"{package}.{path.stem}", kind)
 
 
-def _installed() -> Iterator[Plugin]:
-    points = entry_points()  # reads every installed package, so once for all kinds
+def _installed_plugins() -> Iterator[Plugin]:
+    points = entry_points()  # reads the metadata of every installed package, so it is called only once
     for kind in KINDS:
         for point in points.select(group=f"gidbench.{kind}s"):
-            yield Plugin(kind, point.name, _origin(point), point.module, point.attr)
+            yield Plugin(kind, point.name, _source_file(point), point.module, point.attr)
 
 
-def _included(folders: Sequence[Path]) -> Iterator[Plugin]:
+def _included_plugins(folders: Sequence[Path]) -> Iterator[Plugin]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"--include '{folder}' is not a folder")
         for path in sorted(folder.resolve().glob("*.py")):
-            yield from _scan(path, None)
+            yield from _plugins_in(path, None)
 
 
-def _scan(path: Path, module: str | None, kind: str | None = None) -> list[Plugin]:
-    """The one plugin of a file; none where no class derives from a plugin's base (a helper module).
+def _plugins_in(path: Path, module: str | None, kind: str | None = None) -> list[Plugin]:
+    """Return a list with the plugin of a file. It is empty for a helper module, which has no plugin class.
 
     Raises:
-        UserError: the file has several, or one of another kind than its folder's.
+        UserError: the file has several plugins, or a plugin of another kind than its folder.
     """
     kinds = {base: kind for kind, bases in KINDS.items() for base in bases}
     found = [
@@ -204,11 +210,11 @@ def _scan(path: Path, module: str | None, kind: str | None = None) -> list[Plugi
     if len(found) > 1:
         raise UserError(f"{path} holds {len(found)} plugins ({', '.join(p.class_name for p in found)}); one per file")
     if found and kind and found[0].kind != kind:
-        raise UserError(f"{path} holds the {found[0].kind} {found[0].class_name}, but lies among the {kind}s")
+        raise UserError(f"{path} holds the {found[0].kind} {found[0].class_name}, but lies in the folder of the {kind}s")
     return found
 
 
-def _origin(point: EntryPoint) -> Path:
+def _source_file(point: EntryPoint) -> Path:
     try:
         spec = importlib.util.find_spec(point.module)
     except ImportError:
@@ -220,18 +226,21 @@ def _origin(point: EntryPoint) -> Path:
 
 def _parse(path: Path) -> ast.Module:
     try:
-        return _parsed(path, path.stat().st_mtime_ns)
+        return _cached_parse(path, path.stat().st_mtime_ns)
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"cannot read plugin {path}: {error}") from error
 
 
 @cache
-def _parsed(path: Path, changed: int) -> ast.Module:
-    """Return the tree of a file that was last changed at that time; every command reads the same files."""
+def _cached_parse(path: Path, modified_ns: int) -> ast.Module:
+    """Return the syntax tree of a file.
+
+    Results are cached by the time of the last change, because a command reads the same files many times.
+    """
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _class(tree: ast.Module, name: str) -> ast.ClassDef:
+def _class_definition(tree: ast.Module, name: str) -> ast.ClassDef:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return node
@@ -244,7 +253,7 @@ def _import_file(path: Path) -> Any:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look their module up
+        sys.modules[name] = module  # dataclasses look up their module there
         try:
             spec.loader.exec_module(module)
         except BaseException:

@@ -268,7 +268,7 @@ def test_a_damaged_file_is_a_good_grid_or_one_sentence(key, value):
         ({"defenses": ["dp_sgd[clip=inf]"], "parts": [{"defenses": ["none"]}]}, "clip must be above 0 and finite"),
         ({"trials": 10**9}, "5000000000 cells; at most 100000 can be run at once"),  # T2, this one and the next five
         ({"attacks": [f"dlg[evaluations={MANY},restarts={MANY}]"]}, "more than 10000 values"),
-        ({"attacks": ["dlg[evaluations=" + "1" * 10_001 + "]"]}, "more than 10000 letters"),
+        ({"attacks": ["dlg[evaluations=" + "1" * 10_001 + "]"]}, "more than 10000 characters"),
         ({"victims": 20_000}, "draws 20000 private images; at most 10000 can be drawn"),
         ({"scenarios": [{"batch_size": 10**6}]}, "at most 100000 images may lie behind an update"),
         ({"victims": 9_999, "scenarios": [{"image_size": 1024}]}, "images of 1024x1024 pixels of a cell need .* GiB"),

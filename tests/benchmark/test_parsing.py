@@ -3,7 +3,7 @@
 import pytest
 
 from benchmark.base.errors import UserError
-from benchmark.base.parsing import MOST_YAML_NODES, parse_json, parse_yaml, read_text
+from benchmark.base.parsing import MAX_YAML_NODES, parse_json, parse_yaml, read_text
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "\n".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]" for before, name in zip("abcdefg", "bcdefgh", strict=True)
@@ -20,14 +20,14 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "\n".join(
         ("seed: 99999999999999999999", "an integer beyond 64 bits"),
         ("seed: !!bool x", "cannot be read"),
         ('seed: !!int ""', "cannot be read"),
-        ("a" * 300_000, "more than 262144 letters"),
+        ("a" * 300_000, "more than 262144 characters"),
         ("seed: !!python/name:os.system", "is not YAML"),
         ("a: " + "[" * 3000 + "]" * 3000, "nests more than 50 levels"),
         ("a: " + "[" * 60 + "]" * 60, "nests more than 50 levels"),
         ("a: &a [*a]", "nests more than 50 levels, or holds itself"),
         (BOMB, "holds more than"),
-        ("a: [" + "x," * (MOST_YAML_NODES + 1) + "]", "holds more than"),
-        ('title: "\\ud800"', "text that no file can hold"),  # R6
+        ("a: [" + "x," * (MAX_YAML_NODES + 1) + "]", "holds more than"),
+        ('title: "\\ud800"', "cannot be encoded as UTF-8"),  # R6
         ("title: [", "is not YAML"),
     ],
 )
@@ -45,7 +45,7 @@ def test_yaml_beyond_its_limits_is_one_short_sentence(text, words):
         ('{"a": 1, "a": 2}', "given twice"),
         ('{"a": ' + "9" * 4500 + "}", "is not JSON"),
         ('{"a": 99999999999999999999}', "an integer beyond 64 bits"),
-        ('{"a": "\\ud800"}', "text that no file can hold"),
+        ('{"a": "\\ud800"}', "cannot be encoded as UTF-8"),
         ("{", "is not JSON"),
     ],
 )

@@ -165,7 +165,7 @@ def test_settings_on_the_command_line_are_recorded(grid, tmp_path):
         (["run", "--victims", "many"], "invalid int value: 'many'"),
         (["run", "--cell-timeout", "-1"], "seconds above 0"),
         (["run", "--device", "gpu"], "unknown device 'gpu'"),
-        (["run", "--device", "cuda:99"], "device 'cuda:99' is not there"),
+        (["run", "--device", "cuda:99"], "device 'cuda:99' does not exist"),
         (["run", "--display", "plian"], "unknown --display 'plian'; did you mean 'plain'?"),
         (["run", "--set", "nonsense"], "attack.NAME.FIELD=VALUE"),
         (["run", "--include", "/nowhere"], "is not a folder"),
