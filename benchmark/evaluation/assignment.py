@@ -1,6 +1,6 @@
-"""From what an attack returned to the images that are stored: checked, decoded, assigned to the originals and clipped.
+"""Steps from the output of an attack to the stored images: check, decode, assign to the originals, and clip.
 
-Unlike the metrics, this decides the stored images of a cell, so it is part of the cell's identity.
+This code decides which images a cell stores, so it is part of the cell's identity. The metrics do not, so they are not.
 """
 
 from __future__ import annotations
@@ -18,10 +18,15 @@ from benchmark.types import Reconstruction, Victim
 
 
 def plain(victim: Victim, given: Reconstruction, decode: Callable[[Tensor], Tensor]) -> Reconstruction:
-    """Return the reconstruction as images on the CPU, with plain numbers. An attack may have returned anything.
+    """Check the output of an attack, which may be anything, and return it with decoded images on the CPU.
+
+    Args:
+        victim: the private images, which determine the expected shapes.
+        given: the output of the attack.
+        decode: maps what an attack reconstructs to images.
 
     Raises:
-        ValueError: it is no reconstruction, or has values of another shape or type than it should.
+        ValueError: the output is no `Reconstruction`, or a value has a wrong shape or type.
     """
     if not isinstance(given, Reconstruction):
         raise ValueError(f"the attack returned a {type(given).__name__}, not a Reconstruction")
@@ -49,7 +54,7 @@ def plain(victim: Victim, given: Reconstruction, decode: Callable[[Tensor], Tens
 
 
 def why_diverged(reconstruction: Reconstruction) -> str | None:
-    """Return why the images mean nothing, None where they do."""
+    """Return why the images are not valid, None if they are."""
     if reconstruction.diverged is None and not torch.isfinite(reconstruction.images).all():
         return "the images are not finite"
     return reconstruction.diverged
@@ -61,7 +66,7 @@ def clipped(image: Tensor) -> Tensor:
 
 
 def assign(originals: Tensor, rebuilt: Tensor) -> NDArray[np.intp]:
-    """Which rebuilt image belongs to each original: the matching of least total squared error.
+    """Assign a reconstructed image to each original so that the total squared error is minimal.
 
     Args:
         originals: (B, C, H, W).

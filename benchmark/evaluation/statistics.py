@@ -1,4 +1,4 @@
-"""Intervals. Crops of one photograph are not independent, so the unit that is resampled or counted is the photograph."""
+"""Confidence intervals. Crops of one photograph are not independent, so whole photographs are resampled or counted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ LEVEL = 0.95
 
 
 def median_interval(values: Sequence[float], sources: Sequence[str]) -> tuple[float, float]:
-    """Percentile bootstrap 95% interval of the median, resampling whole sources; NaN with fewer than two sources."""
+    """Return the percentile bootstrap 95% interval of the median.
+
+    Args:
+        values: one value per image.
+        sources: the photograph of each image; whole sources are resampled.
+
+    Returns:
+        Lower and upper bound, NaN with fewer than two sources.
+    """
     groups = _groups(values, sources)
     if len(groups) < 2:
         return (float("nan"), float("nan"))
@@ -26,15 +34,15 @@ def median_interval(values: Sequence[float], sources: Sequence[str]) -> tuple[fl
 def best_intervals(
     scores: NDArray[np.float64], others: Sequence[NDArray[np.float64]], sources: Sequence[str]
 ) -> list[tuple[float, float]]:
-    """Bootstrap 95% intervals of medians of the best of A candidates: which one that is, is decided anew in each resample.
+    """Return bootstrap 95% intervals of the medians of the best of A candidates. Each resample chooses the best again.
 
     Args:
-        scores: (A, n), by whose median the best is chosen.
-        others: (A, n) each, e.g. `scores` themselves; the interval is that of the chosen row's median.
-        sources: n names; whole sources are resampled.
+        scores: (A, n) scores; the best candidate has the largest median.
+        others: arrays of shape (A, n), for example `scores` itself. Each gets an interval of the chosen row's median.
+        sources: the photograph of each of the n images; whole sources are resampled.
 
     Returns:
-        One interval for each of `others`; NaN with fewer than two sources.
+        One interval (lower, upper) per entry of `others`, NaN with fewer than two sources.
     """
     places = _groups(list(range(len(sources))), sources)
     if len(places) < 2:
@@ -49,9 +57,13 @@ def best_intervals(
 
 
 def rate_interval(rate: float, sources: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a rate, with as many independent observations as there are sources; NaN without any.
+    """Return Wilson's 95% interval of a rate, NaN if there are no sources.
 
-    A bootstrap would give [1, 1] when all succeed, however few they are.
+    A bootstrap is not suitable: it gives [1, 1] if all images succeed, even if there are few of them.
+
+    Args:
+        rate: observed rate in [0, 1].
+        sources: number of photographs, used as the number of independent observations.
     """
     if sources == 0:
         return (float("nan"), float("nan"))
@@ -62,7 +74,10 @@ def rate_interval(rate: float, sources: int) -> tuple[float, float]:
 
 
 def reachable_level(sources: int) -> float:
-    """The most coverage that any distribution-free interval of a median can have: its whole range covers 1 - 2^(1 - n)."""
+    """Return the largest coverage of any distribution-free interval of a median.
+
+    The interval from the smallest to the largest of n values covers the median with probability 1 - 2^(1 - n).
+    """
     return 1 - 2.0 ** (1 - sources)
 
 
