@@ -1,4 +1,7 @@
-"""A cell's samples as the bytes of a parquet file, and back. Neither way starts a thread, which scarce memory may refuse."""
+"""Conversion between a cell's samples and the bytes of a parquet file.
+
+No thread is started in either direction, since starting one may fail when memory is scarce.
+"""
 
 from __future__ import annotations
 
@@ -27,22 +30,25 @@ FIXED = {
     **dict.fromkeys(PICTURES, pyarrow.binary()),
     "shape": pyarrow.list_(pyarrow.int64()),
 }
-"""The columns of `samples.parquet` beside the measurements, each of which is a column of float64."""
+"""The columns of `samples.parquet` and their types, except for the measurements. Each of those is a column of float64."""
 
 RANKED = "psnr"
-"""The measurement that every file has: attacks are ranked by it. Others may be new, or gone, since a file was written."""
+"""The measurement that ranks attacks, which every file must have.
+
+Other measurements may have been added to the metrics, or removed, since a file was written.
+"""
 
 CHANNELS = (1, 3)
 
 BYTES_PER_FILE, BYTES_PER_ROW = 2**20, 2**16
-"""Room for what a parquet file holds beside the pictures, names of sources and reasons among it."""
+"""Allowance in bytes for all content of a parquet file except the pictures, such as sources and reasons."""
 
 SLACK = 1e-3
-"""By how much rounding may carry a measurement over its bound."""
+"""Amount by which a measurement may exceed its bounds because of rounding."""
 
 
 def to_parquet(samples: Sequence[Sample]) -> bytes:
-    """Return the samples as a parquet file, a row per image."""
+    """Return the bytes of a parquet file with one row per sample."""
     columns = {name: [_stored(getattr(sample, name)) for sample in samples] for name in FIXED if name != "shape"}
     columns["shape"] = [list(sample.original.shape) for sample in samples]
     columns |= {name: [sample.measured[name] for sample in samples] for name in measures()}
@@ -51,7 +57,16 @@ def to_parquet(samples: Sequence[Sample]) -> bytes:
 
 
 def with_measurement(content: bytes, name: str, values: Sequence[float | None]) -> bytes:
-    """Return a parquet file of samples with the values as its column of a measurement, all other columns as they were."""
+    """Add or replace the column of one measurement in a parquet file of samples.
+
+    Args:
+        content: the bytes of the file.
+        name: name of the measurement.
+        values: one value per row.
+
+    Returns:
+        The bytes of the new file. All other columns are unchanged.
+    """
     with _opened(content) as file:
         table = file.read(use_threads=False)
     column = pyarrow.array(values, type=pyarrow.float64())
@@ -60,18 +75,22 @@ def with_measurement(content: bytes, name: str, values: Sequence[float | None]) 
 
 
 def most_bytes(record: Record) -> int:
-    """Return more bytes than the parquet file of a cell with these images can have."""
+    """Return an upper bound on the size in bytes of the parquet file that belongs to a record."""
     pixels: int = max(CHANNELS) * record.config["scenario"]["image_size"] ** 2
     return BYTES_PER_FILE + record.n_total * (BYTES_PER_ROW + 2 * len(PICTURES) * pixels * 4)
 
 
 def to_frame(content: bytes, record: Record) -> pd.DataFrame:
-    """Return the rows of a parquet file; `original` and `reconstruction` are (H, W, C) float32 arrays again.
+    """Return the rows of a parquet file. `original` and `reconstruction` are (H, W, C) float32 arrays.
 
-    A measurement that the file lacks is NaN, and one that is no metric any more is left out.
+    A measurement that the file lacks is NaN. A measurement that is no longer a metric is left out.
+
+    Args:
+        content: the bytes of the file.
+        record: the record of the same cell.
 
     Raises:
-        Damaged: it is no parquet file, or does not hold what `to_parquet` writes for such a record.
+        Damaged: the file is no parquet file, or `to_parquet` would not write such content for this record.
     """
     try:
         with _opened(content) as file:
@@ -80,7 +99,7 @@ def to_frame(content: bytes, record: Record) -> pd.DataFrame:
             if not file.metadata.num_rows <= record.n_total:
                 raise Damaged("it has more rows than the cell has images")
             frame: pd.DataFrame = file.read(use_threads=False).to_pandas(use_threads=False)
-    except MemoryError:  # also pyarrow's, which is an `ArrowException` as well
+    except MemoryError:  # pyarrow's own memory error is both a `MemoryError` and an `ArrowException`
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise Damaged("it is no whole parquet file") from error
@@ -102,7 +121,7 @@ def _written(table: pyarrow.Table) -> bytes:
 
 
 def _fits(schema: pyarrow.Schema) -> bool:
-    """Return whether the columns are the fixed ones and measurements, `RANKED` among them, each once."""
+    """Return whether the columns are `FIXED` and measurements. `RANKED` must be one of them, and none may occur twice."""
     kinds = dict(zip(schema.names, schema.types, strict=True))
     measured = {name: kind for name, kind in kinds.items() if name not in FIXED}
     return (
@@ -114,7 +133,7 @@ def _fits(schema: pyarrow.Schema) -> bool:
 
 
 def _stored(value: object) -> object:
-    """Return a value as its column holds it; an attack of somebody else's may report any text and any integer."""
+    """Return a value in the form of its column. A third-party attack may report any text and any integer."""
     if isinstance(value, np.ndarray):
         return np.ascontiguousarray(value, dtype="<f4").tobytes()
     if isinstance(value, int):
@@ -123,10 +142,10 @@ def _stored(value: object) -> object:
 
 
 def _check(frame: pd.DataFrame, record: Record) -> None:
-    """Refuse rows that no judge writes and that a table or figure would stumble over.
+    """Check that the judge can have written these rows, so that tables and figures can use them.
 
     Raises:
-        Damaged: there are such rows, or none where there must be some.
+        Damaged: a row is not valid, or there is no row with an image although the cell is `ok`.
     """
     ok = frame[frame.status == "ok"]
     required = frame.drop(columns=["timestep_estimate", "timestep_error", *frame.select_dtypes("float").columns])
@@ -141,7 +160,7 @@ def _check(frame: pd.DataFrame, record: Record) -> None:
 
 
 def _plausible(values: pd.Series[float], low: float, high: float) -> bool:
-    """Return whether every value that there is lies within the bounds."""
+    """Return whether all values that are not NaN lie within the bounds."""
     return bool((values.isna() | values.between(low - SLACK, high + SLACK)).all())
 
 

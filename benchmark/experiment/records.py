@@ -1,4 +1,7 @@
-"""What a cell's two files hold, checked as they are read: whatever somebody or a disk has changed counts as missing."""
+"""Records of cells and plans of runs as JSON, checked when they are read.
+
+A file that somebody edited or a disk damaged raises `Damaged`, so that its cell counts as missing.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ from benchmark.base.ranges import LARGEST
 SCHEMA_VERSION = 3
 
 MOST_IMAGES = 100_000
-"""Private images of a cell: no grid has as many."""
+"""Maximum number of private images of a cell in a record. A grid never has so many."""
 
 IDENTITY = re.compile(r"[0-9a-f]{32}")
-"""A cell's identity, which is the name of its directory."""
+"""Pattern of a cell's identity, which is also the name of its directory."""
 
 
 class Status(StrEnum):
@@ -38,41 +41,41 @@ class Status(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether a resumed run takes it as done; a failure is always tried again."""
+        """Return whether a resumed run keeps the cell. A failed cell is always run again."""
         return self in (Status.OK, Status.SKIPPED, Status.DIVERGED)
 
     @property
     def judged(self) -> bool:
-        """Whether there are images that a table measures."""
+        """Return whether the cell has judged images, which tables summarise."""
         return self in (Status.OK, Status.DIVERGED)
 
 
 class Damaged(Exception):
-    """A file of a cell does not hold what GIDBench wrote. The message says what differs."""
+    """Raised when a file does not hold what GIDBench wrote. The message says what differs."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One cell's outcome, without its samples. Field by field what `record.json` holds.
+    """The outcome of one cell without its samples. The fields are those of `record.json`.
 
     Attributes:
-        identity: hash of everything that can change the answer.
-        status: how it ended.
-        reason: why, where it is not simply ok.
+        identity: hash of everything that can change the result.
+        status: how the cell ended.
+        reason: why the cell has this status; for `ok` a note, or empty.
         config: the resolved configuration of the cell.
-        knows: what the attack was granted.
-        adaptive: whether the attack used public parameters of the defense.
-        control: whether it is a floor or the ceiling.
-        budget: evaluations that the attack could spend on one victim.
-        n_total: private images in the cell.
-        seconds: the attack's own time on all victims.
-        peak_mib: most memory of tensors on a GPU while the cell ran; None on a CPU.
-        privacy: the defense's guarantee.
-        lpips_missing: why LPIPS could not be measured when the cell ran.
+        knows: what the attack was granted, except for the prior.
+        adaptive: whether the attack uses public parameters that the defense discloses.
+        control: whether the attack is a control or the oracle.
+        budget: number of evaluations that the attack could spend on one victim.
+        n_total: number of private images in the cell.
+        seconds: run time of the attack on all victims, None if it did not finish.
+        peak_mib: peak memory of tensors on the GPU in MiB while the cell ran, None on a CPU.
+        privacy: the defense's privacy guarantee, None if it has none.
+        lpips_missing: why LPIPS could not be measured when the cell ran, None if it could.
         environment: versions, machine and settings.
-        samples_digest: checksum of the cell's `samples.parquet`, entered as the cell is saved.
-        checksum: of all other fields, entered as the cell is saved.
-        schema: version of this record's form.
+        samples_digest: checksum of the cell's `samples.parquet`, filled in when the cell is saved.
+        checksum: checksum of all other fields, filled in when the cell is saved.
+        schema: version of the record's format.
     """
 
     identity: str
@@ -95,30 +98,37 @@ class Record:
 
     @property
     def unmeasured(self) -> dict[str, str]:
-        """Why a metric could not be measured when the cell ran, by its name."""
+        """Return the metrics that could not be measured when the cell ran, by name, with the reason."""
         return {"lpips": self.lpips_missing} if self.lpips_missing else {}
 
 
 def to_json(values: Mapping[str, Any]) -> bytes:
-    """Return the values as JSON that `parse_json` reads."""
+    """Return the values as JSON that `parse_json` can read."""
     return json.dumps(_plain(values), indent=1, sort_keys=True, allow_nan=False).encode()
 
 
 def checksum(values: Mapping[str, Any]) -> str:
-    """Return the checksum of a record's fields but itself."""
+    """Return the checksum of all fields of a record except `checksum`."""
     return digest(to_json({name: value for name, value in values.items() if name != "checksum"}))
 
 
 def writable(text: str) -> str:
-    """Return the text with `?` for what UTF-8 cannot hold: lone surrogates, as in a file name of other bytes."""
+    """Return the text with `?` in place of lone surrogates, which UTF-8 cannot encode.
+
+    They occur in file names whose bytes are not UTF-8.
+    """
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def to_record(text: str, identity: str) -> Record:
-    """Return the record that a `record.json` holds.
+    """Parse the text of a `record.json`.
+
+    Args:
+        text: the content of the file.
+        identity: the identity of the expected cell.
 
     Raises:
-        Damaged: it is no JSON, has another form, or is the record of another cell.
+        Damaged: the text is no JSON, has a wrong format or checksum, or is the record of another cell.
     """
     try:
         values = parse_json(text, "it")
@@ -140,10 +150,10 @@ def to_record(text: str, identity: str) -> Record:
 
 
 def to_plan(text: str) -> dict[str, Any]:
-    """Return the plan that a `run.json` holds.
+    """Parse the text of a `run.json` and return the plan.
 
     Raises:
-        Damaged: it is no JSON, or has another form.
+        Damaged: the text is no JSON or has a wrong format.
     """
     try:
         values = parse_json(text, "it")
@@ -155,7 +165,10 @@ def to_plan(text: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no infinity: epsilon without noise is written as text, read back by `float`."""
+    """Convert a value to what JSON can hold.
+
+    JSON has no infinity. An infinite epsilon is therefore written as text, which `float` can read.
+    """
     if isinstance(value, Mapping):
         return {writable(str(key)): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -204,7 +217,7 @@ def _size(value: object) -> bool:
 
 
 def _epsilon(value: object) -> bool:
-    """Whether it is a size, or one that JSON has to hold as text."""
+    """Return whether a value is a number from 0 on, or the text of a number that JSON cannot hold."""
     return _size(value) or value in ("inf", "nan")
 
 
@@ -230,13 +243,13 @@ def _mapping(value: object) -> bool:
 
 @dataclass(frozen=True)
 class _Maybe:
-    """A form that may be null, and whose key may be missing where a mapping holds it."""
+    """A form whose value may be null. In a mapping, its key may also be missing."""
 
     form: Form
 
 
 Form = Callable[[object], bool] | Mapping[str, Any] | _Maybe
-"""What a value must be: a check, or a mapping whose keys have forms of their own and may stand among others."""
+"""The required form of a value: a check, or a mapping with a form for each required key. More keys are allowed."""
 
 _NAMED = {"name": _text, "remarks": _Maybe(_texts)}
 
@@ -257,7 +270,7 @@ CONFIG: Form = {
     "trial": _natural,
     "victims": _count,
 }
-"""Of a cell's configuration, what a report reads."""
+"""The form of the parts of a cell's configuration that reports read."""
 
 PRIVACY: Form = {
     **dict.fromkeys(("epsilon_round", "epsilon_total"), _epsilon),
@@ -292,10 +305,10 @@ PLAN: Form = {"title": _text, "success_db": _number, "settings": _mapping, "cell
 
 
 def _check(value: object, form: Form, place: str) -> None:
-    """Compare a value with its form.
+    """Check that a value has the required form.
 
     Raises:
-        Damaged: it differs; the message names the place.
+        Damaged: the value has another form; the message names its place.
     """
     if isinstance(form, _Maybe):
         if value is not None:

@@ -1,7 +1,8 @@
-"""The scene of a cell: what lies behind the updates, what the server sees of them, and what an attack makes of that.
+"""The scene of a cell: the private images behind its updates, the observations, and the run of the attack on them.
 
-Images, timesteps and noise depend on (dataset, scenario, trial) alone, except that a defense may limit the timesteps. The
-defense's randomness depends on the defense too, and the attack's on every axis.
+The private images depend only on the dataset, their number and size, and the trial. Timesteps and noise also depend on the
+scenario, and a defense may restrict the timesteps. The defense's randomness also depends on the defense. The attack's
+randomness depends on all of these, the model and the attack.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from benchmark.types import Observation, Prior, Privacy, PublicParameters, Recon
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What lies behind the updates of one cell. Each part is drawn when it is first asked for, and then kept.
+    """Everything that lies behind the updates of one cell. Each part is computed on first access and then kept.
 
     Attributes:
         cell: the cell.
-        cache: what the cells of the run share.
+        cache: the networks and mean colours that the cells of a run share.
     """
 
     cell: Cell
@@ -40,44 +41,44 @@ class Scene:
 
     @cached_property
     def practice(self) -> Scenario:
-        """The practice behind one update: of a single client, unless the defense aggregates."""
+        """Return the practice behind one update: all clients if the defense aggregates them, otherwise one client."""
         scenario = self.cell.scenario
         return scenario if self.cell.defense.aggregates else scenario.of_one_client()
 
     @property
     def updates_per_round(self) -> int:
-        """The updates that the server sees of each round: one, or one of each client."""
+        """Return the number of updates that the server receives per round: one, or one per client."""
         return self.cell.scenario.clients // self.practice.clients
 
     @cached_property
     def public(self) -> PublicParameters:
-        """What everybody knows of the defense that says something of the update."""
+        """Return the defense's public parameters that are valid for one update."""
         return disclosed(self.cell.defense, self.practice)
 
     @cached_property
     def privacy(self) -> Privacy | None:
-        """The defense's guarantee, None where it has none."""
+        """Return the defense's privacy guarantee, None if it has none."""
         return self.cell.defense.privacy(self.practice)
 
     @property
     def codec(self) -> Codec:
-        """From images to what the model diffuses, and back. Clients and attacks work on codes, the judge on images."""
+        """Return the model's codec between images and codes. Clients and attacks work on codes, the judge on images."""
         return self.cache.network(self.cell.model, self.cell.seed).codec
 
     @property
     def image_count(self) -> int:
-        """The private images of all rounds."""
+        """Return the number of private images in all rounds."""
         return sum(self._counted[0])
 
     @cached_property
     def _counted(self) -> tuple[list[int], torch.Tensor]:
-        """The images behind each round, and the state of the clients' random stream after they were counted."""
+        """Return the number of images of each round, and the state of the clients' random stream after this draw."""
         draw = stream(self.cell.seed, "victims", *self._axes)
         return image_counts(self.cell.scenario, self.cell.victims, draw), draw.get_state()
 
     @cached_property
     def victims(self) -> list[Victim]:
-        """The truth behind each update: round by round, and client by client where updates are not aggregated."""
+        """Return one victim per update: round by round, and client by client if updates are not aggregated."""
         counts, state = self._counted
         draw = torch.Generator()
         draw.set_state(state)
@@ -89,19 +90,21 @@ class Scene:
 
     @cached_property
     def pictures(self) -> list[Picture]:
-        """The private images. They depend on data set and trial alone: a curve over timesteps shows one set of photographs.
+        """Return the private images of all rounds.
+
+        Their random stream depends only on data set and trial. All points of a curve over timesteps thus use the same images.
 
         Raises:
-            UserError: there are not so many, or one cannot be read.
+            UserError: the data set has too few images, or one cannot be read.
         """
         draw = stream(self.cell.seed, "pictures", self.cell.keys.dataset, self.cell.trial)
         return self.cell.dataset.victims(self.image_count, self.cell.image_size, draw)
 
     @cached_property
     def observations(self) -> list[Observation]:
-        """What the server sees of each update.
+        """Return one observation per update.
 
-        The clients and their defense work on copies: whatever they break, the truth and the next cell stay whole.
+        The clients and their defense work on copies. Even if they change these, the victims and the next cell stay intact.
         """
         cell, device = self.cell, self.cell.device
         prepared = self.prepared()
@@ -114,7 +117,10 @@ class Scene:
         return [observe(trained, cell.defense, granted, noise, shuffle) for trained in rounds]
 
     def attack(self) -> list[Reconstruction]:
-        """Let the cell's attack rebuild the victims' codes from the observations alone. Only the oracle sees the victims."""
+        """Run the cell's attack on the observations and return one reconstruction, in codes, per update.
+
+        Only the oracle has access to the victims.
+        """
         cell = self.cell
         if cell.attack is None:
             return [Reconstruction(self.codec.encode(victim.images.clone()), evaluations=0) for victim in self.victims]
@@ -122,10 +128,10 @@ class Scene:
         return cell.attack.run(self.observations, own)
 
     def prepared(self) -> Denoiser:
-        """Return the network that clients train, before it is copied for them.
+        """Return the network that the clients train, with the defense's changes. Callers must copy it before changing it.
 
         Raises:
-            UserError: the model cannot be loaded, or the defense does not fit it.
+            UserError: the model cannot be loaded, or the defense does not fit the model.
         """
         network = self.cache.network(self.cell.model, self.cell.seed)
         return self.cell.defense.prepare(network, stream(self.cell.seed, "prepare", self.cell.keys.defense))
@@ -139,7 +145,7 @@ class Scene:
 
     @cached_property
     def schedule(self) -> Process:
-        """The process of the attacked model."""
+        """Return the diffusion process of the attacked model."""
         return build_schedule(self.cell.model)
 
     @property
@@ -148,11 +154,15 @@ class Scene:
 
 
 def check_inputs(cells: Sequence[Cell], cache: Cache) -> None:
-    """Load every model and draw every image that the cells will use, so that what is missing shows before anything runs.
+    """Load all models and draw all images that the cells will use, so that missing ones are reported before the run starts.
+
+    Args:
+        cells: the planned cells.
+        cache: the networks and mean colours that the cells share.
 
     Raises:
-        UserError: a model cannot be loaded, a defense does not fit it or the scenario, or a data set lacks images or holds
-            one that cannot be read.
+        UserError: a model cannot be loaded, a defense does not fit a model or a scenario, or a data set has too few images
+            or an unreadable one.
     """
     for model, seed in {(model, cell.seed) for cell in cells for model in (cell.model, cell.model.prior) if model}:
         build_schedule(model)
