@@ -37,32 +37,32 @@ class Round:
     def batches(self) -> list[list[Victim]]:
         """Return one list per client with the private batch of each local step."""
         clients = local_batches(len(self.victim.images), self.scenario.clients, self.scenario.local_steps)
-        return [[_part(self.victim, places) for places in steps] for steps in clients]
+        return [[_subset(self.victim, batch) for batch in steps] for steps in clients]
 
     def update(self, defense: Defense, generator: torch.Generator) -> Update:
         """Return the update that the server receives: the mean of the clients' updates."""
-        return mean_update([self._trained(batches, defense, generator) for batches in self.batches])
+        return mean_update([self._client_update(batches, defense, generator) for batches in self.batches])
 
-    def _trained(self, batches: Sequence[Victim], defense: Defense, generator: torch.Generator) -> Update:
+    def _client_update(self, batches: Sequence[Victim], defense: Defense, generator: torch.Generator) -> Update:
         """Train one client on its batches and return the update that it sends."""
         network = self.network
         # Fixed timesteps need no least timestep, since none are drawn. A defense may even refuse fixed timesteps.
-        least = 0 if self.scenario.fixed_timesteps else defense.least_timestep(self.scenario, self.schedule.steps)
+        least_timestep = 0 if self.scenario.fixed_timesteps else defense.least_timestep(self.scenario, self.schedule.steps)
         gradients: list[Update] = []
         for batch in batches:
             if gradients:
-                network = _stepped(network, gradients[-1], self.scenario.local_lr)
-            step = ClientStep(network, self.schedule, batch, self.scenario, least)
+                network = _after_step(network, gradients[-1], self.scenario.local_lr)
+            step = ClientStep(network, self.schedule, batch, self.scenario, least_timestep)
             gradients.append(defense.gradient(step, generator))
         return defense.release(mean_update(gradients), generator)
 
 
-def _part(victim: Victim, places: slice) -> Victim:
-    return Victim(victim.images[places], victim.timesteps[places], victim.noise[places], victim.sources[places])
+def _subset(victim: Victim, batch: slice) -> Victim:
+    return Victim(victim.images[batch], victim.timesteps[batch], victim.noise[batch], victim.sources[batch])
 
 
 @torch.no_grad()
-def _stepped(network: Denoiser, gradient: Update, lr: float) -> Denoiser:
+def _after_step(network: Denoiser, gradient: Update, lr: float) -> Denoiser:
     """Return a copy of the network after one step of plain SGD. Parameters without a gradient do not change."""
     network = copy.deepcopy(network)
     for name, value in gradient.items():
@@ -89,7 +89,7 @@ def image_counts(scenario: Scenario, victims: int, generator: torch.Generator) -
 
 
 def draw_victim(
-    pictures: Sequence[Picture], scenario: Scenario, schedule: Process, generator: torch.Generator, least: int = 0
+    pictures: Sequence[Picture], scenario: Scenario, schedule: Process, generator: torch.Generator, least_timestep: int = 0
 ) -> Victim:
     """Draw the timesteps and the noise of all images of a round, on the CPU.
 
@@ -98,24 +98,24 @@ def draw_victim(
         scenario: the clients' practice, which may fix the timesteps.
         schedule: the diffusion process.
         generator: the random stream of timesteps and noise.
-        least: the smallest timestep that may be drawn.
+        least_timestep: the smallest timestep that may be drawn.
     """
     images = torch.stack([picture.image for picture in pictures])
     fixed = scenario.fixed_timesteps
     if fixed:
         timesteps = torch.tensor(fixed).expand(len(pictures)).clone()
     else:
-        timesteps = uniform_timesteps(len(pictures), least, schedule.steps, generator)
+        timesteps = uniform_timesteps(len(pictures), least_timestep, schedule.steps, generator)
     noise = torch.randn(images.shape, generator=generator)
     return Victim(images, timesteps, noise, tuple(picture.source for picture in pictures))
 
 
 def split(victim: Victim, parts: int) -> list[Victim]:
     """Split the victim of a round into equal parts, for example one per client."""
-    return [_part(victim, place) for (place,) in local_batches(len(victim.images), parts, 1)]
+    return [_subset(victim, batch) for (batch,) in local_batches(len(victim.images), parts, 1)]
 
 
-def disclosed(defense: Defense, practice: Scenario) -> PublicParameters:
+def public_parameters(defense: Defense, practice: Scenario) -> PublicParameters:
     """Return the defense's public parameters that are valid for an update of clients with this practice.
 
     Parameters that describe a single client's update are dropped when the practice has several clients.
@@ -142,37 +142,37 @@ class Granted:
 
 
 def observe(
-    trained: Round, defense: Defense, granted: Granted, generator: torch.Generator, shuffle: torch.Generator
+    training: Round, defense: Defense, granted: Granted, generator: torch.Generator, shuffle: torch.Generator
 ) -> Observation:
     """Train the round under `defense` and return the observation of the attack.
 
     Args:
-        trained: the round to train.
+        training: the round to train.
         defense: decides how gradients are combined, what clients send, and whether timesteps and noise are granted.
         granted: what else the attacker gets.
         generator: the defense's random stream.
         shuffle: the random stream that permutes granted timesteps and noise if their order is unknown to the attack.
     """
-    victim, scenario = trained.victim, trained.scenario
-    update = trained.update(defense, generator)
-    disclosed = None if Capability.NOISE in defense.hides else defense.disclose(victim.noise.clone(), generator)
+    victim, scenario = training.victim, training.scenario
+    update = training.update(defense, generator)
+    disclosed_noise = None if Capability.NOISE in defense.hides else defense.disclose(victim.noise.clone(), generator)
     count, channels, height, width = victim.images.shape
-    ordered = scenario.order == "known" or defense.hides >= {Capability.TIMESTEP, Capability.NOISE}
-    order = torch.arange(count) if ordered else torch.randperm(count, generator=shuffle)
+    order_known = scenario.order == "known" or defense.hides >= {Capability.TIMESTEP, Capability.NOISE}
+    order = torch.arange(count) if order_known else torch.randperm(count, generator=shuffle)
     order = order.to(victim.images.device)
     return Observation(
         update={name: value.detach().clone() for name, value in update.items()},
         network=granted.network,
-        schedule=copy.deepcopy(trained.schedule),
+        schedule=copy.deepcopy(training.schedule),
         image_shape=(channels, height, width),
         batch_size=count // scenario.batches,
         mean_colour=granted.mean_colour.clone(),
         local_steps=scenario.local_steps,
         local_lr=scenario.local_lr if scenario.local_steps > 1 else None,
         clients=scenario.clients,
-        order_known=ordered,
+        order_known=order_known,
         public=granted.public,
         timesteps=None if Capability.TIMESTEP in defense.hides else victim.timesteps[order],
-        noise=None if disclosed is None else disclosed[order],
+        noise=None if disclosed_noise is None else disclosed_noise[order],
         prior=granted.prior,
     )

@@ -29,14 +29,14 @@ from benchmark.types import Privacy, PublicParameters, Update
 PRV_ERROR = 0.01
 """Error that the PRV accountant may make in epsilon. The upper end of its result is reported."""
 
-LARGEST_PRV_EPSILON = 100.0
+MAX_PRV_EPSILON = 100.0
 """Largest RDP epsilon for which the PRV accountant runs. Above it, the accountant's grid does not fit into memory.
 
 So large an epsilon gives no meaningful protection, so a tighter bound is not needed.
 """
 
 
-SMALLEST_DELTA = 1e-12
+MIN_DELTA = 1e-12
 """Smallest delta that is allowed. Below it, the numerical error of the PRV accountant is about as large as delta."""
 
 
@@ -54,7 +54,7 @@ class GaussianMechanism(Defense):
 
     noise_multiplier: NonNegative = 1.0
     clip: Positive = 1.0
-    delta: Annotated[float, Range(SMALLEST_DELTA, 1, below=True)] = 1e-5
+    delta: Annotated[float, Range(MIN_DELTA, 1, below=True)] = 1e-5
     rounds: Count = 100
 
 
@@ -99,8 +99,8 @@ def check_per_example(network: Denoiser) -> None:
     for name, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise UserError(
-                f"the model's layer '{name}' ({type(module).__name__}) mixes the examples of a batch, so that they have no "
-                "gradients of their own: use a model with GroupNorm in its place"
+                f"the model's layer '{name}' ({type(module).__name__}) mixes the examples of a batch, so no per-example "
+                "gradients exist: use a model with GroupNorm instead"
             )
     network.train()
     try:
@@ -108,7 +108,7 @@ def check_per_example(network: Denoiser) -> None:
     finally:
         network.eval()
     if problems:
-        raise UserError(f"Opacus cannot take the model's gradients by example: {first_line(problems[0])}")
+        raise UserError(f"Opacus cannot compute per-example gradients of the model: {first_line(problems[0])}")
 
 
 def private_gradient(
@@ -163,10 +163,11 @@ def guarantee(noise_multiplier: float, sample_rate: float, steps: int, rounds: i
         delta: probability that the guarantee fails.
         adjacency: the neighbouring relation as tables show it.
     """
-    one, one_by = epsilon(noise_multiplier, sample_rate, steps, delta)
-    total, total_by = epsilon(noise_multiplier, sample_rate, rounds * steps, delta)
+    per_round, round_accountant = epsilon(noise_multiplier, sample_rate, steps, delta)
+    total, total_accountant = epsilon(noise_multiplier, sample_rate, rounds * steps, delta)
+    same_accountant = round_accountant == total_accountant
     return Privacy(
-        epsilon_round=one,
+        epsilon_round=per_round,
         epsilon_total=total,
         epsilon_round_rdp=rdp_epsilon(noise_multiplier, sample_rate, steps, delta),
         epsilon_total_rdp=rdp_epsilon(noise_multiplier, sample_rate, rounds * steps, delta),
@@ -175,7 +176,7 @@ def guarantee(noise_multiplier: float, sample_rate: float, steps: int, rounds: i
         sampling="none" if sample_rate == 1 else "Poisson",
         rounds=rounds,
         adjacency=adjacency,
-        accountant=one_by if one_by == total_by else f"{one_by} (round), {total_by} (total)",
+        accountant=round_accountant if same_accountant else f"{round_accountant} (round), {total_accountant} (total)",
     )
 
 
@@ -195,13 +196,13 @@ def epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: floa
     """Return an upper bound on epsilon after `steps` uses of the subsampled Gaussian mechanism, and the accountant's name."""
     from opacus.accountants import PRVAccountant
 
-    bound = rdp_epsilon(noise_multiplier, sample_rate, steps, delta)
-    if bound == math.inf:
-        return bound, "none"
-    if bound > LARGEST_PRV_EPSILON:
-        return bound, "RDP"
+    rdp_bound = rdp_epsilon(noise_multiplier, sample_rate, steps, delta)
+    if rdp_bound == math.inf:
+        return rdp_bound, "none"
+    if rdp_bound > MAX_PRV_EPSILON:
+        return rdp_bound, "RDP"
     prv = PRVAccountant()
-    prv.history = _history(noise_multiplier, sample_rate, steps)
+    prv.history = _opacus_history(noise_multiplier, sample_rate, steps)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return max(0.0, float(prv.get_epsilon(delta, eps_error=PRV_ERROR))), "PRV"
@@ -215,13 +216,13 @@ def rdp_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: 
     if noise_multiplier == 0:
         return math.inf
     rdp = RDPAccountant()
-    rdp.history = _history(noise_multiplier, sample_rate, steps)
+    rdp.history = _opacus_history(noise_multiplier, sample_rate, steps)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of its range of orders; the bound is valid anyway
         return max(0.0, float(rdp.get_epsilon(delta)))
 
 
-def _history(noise_multiplier: float, sample_rate: float, steps: int) -> list[tuple[float, float, int]]:
+def _opacus_history(noise_multiplier: float, sample_rate: float, steps: int) -> list[tuple[float, float, int]]:
     """Return the steps in the format of Opacus' accountants.
 
     Without subsampling, several uses of the Gaussian mechanism equal one use with less noise.

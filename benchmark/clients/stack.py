@@ -34,10 +34,10 @@ from benchmark.plugins import ClientStep, Defense
 from benchmark.scenario import Scenario
 from benchmark.types import Capability, Privacy, PublicParameters, Update
 
-ROAD = ("prepare", "least_timestep", "gradient", "release", "aggregates")
+ROUND_ORDER = ("prepare", "least_timestep", "gradient", "release", "aggregates")
 """The methods of `Defense` whose order in a round is fixed, in that order."""
 
-POINTS = (*ROAD, "disclose", "hides")
+ACTION_POINTS = (*ROUND_ORDER, "disclose", "hides")
 """All methods and properties of `Defense` with which a defense can change a round."""
 
 
@@ -55,7 +55,7 @@ def stack(members: Mapping[str, Defense]) -> Defense:
     stacked, name = [_Member(*member) for member in members.items()], "+".join(members)
     for member in stacked:
         if not member.points:
-            raise UserError(f"defense '{name}': '{member.name}' changes nothing and has no place in a stack")
+            raise UserError(f"defense '{name}': '{member.name}' changes nothing, so it cannot be part of a stack")
     for earlier, later in itertools.combinations(stacked, 2):
         if reason := _decided_twice(earlier, later) or _hidden_noise(earlier, later) or _out_of_order(earlier, later):
             raise UserError(f"defense '{name}': {reason}")
@@ -81,7 +81,7 @@ class _Member:
 
 
 def _points(defense: Defense) -> frozenset[str]:
-    return frozenset(point for point in POINTS if getattr(type(defense), point) != getattr(Defense, point))
+    return frozenset(point for point in ACTION_POINTS if getattr(type(defense), point) != getattr(Defense, point))
 
 
 def _decided_twice(earlier: _Member, later: _Member) -> str | None:
@@ -106,7 +106,7 @@ def _hidden_noise(earlier: _Member, later: _Member) -> str | None:
 
 def _out_of_order(earlier: _Member, later: _Member) -> str | None:
     """Return how the written order contradicts the order of a round or of releases, None if it does not."""
-    acts = [[ROAD.index(point) for point in member.points & set(ROAD)] for member in (earlier, later)]
+    acts = [[ROUND_ORDER.index(point) for point in member.points & set(ROUND_ORDER)] for member in (earlier, later)]
     releases = [member.public.releases for member in (earlier, later)]
     for before, after in (acts, releases):
         if before and after and max(before) > max(after):
@@ -136,7 +136,7 @@ class Stacked(Defense):
 
     def prepare(self, network: Denoiser, generator: torch.Generator) -> Denoiser:
         """Apply all members' `prepare`, one after the other. See `Defense.prepare`."""
-        return reduce(lambda so_far, member: member.prepare(so_far, generator), self.members, network)
+        return reduce(lambda result, member: member.prepare(result, generator), self.members, network)
 
     def least_timestep(self, scenario: Scenario, steps: int) -> int:
         """Return the largest of the members' least timesteps. See `Defense.least_timestep`."""
@@ -149,16 +149,16 @@ class Stacked(Defense):
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
         """Apply all members' `release`, one after the other. See `Defense.release`."""
-        return reduce(lambda so_far, member: member.release(so_far, generator), self.members, update)
+        return reduce(lambda result, member: member.release(result, generator), self.members, update)
 
     def disclose(self, noise: Tensor, generator: torch.Generator) -> Tensor:
         """Apply all members' `disclose`, one after the other. See `Defense.disclose`."""
-        return reduce(lambda so_far, member: member.disclose(so_far, generator), self.members, noise)
+        return reduce(lambda result, member: member.disclose(result, generator), self.members, noise)
 
     def public(self, scenario: Scenario) -> PublicParameters:
         """Return the public parameters of all members together. See `Defense.public`."""
-        told: Sequence[PublicParameters] = [member.public(scenario) for member in self.members]
-        fields: dict[str, Any] = {field: getattr(public, field) for public in told for field in public.disclosed}
+        disclosed_by_member: Sequence[PublicParameters] = [member.public(scenario) for member in self.members]
+        fields: dict[str, Any] = {field: getattr(public, field) for public in disclosed_by_member for field in public.disclosed}
         return dataclasses.replace(PublicParameters(), **fields)
 
     def privacy(self, scenario: Scenario) -> Privacy | None:

@@ -17,39 +17,39 @@ from benchmark.base.images import to_unit
 from benchmark.types import Reconstruction, Victim
 
 
-def plain(victim: Victim, given: Reconstruction, decode: Callable[[Tensor], Tensor]) -> Reconstruction:
+def validated(victim: Victim, returned: Reconstruction, decode: Callable[[Tensor], Tensor]) -> Reconstruction:
     """Check the output of an attack, which may be anything, and return it with decoded images on the CPU.
 
     Args:
         victim: the private images, which determine the expected shapes.
-        given: the output of the attack.
+        returned: the output of the attack.
         decode: maps what an attack reconstructs to images.
 
     Raises:
         ValueError: the output is no `Reconstruction`, or a value has a wrong shape or type.
     """
-    if not isinstance(given, Reconstruction):
-        raise ValueError(f"the attack returned a {type(given).__name__}, not a Reconstruction")
-    images = decode(given.images.detach().cpu().float())
+    if not isinstance(returned, Reconstruction):
+        raise ValueError(f"the attack returned a {type(returned).__name__}, not a Reconstruction")
+    images = decode(returned.images.detach().cpu().float())
     if images.shape != victim.images.shape:
         raise ValueError(f"the attack returned images of shape {tuple(images.shape)}, not {tuple(victim.images.shape)}")
-    evaluations = int(given.evaluations)
+    evaluations = int(returned.evaluations)
     if evaluations < 0:
         raise ValueError(f"the attack reports {evaluations} evaluations")
-    timesteps = given.timesteps
+    timesteps = returned.timesteps
     if timesteps is not None and timesteps.shape != victim.timesteps.shape:
         raise ValueError(f"the attack returned timesteps of shape {tuple(timesteps.shape)}")
-    noise = given.noise
+    noise = returned.noise
     if noise is not None and noise.shape != victim.noise.shape:
         raise ValueError(f"the attack returned noise of shape {tuple(noise.shape)}, not {tuple(victim.noise.shape)}")
     return Reconstruction(
         images=images,
         evaluations=evaluations,
-        loss=None if given.loss is None else float(given.loss),
+        loss=None if returned.loss is None else float(returned.loss),
         timesteps=None if timesteps is None else timesteps.detach().cpu().long(),
         noise=None if noise is None else noise.detach().cpu().float(),
-        note=str(given.note),
-        diverged=None if given.diverged is None else str(given.diverged),
+        note=str(returned.note),
+        diverged=None if returned.diverged is None else str(returned.diverged),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmark.evaluation.assignment import assign, clipped, plain, why_diverged
+from benchmark.evaluation.assignment import assign, clipped, validated, why_diverged
 from benchmark.evaluation.metrics import measures
 from benchmark.types import Reconstruction, Victim
 
@@ -60,7 +60,7 @@ class Sample:
 
 def judge(
     victims: Sequence[Victim],
-    rebuilt: Sequence[Reconstruction],
+    reconstructions: Sequence[Reconstruction],
     success_db: float,
     decode: Callable[[Tensor], Tensor] = lambda codes: codes,
     updates_per_round: int = 1,
@@ -70,7 +70,7 @@ def judge(
 
     Args:
         victims: one victim per update: round by round, update by update.
-        rebuilt: one reconstruction per victim, in the same order.
+        reconstructions: one reconstruction per victim, in the same order.
         success_db: PSNR in dB from which an image counts as recovered.
         decode: maps what an attack reconstructs to images; the identity if that is pixels.
         updates_per_round: number of updates that the server receives per round. Images are numbered through the whole round.
@@ -83,13 +83,13 @@ def judge(
     Raises:
         ValueError: the attack returned a wrong number of reconstructions, or an invalid one.
     """
-    if len(victims) != len(rebuilt):
-        raise ValueError(f"the attack returned {len(rebuilt)} reconstructions for {len(victims)} victims")
+    if len(victims) != len(reconstructions):
+        raise ValueError(f"the attack returned {len(reconstructions)} reconstructions for {len(victims)} victims")
     samples: list[Sample] = []
-    for index, (victim, given) in enumerate(zip(victims, rebuilt, strict=True)):
-        number, place = divmod(index, updates_per_round)
-        found = _judge_one(number, place * len(victim.images), victim, plain(victim, given, decode), success_db)
-        samples += [_without_estimates(sample) for sample in found] if redrawn else found
+    for index, (victim, returned) in enumerate(zip(victims, reconstructions, strict=True)):
+        number, update = divmod(index, updates_per_round)
+        judged = _judge_update(number, update * len(victim.images), victim, validated(victim, returned, decode), success_db)
+        samples += [_without_estimates(sample) for sample in judged] if redrawn else judged
     return samples
 
 
@@ -98,7 +98,7 @@ def _without_estimates(sample: Sample) -> Sample:
 
 
 @dataclass(frozen=True, eq=False)
-class _Verdict:
+class _JudgedUpdate:
     """The values that all images of one update share.
 
     Attributes:
@@ -118,31 +118,31 @@ class _Verdict:
     success_db: float
 
 
-def _judge_one(number: int, first: int, victim: Victim, reconstruction: Reconstruction, success_db: float) -> list[Sample]:
+def _judge_update(number: int, first: int, victim: Victim, reconstruction: Reconstruction, success_db: float) -> list[Sample]:
     """Judge one update of round `number`. The numbers of its images start at `first`."""
     images, reason = reconstruction.images, why_diverged(reconstruction)
     order = assign(victim.images, images) if reason is None else np.arange(len(images))
-    verdict = _Verdict(number, first, victim, reconstruction, reason, success_db)
-    return [_sample(verdict, i, int(j)) for i, j in enumerate(order)]
+    judged = _JudgedUpdate(number, first, victim, reconstruction, reason, success_db)
+    return [_sample(judged, i, int(j)) for i, j in enumerate(order)]
 
 
-def _sample(verdict: _Verdict, i: int, j: int) -> Sample:
+def _sample(judged: _JudgedUpdate, i: int, j: int) -> Sample:
     """Measure image `i` of the victim against image `j` of the reconstruction."""
-    victim, reconstruction, ok = verdict.victim, verdict.reconstruction, verdict.reason is None
+    victim, reconstruction, ok = judged.victim, judged.reconstruction, judged.reason is None
     truth, image = victim.images[i], clipped(reconstruction.images[j])
     timestep = int(victim.timesteps[i])
     estimate = None if reconstruction.timesteps is None or not ok else int(reconstruction.timesteps[j])
     noise = None if reconstruction.noise is None or not ok else reconstruction.noise[j]
     measured = {name: measure.of(truth, image) if ok else None for name, measure in measures().items()}
-    quality = measured["psnr"]
+    psnr = measured["psnr"]
     return Sample(
-        victim=verdict.number,
-        image=verdict.first + i,
+        victim=judged.number,
+        image=judged.first + i,
         source=victim.sources[i],
         status="ok" if ok else "diverged",
-        reason=verdict.reason or reconstruction.note,
+        reason=judged.reason or reconstruction.note,
         measured=measured,
-        success=quality is not None and quality >= verdict.success_db,
+        success=psnr is not None and psnr >= judged.success_db,
         timestep=timestep,
         timestep_estimate=estimate,
         timestep_error=None if estimate is None else abs(estimate - timestep),

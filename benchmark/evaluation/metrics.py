@@ -24,7 +24,7 @@ from benchmark.evaluation.metric import Direction, Level, Measure, Metric, Room,
 PSNR_CAP = 100.0
 """Largest PSNR in dB. An exact reconstruction gets this value, so that a mean stays finite."""
 
-LPIPS_SMALLEST = 64
+MIN_LPIPS_SIDE = 64
 """Smallest side in pixels for LPIPS. Smaller images are scaled up to it (bilinear), since AlexNet needs more than 25 pixels."""
 
 _LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
@@ -66,7 +66,7 @@ def lpips_missing() -> str | None:
 def lpips(a: Tensor, b: Tensor) -> float | None:
     """Return LPIPS of two (C, H, W) images (Zhang et al. 2018, arXiv 1801.03924; AlexNet, v0.1).
 
-    The value is None if `lpips_missing` gives a reason. Images smaller than `LPIPS_SMALLEST` are scaled up to it first.
+    The value is None if `lpips_missing` gives a reason. Images smaller than `MIN_LPIPS_SIDE` are scaled up to it first.
     """
     if lpips_missing():
         return None
@@ -77,8 +77,8 @@ def lpips(a: Tensor, b: Tensor) -> float | None:
 def lpips_with(network: torch.nn.Module, a: Tensor, b: Tensor) -> float:
     """Return LPIPS of two (C, H, W) images in [-1, 1] under a given network of the `lpips` package."""
     pair = torch.stack([a, b]).detach().cpu().float().clamp(-1, 1)
-    if min(pair.shape[-2:]) < LPIPS_SMALLEST:
-        pair = torch.nn.functional.interpolate(pair, size=LPIPS_SMALLEST, mode="bilinear", align_corners=False)
+    if min(pair.shape[-2:]) < MIN_LPIPS_SIDE:
+        pair = torch.nn.functional.interpolate(pair, size=MIN_LPIPS_SIDE, mode="bilinear", align_corners=False)
     with torch.no_grad():
         return float(network(pair[:1], pair[1:]))
 
@@ -97,7 +97,7 @@ def _lpips_network(path: Path) -> torch.nn.Module | str:
             module.load_state_dict({name: weights[f"features.{layer}.{name}"] for name in ("weight", "bias")})
     except Exception as error:  # torch's reader of old formats may raise any exception
         # Torch's own message advises to run the code in such a file, so it is not shown.
-        reason = "it is no file of weights" if isinstance(error, pickle.UnpicklingError) else first_line(error)
+        reason = "it is not a file of weights" if isinstance(error, pickle.UnpicklingError) else first_line(error)
         return f"torchvision's AlexNet weights ({_LPIPS_BACKBONE}) in torch's hub cache cannot be read: {reason}"
     if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
         return f"torchvision's AlexNet weights ({_LPIPS_BACKBONE}) in torch's hub cache are not finite"

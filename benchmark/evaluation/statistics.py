@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-DRAWS = 2000
+BOOTSTRAP_RESAMPLES = 2000
 LEVEL = 0.95
 
 
@@ -22,11 +22,11 @@ def median_interval(values: Sequence[float], sources: Sequence[str]) -> tuple[fl
     Returns:
         Lower and upper bound, NaN with fewer than two sources.
     """
-    groups = _groups(values, sources)
+    groups = _by_source(values, sources)
     if len(groups) < 2:
         return (float("nan"), float("nan"))
     rng = np.random.default_rng(0)
-    draws = [np.median(np.concatenate([groups[i] for i in row])) for row in _resamples(rng, len(groups))]
+    draws = [np.median(np.concatenate([groups[i] for i in row])) for row in _resampled_rows(rng, len(groups))]
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -44,12 +44,12 @@ def best_intervals(
     Returns:
         One interval (lower, upper) per entry of `others`, NaN with fewer than two sources.
     """
-    places = _groups(list(range(len(sources))), sources)
-    if len(places) < 2:
+    indices = _by_source(list(range(len(sources))), sources)
+    if len(indices) < 2:
         return [(float("nan"), float("nan"))] * len(others)
     medians: list[list[float]] = []
-    for row in _resamples(np.random.default_rng(0), len(places)):
-        drawn = np.concatenate([places[i] for i in row]).astype(int)
+    for row in _resampled_rows(np.random.default_rng(0), len(indices)):
+        drawn = np.concatenate([indices[i] for i in row]).astype(int)
         best = int(np.median(scores[:, drawn], axis=1).argmax())
         medians.append([float(np.median(other[best, drawn])) for other in others])
     low, high = np.quantile(medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
@@ -81,10 +81,10 @@ def reachable_level(sources: int) -> float:
     return 1 - 2.0 ** (1 - sources)
 
 
-def _groups(values: Sequence[float], sources: Sequence[str]) -> list[NDArray[np.float64]]:
+def _by_source(values: Sequence[float], sources: Sequence[str]) -> list[NDArray[np.float64]]:
     array, names = np.asarray(values, dtype=float), np.asarray(sources)
     return [array[names == name] for name in sorted(set(sources))]
 
 
-def _resamples(rng: np.random.Generator, n: int) -> NDArray[np.intp]:
-    return np.asarray(rng.integers(0, n, size=(DRAWS, n)))
+def _resampled_rows(rng: np.random.Generator, n: int) -> NDArray[np.intp]:
+    return np.asarray(rng.integers(0, n, size=(BOOTSTRAP_RESAMPLES, n)))

@@ -13,10 +13,10 @@ from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.models import Model, build_network
 from benchmark.plugins import Dataset
 
-MOST_NETWORKS = 4
+MAX_NETWORKS = 4
 """Maximum number of networks kept in memory."""
 
-MOST_COLOURS = 8
+MAX_COLOURS = 8
 """Maximum number of mean colours kept. Each one needs a pass over all public images."""
 
 Key = TypeVar("Key", bound=Hashable)
@@ -38,7 +38,7 @@ class Cache:
         """
         key = (dataclasses.replace(model, prior=None), seed)  # the weights do not depend on the prior that is granted
         network = self._networks.pop(key, None) or build_network(*key)
-        _keep(self._networks, key, network, MOST_NETWORKS)
+        _keep(self._networks, key, network, MAX_NETWORKS)
         return network
 
     def mean_colour(self, dataset: Dataset, size: int) -> Tensor:
@@ -51,12 +51,12 @@ class Cache:
         colour = self._colours.pop(key, None)
         if colour is None:
             colour = torch.stack([picture.image for picture in dataset.public(size)]).mean(dim=(0, 2, 3))
-        _keep(self._colours, key, colour, MOST_COLOURS)
+        _keep(self._colours, key, colour, MAX_COLOURS)
         return colour
 
 
-def _keep(kept: dict[Key, Value], key: Key, value: Value, most: int) -> None:
-    """Add a value. If there are then more than `most` values, drop the least recently used one."""
-    kept[key] = value
-    if len(kept) > most:
-        del kept[next(iter(kept))]
+def _keep(entries: dict[Key, Value], key: Key, value: Value, limit: int) -> None:
+    """Add a value. If there are then more than `limit` values, drop the least recently used one."""
+    entries[key] = value
+    if len(entries) > limit:
+        del entries[next(iter(entries))]

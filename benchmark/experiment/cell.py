@@ -98,7 +98,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Return a readable name made of the axes that usually differ between cells."""
+        """Return a readable name from the axes that usually differ between cells."""
         scene = f"{self.dataset_label} · {label(self.scenario.record)} · {self.model.label}"
         return f"{self.attack_label} vs {self.defense_label} · {scene} · trial {self.trial}"
 

@@ -54,7 +54,7 @@ def record_of(scene: Scene, claims: Claims, ending: Ending) -> Record:
         status=ending.status,
         reason=ending.reason,
         config=_config(scene),
-        knows=_knows(cell, claims.public),
+        knows=_granted_knowledge(cell, claims.public),
         adaptive=bool(cell.attack and cell.attack.adapts_to & claims.public.telling(Capability.TIMESTEP in cell.defense.hides)),
         control=cell.control,
         budget=cell.budget,
@@ -75,7 +75,7 @@ def lacking(cell: Cell) -> str:
     return f"needs {', and '.join(reasons)}"
 
 
-def _knows(cell: Cell, public: PublicParameters) -> str:
+def _granted_knowledge(cell: Cell, public: PublicParameters) -> str:
     """Return what the attack is granted, except for the prior, which has its own column in the tables."""
     names = {capability: capability.value for capability in (Capability.NOISE, Capability.TIMESTEP)}
     if public.disclosed_noise_error is not None:

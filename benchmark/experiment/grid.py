@@ -20,7 +20,7 @@ ORACLE = "oracle"
 """The name under which the oracle, the built-in ceiling, stands among the attacks."""
 
 
-PARTED = frozenset({"datasets", "models", "defenses", "attacks", "scenarios", "victims", "trials", "evaluations"})
+PART_FIELDS = frozenset({"datasets", "models", "defenses", "attacks", "scenarios", "victims", "trials", "evaluations"})
 """Fields of a grid that its parts may override."""
 
 
@@ -41,7 +41,7 @@ class Grid:
         evaluations: budget of every attack that has one, None for each attack's default.
         success_db: PSNR in dB from which an image counts as recovered.
         set: hyper-parameters as `attack.NAME.FIELD: VALUE`, also for `defense` and `dataset`.
-        parts: one mapping per part. Each part overrides fields of the grid that are in `PARTED`, and its axes are crossed
+        parts: one mapping per part. Each part overrides fields of the grid that are in `PART_FIELDS`, and its axes are crossed
             separately. Empty if all axes are crossed.
     """
 
@@ -65,8 +65,8 @@ class Grid:
             if not getattr(self, axis):
                 raise ValueError(f"{axis} is empty")
         for part in self.parts:
-            if strange := sorted(set(map(str, part)) - PARTED):
-                raise ValueError(f"a part has no {shown(strange[0])}, only {', '.join(sorted(PARTED))}")
+            if unexpected := sorted(set(map(str, part)) - PART_FIELDS):
+                raise ValueError(f"a part has no {shown(unexpected[0])}, only {', '.join(sorted(PART_FIELDS))}")
 
     def each_part(self) -> list[Grid]:
         """Return one grid without parts per part, or the grid itself if it has no parts.
@@ -75,9 +75,9 @@ class Grid:
             UserError: a value of a part has a wrong type or lies outside its range.
         """
         whole = dataclasses.replace(self, parts=())
-        return [whole._with(part, f"part {number}") for number, part in enumerate(self.parts, 1)] or [whole]
+        return [whole._with_overrides(part, f"part {number}") for number, part in enumerate(self.parts, 1)] or [whole]
 
-    def _with(self, part: Mapping[str, object], name: str) -> Grid:
+    def _with_overrides(self, part: Mapping[str, object], name: str) -> Grid:
         hints = get_type_hints(Grid)
         values = {key: config.coerce(value, hints[key], f"{name}: {key}") for key, value in part.items()}
         try:

@@ -22,7 +22,7 @@ from benchmark.base.ranges import LARGEST
 
 SCHEMA_VERSION = 3
 
-MOST_IMAGES = 100_000
+MAX_IMAGES = 100_000
 """Maximum number of private images of a cell in a record. A grid never has so many."""
 
 IDENTITY = re.compile(r"[0-9a-f]{32}")
@@ -56,7 +56,7 @@ class Damaged(Exception):
 
 @dataclass(frozen=True)
 class Record:
-    """The outcome of one cell without its samples. The fields are those of `record.json`.
+    """The outcome of one cell without its samples. `record.json` has the same fields.
 
     Attributes:
         identity: hash of everything that can change the result.
@@ -104,7 +104,7 @@ class Record:
 
 def to_json(values: Mapping[str, Any]) -> bytes:
     """Return the values as JSON that `parse_json` can read."""
-    return json.dumps(_plain(values), indent=1, sort_keys=True, allow_nan=False).encode()
+    return json.dumps(_json_value(values), indent=1, sort_keys=True, allow_nan=False).encode()
 
 
 def checksum(values: Mapping[str, Any]) -> str:
@@ -134,11 +134,11 @@ def to_record(text: str, identity: str) -> Record:
         values = parse_json(text, "it")
     except UserError as error:
         raise Damaged(str(error)) from error
-    if isinstance(values, dict) and _whole(values.get("schema")) and values["schema"] != SCHEMA_VERSION:
-        raise Damaged(f"its form is version {values['schema']}, and this GIDBench reads version {SCHEMA_VERSION}")
-    _check(values, RECORD, "it")
+    if isinstance(values, dict) and _is_integer(values.get("schema")) and values["schema"] != SCHEMA_VERSION:
+        raise Damaged(f"its format has version {values['schema']}, but this GIDBench reads version {SCHEMA_VERSION}")
+    _check_form(values, RECORD_FORM, "it")
     if set(values) != {entry.name for entry in dataclasses.fields(Record)}:
-        raise Damaged("its fields are not those of a record")
+        raise Damaged("its fields are not the fields of a record")
     if values["identity"] != identity:
         raise Damaged("it is the record of another cell")
     scenario = values["config"]["scenario"]
@@ -159,20 +159,20 @@ def to_plan(text: str) -> dict[str, Any]:
         values = parse_json(text, "it")
     except UserError as error:
         raise Damaged(str(error)) from error
-    _check(values, PLAN, "it")
+    _check_form(values, PLAN_FORM, "it")
     plan: dict[str, Any] = values
     return plan
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """Convert a value to what JSON can hold.
 
     JSON has no infinity. An infinite epsilon is therefore written as text, which `float` can read.
     """
     if isinstance(value, Mapping):
-        return {writable(str(key)): _plain(item) for key, item in value.items()}
+        return {writable(str(key)): _json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, str | Path):
@@ -180,145 +180,151 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _text(value: object) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _flag(value: object) -> bool:
+def _is_bool(value: object) -> bool:
     return isinstance(value, bool)
 
 
-def _whole(value: object) -> bool:
+def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _number(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _natural(value: object) -> bool:
-    return isinstance(value, int) and _whole(value) and 0 <= value <= LARGEST
+def _is_natural(value: object) -> bool:
+    return isinstance(value, int) and _is_integer(value) and 0 <= value <= LARGEST
 
 
-def _evaluations(value: object) -> bool:
-    return isinstance(value, int) and _whole(value) and value >= 0
+def _is_evaluation_count(value: object) -> bool:
+    return isinstance(value, int) and _is_integer(value) and value >= 0
 
 
-def _count(value: object) -> bool:
-    return _natural(value) and value != 0
+def _is_count(value: object) -> bool:
+    return _is_natural(value) and value != 0
 
 
-def _images(value: object) -> bool:
-    return _count(value) and value <= MOST_IMAGES  # type: ignore[operator]
+def _is_image_count(value: object) -> bool:
+    return _is_count(value) and value <= MAX_IMAGES  # type: ignore[operator]
 
 
-def _size(value: object) -> bool:
-    return isinstance(value, int | float) and _number(value) and value >= 0
+def _is_nonnegative(value: object) -> bool:
+    return isinstance(value, int | float) and _is_number(value) and value >= 0
 
 
-def _epsilon(value: object) -> bool:
+def _is_epsilon(value: object) -> bool:
     """Return whether a value is a number from 0 on, or the text of a number that JSON cannot hold."""
-    return _size(value) or value in ("inf", "nan")
+    return _is_nonnegative(value) or value in ("inf", "nan")
 
 
-def _texts(value: object) -> bool:
+def _is_text_list(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _identity(value: object) -> bool:
+def _is_identity(value: object) -> bool:
     return isinstance(value, str) and IDENTITY.fullmatch(value) is not None
 
 
-def _identities(value: object) -> bool:
-    return isinstance(value, list) and all(map(_identity, value))
+def _is_identity_list(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_identity, value))
 
 
-def _status(value: object) -> bool:
+def _is_status(value: object) -> bool:
     return isinstance(value, str) and value in set(Status)
 
 
-def _mapping(value: object) -> bool:
+def _is_mapping(value: object) -> bool:
     return isinstance(value, dict)
 
 
 @dataclass(frozen=True)
-class _Maybe:
+class _Optional:
     """A form whose value may be null. In a mapping, its key may also be missing."""
 
     form: Form
 
 
-Form = Callable[[object], bool] | Mapping[str, Any] | _Maybe
+Form = Callable[[object], bool] | Mapping[str, Any] | _Optional
 """The required form of a value: a check, or a mapping with a form for each required key. More keys are allowed."""
 
-_NAMED = {"name": _text, "remarks": _Maybe(_texts)}
+_NAMED_FORM = {"name": _is_text, "remarks": _Optional(_is_text_list)}
 
-CONFIG: Form = {
-    "dataset": _NAMED,
+CONFIG_FORM: Form = {
+    "dataset": _NAMED_FORM,
     "scenario": {
-        **dict.fromkeys(("image_size", "batch_size", "local_steps", "clients"), _count),
-        "timesteps": _text,
-        "sampling": _text,
-        "sample_rate": _size,
-        "local_lr": _size,
-        "order": _text,
+        **dict.fromkeys(("image_size", "batch_size", "local_steps", "clients"), _is_count),
+        "timesteps": _is_text,
+        "sampling": _is_text,
+        "sample_rate": _is_nonnegative,
+        "local_lr": _is_nonnegative,
+        "order": _is_text,
     },
-    "summed_clients": _Maybe(_count),
-    "model": {**_NAMED, "state": _text, "prediction_type": _text, "prior": _text},
-    "defense": {"name": _text},
-    "attack": {"name": _text},
-    "trial": _natural,
-    "victims": _count,
+    "summed_clients": _Optional(_is_count),
+    "model": {**_NAMED_FORM, "state": _is_text, "prediction_type": _is_text, "prior": _is_text},
+    "defense": {"name": _is_text},
+    "attack": {"name": _is_text},
+    "trial": _is_natural,
+    "victims": _is_count,
 }
 """The form of the parts of a cell's configuration that reports read."""
 
-PRIVACY: Form = {
-    **dict.fromkeys(("epsilon_round", "epsilon_total"), _epsilon),
-    **dict.fromkeys(("epsilon_round_rdp", "epsilon_total_rdp"), _Maybe(_epsilon)),
-    **dict.fromkeys(("delta", "sample_rate"), _size),
-    "sampling": _Maybe(_text),
-    "rounds": _count,
-    **dict.fromkeys(("adjacency", "accountant"), _text),
+PRIVACY_FORM: Form = {
+    **dict.fromkeys(("epsilon_round", "epsilon_total"), _is_epsilon),
+    **dict.fromkeys(("epsilon_round_rdp", "epsilon_total_rdp"), _Optional(_is_epsilon)),
+    **dict.fromkeys(("delta", "sample_rate"), _is_nonnegative),
+    "sampling": _Optional(_is_text),
+    "rounds": _is_count,
+    **dict.fromkeys(("adjacency", "accountant"), _is_text),
 }
 
-RECORD: Form = {
-    "identity": _identity,
-    "status": _status,
-    "reason": _text,
-    "config": CONFIG,
-    "knows": _text,
-    "adaptive": _flag,
-    "control": _flag,
-    "budget": _evaluations,
-    "n_total": _images,
-    "seconds": _Maybe(_size),
-    "peak_mib": _Maybe(_size),
-    "privacy": _Maybe(PRIVACY),
-    "lpips_missing": _Maybe(_text),
-    "environment": _mapping,
-    "samples_digest": _text,
-    "checksum": _text,
-    "schema": _whole,
+RECORD_FORM: Form = {
+    "identity": _is_identity,
+    "status": _is_status,
+    "reason": _is_text,
+    "config": CONFIG_FORM,
+    "knows": _is_text,
+    "adaptive": _is_bool,
+    "control": _is_bool,
+    "budget": _is_evaluation_count,
+    "n_total": _is_image_count,
+    "seconds": _Optional(_is_nonnegative),
+    "peak_mib": _Optional(_is_nonnegative),
+    "privacy": _Optional(PRIVACY_FORM),
+    "lpips_missing": _Optional(_is_text),
+    "environment": _is_mapping,
+    "samples_digest": _is_text,
+    "checksum": _is_text,
+    "schema": _is_integer,
 }
 
-PLAN: Form = {"title": _text, "success_db": _number, "settings": _mapping, "cells": _identities, "floors": _Maybe(_texts)}
+PLAN_FORM: Form = {
+    "title": _is_text,
+    "success_db": _is_number,
+    "settings": _is_mapping,
+    "cells": _is_identity_list,
+    "floors": _Optional(_is_text_list),
+}
 
 
-def _check(value: object, form: Form, place: str) -> None:
+def _check_form(value: object, form: Form, place: str) -> None:
     """Check that a value has the required form.
 
     Raises:
         Damaged: the value has another form; the message names its place.
     """
-    if isinstance(form, _Maybe):
+    if isinstance(form, _Optional):
         if value is not None:
-            _check(value, form.form, place)
+            _check_form(value, form.form, place)
     elif isinstance(form, Mapping):
         if not isinstance(value, dict):
             raise Damaged(f"{place} is no mapping")
         for key, inner in form.items():
-            if key not in value and not isinstance(inner, _Maybe):
+            if key not in value and not isinstance(inner, _Optional):
                 raise Damaged(f"{place} lacks '{key}'")
-            _check(value.get(key), inner, key)
+            _check_form(value.get(key), inner, key)
     elif not form(value):
         raise Damaged(f"{place} cannot be {shown(value)}")

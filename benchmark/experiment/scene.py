@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 
 from benchmark.base.seeds import stream
-from benchmark.clients.federation import Granted, Round, disclosed, draw_victim, image_counts, observe, split
+from benchmark.clients.federation import Granted, Round, draw_victim, image_counts, observe, public_parameters, split
 from benchmark.diffusion.codec import Codec
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.models import build_schedule
@@ -53,7 +53,7 @@ class Scene:
     @cached_property
     def public(self) -> PublicParameters:
         """Return the defense's public parameters that are valid for one update."""
-        return disclosed(self.cell.defense, self.practice)
+        return public_parameters(self.cell.defense, self.practice)
 
     @cached_property
     def privacy(self) -> Privacy | None:
@@ -68,24 +68,24 @@ class Scene:
     @property
     def image_count(self) -> int:
         """Return the number of private images in all rounds."""
-        return sum(self._counted[0])
+        return sum(self._image_counts_and_state[0])
 
     @cached_property
-    def _counted(self) -> tuple[list[int], torch.Tensor]:
+    def _image_counts_and_state(self) -> tuple[list[int], torch.Tensor]:
         """Return the number of images of each round, and the state of the clients' random stream after this draw."""
-        draw = stream(self.cell.seed, "victims", *self._axes)
+        draw = stream(self.cell.seed, "victims", *self._scene_axes)
         return image_counts(self.cell.scenario, self.cell.victims, draw), draw.get_state()
 
     @cached_property
     def victims(self) -> list[Victim]:
         """Return one victim per update: round by round, and client by client if updates are not aggregated."""
-        counts, state = self._counted
+        counts, state = self._image_counts_and_state
         draw = torch.Generator()
         draw.set_state(state)
         scenario, schedule = self.cell.scenario, self.schedule
-        least = self.cell.defense.least_timestep(scenario, schedule.steps)
+        least_timestep = self.cell.defense.least_timestep(scenario, schedule.steps)
         pictures = iter(self.pictures)
-        rounds = [draw_victim([next(pictures) for _ in range(n)], scenario, schedule, draw, least) for n in counts]
+        rounds = [draw_victim([next(pictures) for _ in range(n)], scenario, schedule, draw, least_timestep) for n in counts]
         return [part for victim in rounds for part in split(victim, self.updates_per_round)]
 
     @cached_property
@@ -107,14 +107,14 @@ class Scene:
         The clients and their defense work on copies. Even if they change these, the victims and the next cell stay intact.
         """
         cell, device = self.cell, self.cell.device
-        prepared = self.prepared()
-        network, shown = (copy.deepcopy(prepared).to(device) for _ in range(2))
+        prepared = self.prepared_network()
+        network, granted_network = (copy.deepcopy(prepared).to(device) for _ in range(2))
         colour = self.cache.mean_colour(cell.dataset, cell.image_size).to(device)
-        granted = Granted(shown, colour, self.public, self._prior())
-        noise = stream(cell.seed, "defense", cell.keys.defense, *self._axes)
-        shuffle = stream(cell.seed, "order", *self._axes)
+        granted = Granted(granted_network, colour, self.public, self._prior())
+        defense_stream = stream(cell.seed, "defense", cell.keys.defense, *self._scene_axes)
+        order_stream = stream(cell.seed, "order", *self._scene_axes)
         rounds = [Round(network, self.schedule.to(device), victim.on(device), self.practice) for victim in self.victims]
-        return [observe(trained, cell.defense, granted, noise, shuffle) for trained in rounds]
+        return [observe(training, cell.defense, granted, defense_stream, order_stream) for training in rounds]
 
     def attack(self) -> list[Reconstruction]:
         """Run the cell's attack on the observations and return one reconstruction, in codes, per update.
@@ -124,10 +124,10 @@ class Scene:
         cell = self.cell
         if cell.attack is None:
             return [Reconstruction(self.codec.encode(victim.images.clone()), evaluations=0) for victim in self.victims]
-        own = stream(cell.seed, "attack", cell.keys.attack, cell.keys.defense, cell.keys.model, *self._axes)
-        return cell.attack.run(self.observations, own)
+        attack_stream = stream(cell.seed, "attack", cell.keys.attack, cell.keys.defense, cell.keys.model, *self._scene_axes)
+        return cell.attack.run(self.observations, attack_stream)
 
-    def prepared(self) -> Denoiser:
+    def prepared_network(self) -> Denoiser:
         """Return the network that the clients train, with the defense's changes. Callers must copy it before changing it.
 
         Raises:
@@ -149,7 +149,7 @@ class Scene:
         return build_schedule(self.cell.model)
 
     @property
-    def _axes(self) -> tuple[object, ...]:
+    def _scene_axes(self) -> tuple[object, ...]:
         return (self.cell.keys.dataset, self.cell.keys.scenario, self.cell.trial)
 
 
@@ -168,7 +168,7 @@ def check_inputs(cells: Sequence[Cell], cache: Cache) -> None:
         build_schedule(model)
         cache.network(model, seed)
     for cell in {(cell.model, cell.keys.defense): cell for cell in cells}.values():
-        Scene(cell, cache).prepared()
+        Scene(cell, cache).prepared_network()
     for cell in {(cell.model.steps, cell.keys.scenario, cell.keys.defense): cell for cell in cells}.values():
         cell.defense.least_timestep(cell.scenario, cell.model.steps)
     for cell in {(cell.keys.dataset, cell.keys.scenario, cell.trial): cell for cell in cells}.values():

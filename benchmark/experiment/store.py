@@ -26,7 +26,7 @@ from benchmark.base.files import ASIDE, digest, real_directory, remove, replace,
 from benchmark.base.parsing import read_text
 from benchmark.base.paths import followed
 from benchmark.evaluation.judge import Sample
-from benchmark.experiment.frames import most_bytes, to_frame, to_parquet, with_measurement
+from benchmark.experiment.frames import max_bytes, to_frame, to_parquet, with_measurement
 from benchmark.experiment.records import (
     IDENTITY,
     SCHEMA_VERSION,
@@ -43,13 +43,13 @@ __all__ = ["ASIDE", "SCHEMA_VERSION", "Cell", "DamagedCell", "Record", "Status",
 
 OWN_DIRECTORIES = ("cells", "figures")
 
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
+NO_LOCK_ERRORS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 """Error numbers of `flock` on a file system without locks."""
 
-_LEFTOVER = f"{ASIDE}{'[0-9a-f]' * 16}"
+_TEMPORARY_PATTERN = f"{ASIDE}{'[0-9a-f]' * 16}"
 """Glob pattern of the random temporary name under which a single file is written."""
 
-_BEFORE = f"{ASIDE}samples"
+_OLD_SAMPLES = f"{ASIDE}samples"
 """Name of the copy of the old samples while a measurement of the cell is being replaced."""
 
 
@@ -99,8 +99,8 @@ class Store:
             try:
                 self.cells.mkdir(parents=True, exist_ok=True)
                 lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-                self._hold(lock)
-                self._clear()
+                self._lock(lock)
+                self._remove_leftovers()
             except OSError as error:
                 raise UserError(f"cannot write to {self.path}: {_reason(error)}") from error
             yield
@@ -134,11 +134,11 @@ class Store:
         aside, target = self.cells / f"{ASIDE}{record.identity}", self.cells / record.identity
         content = to_parquet(samples)
         try:
-            self._discard(aside)
+            self._roll_back_save(aside)
             try:
                 aside.mkdir()
                 write_new(aside / "samples.parquet", content)
-                write_new(aside / "record.json", _sealed(record, content))
+                write_new(aside / "record.json", _record_content(record, content))
                 sync(aside)
                 if real_directory(target):
                     target.rename(aside / target.name)
@@ -148,7 +148,7 @@ class Store:
                 sync(self.cells)
                 remove(target / target.name)
             finally:
-                self._discard(aside)
+                self._roll_back_save(aside)
         except OSError as error:
             raise UserError(
                 f"cannot write to {self.cells}: {_reason(error)}; finished cells are kept, the same command goes on from there"
@@ -167,12 +167,12 @@ class Store:
         """
         place = self.cells / cell.record.identity
         try:
-            before = _samples(place, cell.record)
+            before = _matching_samples(place, cell.record)
             after = with_measurement(before, name, values)
-            replace(place / _BEFORE, before)
+            replace(place / _OLD_SAMPLES, before)
             replace(place / "samples.parquet", after)
-            replace(place / "record.json", _sealed(cell.record, after))
-            (place / _BEFORE).unlink()
+            replace(place / "record.json", _record_content(cell.record, after))
+            (place / _OLD_SAMPLES).unlink()
         except (OSError, Damaged) as error:
             reason = _reason(error) if isinstance(error, OSError) else error
             raise UserError(f"cannot write to {place}: {reason}; every cell is kept") from error
@@ -191,9 +191,9 @@ class Store:
             if not real_directory(place):
                 raise Damaged("it is not a directory")
             name = f"{place.name}/record.json"
-            record = to_record(_text(place / "record.json"), identity)
+            record = to_record(_read_text(place / "record.json"), identity)
             name = f"{place.name}/samples.parquet"
-            return Cell(record, to_frame(_samples(place, record), record))
+            return Cell(record, to_frame(_matching_samples(place, record), record))
         except OSError as error:
             if error.errno == errno.ENOMEM:
                 raise MemoryError from error
@@ -260,51 +260,51 @@ class Store:
             UserError: `run.json` is missing or cannot be read, so this is no run directory.
         """
         try:
-            return to_plan(_text(self.path / "run.json"))
+            return to_plan(_read_text(self.path / "run.json"))
         except (Damaged, OSError) as error:
             raise UserError(f"{self.path} is no run directory (it has no readable run.json)") from error
 
-    def _hold(self, lock: int) -> None:
+    def _lock(self, lock: int) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another run is writing to {self.path}; wait for it, or choose another --out") from None
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if error.errno not in NO_LOCK_ERRORS:
                 raise
             remark(f"{self.path} lies on a file system without locks; nothing keeps a second run from writing there")
 
-    def _clear(self) -> None:
+    def _remove_leftovers(self) -> None:
         """Remove leftovers of a killed process, and anything that has a cell's name but is no directory.
 
         Files with other names do not belong to GIDBench and stay.
         """
-        for path in self.path.glob(_LEFTOVER):
+        for path in self.path.glob(_TEMPORARY_PATTERN):
             remove(path)
         for path in list(self.cells.iterdir()):
             if IDENTITY.fullmatch(path.name.removeprefix(ASIDE)):
                 if path.name.startswith(ASIDE):
-                    self._discard(path)
+                    self._roll_back_save(path)
                 elif not real_directory(path):
                     remove(path)
                 else:
-                    self._clear_amended(path)
+                    self._roll_back_amend(path)
 
-    def _clear_amended(self, place: Path) -> None:
+    def _roll_back_amend(self, place: Path) -> None:
         """Remove leftovers of a killed `amend`. The samples that match the record are restored first."""
-        for leftover in place.glob(_LEFTOVER):
+        for leftover in place.glob(_TEMPORARY_PATTERN):
             remove(leftover)
-        before = place / _BEFORE
+        before = place / _OLD_SAMPLES
         if not os.path.lexists(before):
             return
         try:
-            record = to_record(_text(place / "record.json"), place.name)
-            replace(place / "samples.parquet", _samples(place, record))
+            record = to_record(_read_text(place / "record.json"), place.name)
+            replace(place / "samples.parquet", _matching_samples(place, record))
             remove(before)
         except (OSError, Damaged):  # `read` reports the damage
             return
 
-    def _discard(self, aside: Path) -> None:
+    def _roll_back_save(self, aside: Path) -> None:
         """Remove an incomplete cell, and restore the cell that it was about to replace."""
         replaced = aside / aside.name.removeprefix(ASIDE)
         target = self.cells / replaced.name
@@ -317,11 +317,11 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     """Return the text of a file.
 
     Raises:
-        Damaged: the file is not a text file of a usual size.
+        Damaged: the file is not a text file, or it is too large.
         OSError: the file cannot be opened.
     """
     try:
@@ -329,32 +329,32 @@ def _text(path: Path) -> str:
     except UserError as error:
         if isinstance(error.__cause__, OSError):
             raise error.__cause__ from error
-        raise Damaged("it is not a text file of a usual size") from error
+        raise Damaged("it is not a text file, or it is too large") from error
 
 
-def _sealed(record: Record, samples: bytes) -> bytes:
+def _record_content(record: Record, samples: bytes) -> bytes:
     """Return the content of `record.json` with the checksums of the samples and of the record."""
     values = dataclasses.asdict(dataclasses.replace(record, samples_digest=digest(samples)))
     return to_json({**values, "checksum": checksum(values)})
 
 
-def _samples(place: Path, record: Record) -> bytes:
+def _matching_samples(place: Path, record: Record) -> bytes:
     """Return the content of the samples file that matches the record.
 
     Raises:
         Damaged: no file matches the record.
     """
-    content = _content(place / "samples.parquet", most_bytes(record))
-    if digest(content) != record.samples_digest and os.path.lexists(place / _BEFORE):
-        content = _content(place / _BEFORE, most_bytes(record))
+    content = _read_bytes(place / "samples.parquet", max_bytes(record))
+    if digest(content) != record.samples_digest and os.path.lexists(place / _OLD_SAMPLES):
+        content = _read_bytes(place / _OLD_SAMPLES, max_bytes(record))
     if digest(content) != record.samples_digest:
         raise Damaged("its checksum differs")
     return content
 
 
-def _content(path: Path, most: int) -> bytes:
+def _read_bytes(path: Path, limit: int) -> bytes:
     if path.exists() and not path.is_file():  # reading a pipe would block
         raise Damaged("it is not a file")
-    if path.stat().st_size > most:
-        raise Damaged("it is larger than the cell's images")
+    if path.stat().st_size > limit:
+        raise Damaged("it is larger than a file of the cell's images can be")
     return path.read_bytes()
