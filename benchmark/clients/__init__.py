@@ -1,4 +1,4 @@
-"""The clients of a round: how they train under a defense, what they send, and what that guarantees."""
+"""The clients of a round: how they train, what they send under a defense, and which privacy guarantee that gives."""
 
 from benchmark.clients.federation import Granted, Round, draw_victim, image_counts, observe
 

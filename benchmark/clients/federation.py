@@ -1,4 +1,4 @@
-"""The clients: they draw timesteps and noise and train under their defense, and the server sees an observation."""
+"""The local training of clients under a defense, and the observation that the attacking server gets from it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from benchmark.types import Capability, Observation, Prior, PublicParameters, Up
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """One round: every client trains from the same global weights, which stay as they are.
+    """One round, in which every client starts from the same global weights. The round does not change these weights.
 
     Attributes:
-        network: the global weights.
-        schedule: the process.
+        network: the network with the global weights.
+        schedule: the diffusion process.
         victim: the private images of all clients and steps, with their timesteps and noise.
         scenario: the clients' practice.
     """
@@ -35,35 +35,35 @@ class Round:
 
     @property
     def batches(self) -> list[list[Victim]]:
-        """For each client the private batch of each of its steps."""
+        """Return one list per client with the private batch of each local step."""
         clients = local_batches(len(self.victim.images), self.scenario.clients, self.scenario.local_steps)
-        return [[_part(self.victim, places) for places in steps] for steps in clients]
+        return [[_subset(self.victim, batch) for batch in steps] for steps in clients]
 
     def update(self, defense: Defense, generator: torch.Generator) -> Update:
-        """What the server sees: the mean of the updates that leave the clients."""
-        return mean_update([self._trained(batches, defense, generator) for batches in self.batches])
+        """Return the update that the server receives: the mean of the clients' updates."""
+        return mean_update([self._client_update(batches, defense, generator) for batches in self.batches])
 
-    def _trained(self, batches: Sequence[Victim], defense: Defense, generator: torch.Generator) -> Update:
-        """What leaves one client."""
+    def _client_update(self, batches: Sequence[Victim], defense: Defense, generator: torch.Generator) -> Update:
+        """Train one client on its batches and return the update that it sends."""
         network = self.network
-        # Where timesteps are fixed nothing is drawn, and a defense may refuse them.
-        least = 0 if self.scenario.fixed_timesteps else defense.least_timestep(self.scenario, self.schedule.steps)
+        # Fixed timesteps need no least timestep, since none are drawn. A defense may even refuse fixed timesteps.
+        least_timestep = 0 if self.scenario.fixed_timesteps else defense.least_timestep(self.scenario, self.schedule.steps)
         gradients: list[Update] = []
         for batch in batches:
             if gradients:
-                network = _stepped(network, gradients[-1], self.scenario.local_lr)
-            step = ClientStep(network, self.schedule, batch, self.scenario, least)
+                network = _after_step(network, gradients[-1], self.scenario.local_lr)
+            step = ClientStep(network, self.schedule, batch, self.scenario, least_timestep)
             gradients.append(defense.gradient(step, generator))
         return defense.release(mean_update(gradients), generator)
 
 
-def _part(victim: Victim, places: slice) -> Victim:
-    return Victim(victim.images[places], victim.timesteps[places], victim.noise[places], victim.sources[places])
+def _subset(victim: Victim, batch: slice) -> Victim:
+    return Victim(victim.images[batch], victim.timesteps[batch], victim.noise[batch], victim.sources[batch])
 
 
 @torch.no_grad()
-def _stepped(network: Denoiser, gradient: Update, lr: float) -> Denoiser:
-    """A copy of the network, one step of plain SGD further; parameters without a gradient stay."""
+def _after_step(network: Denoiser, gradient: Update, lr: float) -> Denoiser:
+    """Return a copy of the network after one step of plain SGD. Parameters without a gradient do not change."""
     network = copy.deepcopy(network)
     for name, value in gradient.items():
         network.get_parameter(name).sub_(value, alpha=lr)
@@ -71,7 +71,13 @@ def _stepped(network: Denoiser, gradient: Update, lr: float) -> Denoiser:
 
 
 def image_counts(scenario: Scenario, victims: int, generator: torch.Generator) -> list[int]:
-    """The number of images behind each victim: the scenario's own, or drawn by Poisson sampling and never 0."""
+    """Return the number of images of each victim, as the scenario fixes it or by Poisson sampling. It is never 0.
+
+    Args:
+        scenario: the clients' practice.
+        victims: number of victims.
+        generator: the random stream of Poisson sampling.
+    """
     if scenario.sampling == "fixed":
         return [scenario.images] * victims
     local_images = round(scenario.batch_size / scenario.sample_rate)
@@ -83,39 +89,50 @@ def image_counts(scenario: Scenario, victims: int, generator: torch.Generator) -
 
 
 def draw_victim(
-    pictures: Sequence[Picture], scenario: Scenario, schedule: Process, generator: torch.Generator, least: int = 0
+    pictures: Sequence[Picture], scenario: Scenario, schedule: Process, generator: torch.Generator, least_timestep: int = 0
 ) -> Victim:
-    """Draw the timesteps, from `least` on, and the noise of all images of a round, on the CPU."""
+    """Draw the timesteps and the noise of all images of a round, on the CPU.
+
+    Args:
+        pictures: the private images of the round.
+        scenario: the clients' practice, which may fix the timesteps.
+        schedule: the diffusion process.
+        generator: the random stream of timesteps and noise.
+        least_timestep: the smallest timestep that may be drawn.
+    """
     images = torch.stack([picture.image for picture in pictures])
     fixed = scenario.fixed_timesteps
     if fixed:
         timesteps = torch.tensor(fixed).expand(len(pictures)).clone()
     else:
-        timesteps = uniform_timesteps(len(pictures), least, schedule.steps, generator)
+        timesteps = uniform_timesteps(len(pictures), least_timestep, schedule.steps, generator)
     noise = torch.randn(images.shape, generator=generator)
     return Victim(images, timesteps, noise, tuple(picture.source for picture in pictures))
 
 
 def split(victim: Victim, parts: int) -> list[Victim]:
-    """Split what lies behind a round into equal parts, e.g. one of each client."""
-    return [_part(victim, place) for (place,) in local_batches(len(victim.images), parts, 1)]
+    """Split the victim of a round into equal parts, for example one per client."""
+    return [_subset(victim, batch) for (batch,) in local_batches(len(victim.images), parts, 1)]
 
 
-def disclosed(defense: Defense, practice: Scenario) -> PublicParameters:
-    """Return what everybody knows of a defense that holds for an update with this practice behind it."""
+def public_parameters(defense: Defense, practice: Scenario) -> PublicParameters:
+    """Return the defense's public parameters that are valid for an update of clients with this practice.
+
+    Parameters that describe a single client's update are dropped when the practice has several clients.
+    """
     public = defense.public(practice)
     return public if practice.clients == 1 else public.of_aggregate()
 
 
 @dataclass(frozen=True, eq=False)
 class Granted:
-    """What the attacker is granted besides the update. Its tensors share no storage with the clients' own.
+    """What the attacker gets besides the update, timesteps and noise. The tensors share no storage with the clients' own.
 
     Attributes:
-        network: a copy of the global weights.
+        network: a copy of the network with the global weights.
         mean_colour: (C,) mean over public images, in [-1, 1].
-        public: what everybody knows of the defense.
-        prior: what the attacker knows of images in general.
+        public: the public parameters of the defense.
+        prior: a trained denoiser as knowledge of images in general, None where it is not granted.
     """
 
     network: Denoiser
@@ -125,37 +142,37 @@ class Granted:
 
 
 def observe(
-    trained: Round, defense: Defense, granted: Granted, generator: torch.Generator, shuffle: torch.Generator
+    training: Round, defense: Defense, granted: Granted, generator: torch.Generator, shuffle: torch.Generator
 ) -> Observation:
-    """Train the round under `defense` and return what the server sees of it.
+    """Train the round under `defense` and return the observation of the attack.
 
     Args:
-        trained: the round.
-        defense: decides what is combined, released and granted.
-        granted: what else the attacker is granted.
+        training: the round to train.
+        defense: decides how gradients are combined, what clients send, and whether timesteps and noise are granted.
+        granted: what else the attacker gets.
         generator: the defense's random stream.
-        shuffle: the random stream of the order in which timesteps and noise are granted, where that is not known.
+        shuffle: the random stream that permutes granted timesteps and noise if their order is unknown to the attack.
     """
-    victim, scenario = trained.victim, trained.scenario
-    update = trained.update(defense, generator)
-    disclosed = None if Capability.NOISE in defense.hides else defense.disclose(victim.noise.clone(), generator)
+    victim, scenario = training.victim, training.scenario
+    update = training.update(defense, generator)
+    disclosed_noise = None if Capability.NOISE in defense.hides else defense.disclose(victim.noise.clone(), generator)
     count, channels, height, width = victim.images.shape
-    ordered = scenario.order == "known" or defense.hides >= {Capability.TIMESTEP, Capability.NOISE}
-    order = torch.arange(count) if ordered else torch.randperm(count, generator=shuffle)
+    order_known = scenario.order == "known" or defense.hides >= {Capability.TIMESTEP, Capability.NOISE}
+    order = torch.arange(count) if order_known else torch.randperm(count, generator=shuffle)
     order = order.to(victim.images.device)
     return Observation(
         update={name: value.detach().clone() for name, value in update.items()},
         network=granted.network,
-        schedule=copy.deepcopy(trained.schedule),
+        schedule=copy.deepcopy(training.schedule),
         image_shape=(channels, height, width),
         batch_size=count // scenario.batches,
         mean_colour=granted.mean_colour.clone(),
         local_steps=scenario.local_steps,
         local_lr=scenario.local_lr if scenario.local_steps > 1 else None,
         clients=scenario.clients,
-        order_known=ordered,
+        order_known=order_known,
         public=granted.public,
         timesteps=None if Capability.TIMESTEP in defense.hides else victim.timesteps[order],
-        noise=None if disclosed is None else disclosed[order],
+        noise=None if disclosed_noise is None else disclosed_noise[order],
         prior=granted.prior,
     )

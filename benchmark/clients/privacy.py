@@ -1,11 +1,11 @@
-"""Differential privacy: the noisy sum of clipped per-example gradients, and what it and other Gaussian noise guarantee.
+"""Differential privacy: the noisy sum of clipped per-example gradients, and the guarantees of Gaussian noise.
 
-Opacus' `DPOptimizer` clips and adds noise. Per-example gradients come from Opacus' functorch path: its hand-written hooks
-give zero for convolutions that see channels-last activations, as those of a diffusers U-Net do.
+Opacus' `DPOptimizer` clips gradients and adds noise. Per-example gradients come from Opacus' functorch path. Opacus'
+hand-written hooks give zero for convolutions with channels-last inputs, and a diffusers U-Net has such convolutions.
 
-Epsilon comes from Opacus' PRV accountant (Gopi et al. 2021, arXiv 2106.02848), an upper bound, beside that of its RDP
-accountant (Mironov 2017, arXiv 1702.07476), which is looser; above 100 from the RDP accountant alone. Sampling of clients
-amplifies nothing: the server, who attacks, knows who takes part.
+Opacus' PRV accountant (Gopi et al. 2021, arXiv 2106.02848) gives an upper bound on epsilon. The looser bound of its RDP
+accountant (Mironov 2017, arXiv 1702.07476) is reported as well. If the RDP bound exceeds 100, it is the only one.
+Sampling of clients does not amplify privacy, because the attacking server knows which clients take part.
 """
 
 from __future__ import annotations
@@ -27,48 +27,55 @@ from benchmark.scenario import Scenario
 from benchmark.types import Privacy, PublicParameters, Update
 
 PRV_ERROR = 0.01
-"""How far the PRV accountant's epsilon may lie above the truth."""
+"""Error that the PRV accountant may make in epsilon. The upper end of its result is reported."""
 
-LARGEST_PRV_EPSILON = 100.0
-"""Above this the PRV accountant's grid outgrows memory, and no one asks for two more digits of a broken guarantee."""
+MAX_PRV_EPSILON = 100.0
+"""Largest RDP epsilon for which the PRV accountant runs. Above it, the accountant's grid does not fit into memory.
+
+So large an epsilon gives no meaningful protection, so a tighter bound is not needed.
+"""
 
 
-SMALLEST_DELTA = 1e-12
-"""Below this the PRV accountant's own numerical error is of delta's size."""
+MIN_DELTA = 1e-12
+"""Smallest delta that is allowed. Below it, the numerical error of the PRV accountant is about as large as delta."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianMechanism(Defense):
-    """Something is clipped, and Gaussian noise comes on top. A plugin names `Defense` as a base too.
+    """The parameters of a defense that clips and then adds Gaussian noise. A plugin must also inherit from `Defense`.
 
     Attributes:
-        noise_multiplier: standard deviation of the noise on what was clipped, or on the sum of it, in units of `clip`.
-        clip: l2 norm that each example's gradient, or a client's update, is clipped to.
+        noise_multiplier: standard deviation of the noise in units of `clip`. The noise is added to the clipped update, or to
+            the sum of the clipped gradients.
+        clip: l2 norm to which each example's gradient, or a client's update, is clipped.
         delta: probability that the guarantee fails.
-        rounds: rounds that `epsilon_total` composes.
+        rounds: number of rounds that `epsilon_total` composes.
     """
 
     noise_multiplier: NonNegative = 1.0
     clip: Positive = 1.0
-    delta: Annotated[float, Range(SMALLEST_DELTA, 1, below=True)] = 1e-5
+    delta: Annotated[float, Range(MIN_DELTA, 1, below=True)] = 1e-5
     rounds: Count = 100
 
 
 class NoisyGradients(GaussianMechanism):
-    """What `dp_sgd` and `dpdm` share: all but how an example's gradient comes about."""
+    """Base class of `dp_sgd` and `dpdm`. They differ only in how they compute the gradient of an example."""
 
     def prepare(self, network: Denoiser, generator: torch.Generator) -> Denoiser:
-        """See `Defense.prepare`; a network whose examples have no gradients of their own is refused."""
+        """Check that the network allows per-example gradients and return it unchanged. See `Defense.prepare`."""
         check_per_example(network)
         return network
 
     def public(self, scenario: Scenario) -> PublicParameters:
-        """See `Defense.public`; the noise is that of each coordinate of the mean over examples, local steps and clients."""
+        """Return the clipping norm and the standard deviation of the noise. See `Defense.public`.
+
+        The noise is per coordinate of the mean over examples, local steps and clients.
+        """
         one_step = self.noise_multiplier * self.clip / scenario.batch_size
         return PublicParameters(clip_norm=self.clip, noise_std=one_step / math.sqrt(scenario.batches))
 
     def privacy(self, scenario: Scenario) -> Privacy:
-        """See `Defense.privacy`: for one image added or removed."""
+        """Return the guarantee for adding or removing one image. See `Defense.privacy`."""
         return guarantee(
             self.noise_multiplier,
             scenario.sample_rate,
@@ -80,10 +87,10 @@ class NoisyGradients(GaussianMechanism):
 
 
 def check_per_example(network: Denoiser) -> None:
-    """Refuse a network whose examples have no gradients of their own.
+    """Check that a network has trainable parameters and allows per-example gradients.
 
     Raises:
-        UserError: it has a layer that mixes examples, or none to train; with the layer and what helps.
+        UserError: no parameter is trainable, a layer mixes the examples of a batch, or Opacus does not support a layer.
     """
     from opacus.validators import ModuleValidator
 
@@ -92,8 +99,8 @@ def check_per_example(network: Denoiser) -> None:
     for name, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise UserError(
-                f"the model's layer '{name}' ({type(module).__name__}) mixes the examples of a batch, so that they have no "
-                "gradients of their own: use a model with GroupNorm in its place"
+                f"the model's layer '{name}' ({type(module).__name__}) mixes the examples of a batch, so no per-example "
+                "gradients exist: use a model with GroupNorm instead"
             )
     network.train()
     try:
@@ -101,20 +108,20 @@ def check_per_example(network: Denoiser) -> None:
     finally:
         network.eval()
     if problems:
-        raise UserError(f"Opacus cannot take the model's gradients by example: {first_line(problems[0])}")
+        raise UserError(f"Opacus cannot compute per-example gradients of the model: {first_line(problems[0])}")
 
 
 def private_gradient(
     step: ClientStep, clip: float, noise_multiplier: float, generator: torch.Generator, draws: int = 1
 ) -> Update:
-    """(sum of clipped per-example gradients + noise) / expected batch size.
+    """Return (sum of clipped per-example gradients + noise) / expected batch size.
 
     Args:
-        step: whose images each come `draws` times in a row.
-        clip: l2 norm that each example's gradient is clipped to.
+        step: the local step. Each image must occur `draws` times in a row.
+        clip: l2 norm to which each example's gradient is clipped.
         noise_multiplier: standard deviation of the noise on the sum, in units of `clip`.
         generator: the defense's random stream.
-        draws: an example's gradient is the mean over so many draws.
+        draws: number of draws of noise and timestep per image. An example's gradient is the mean over them.
     """
     from opacus import GradSampleModule
     from opacus.optimizers import DPOptimizer
@@ -133,7 +140,7 @@ def private_gradient(
             generator=torch.Generator(network.device).manual_seed(noise_seed),
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch on backward hooks whose input needs no gradient
+            warnings.simplefilter("ignore")  # torch warns of backward hooks whose input needs no gradient
             torch.autograd.backward(step.loss(wrapped))
         for p in trained:
             vars(p)["grad_sample"] = vars(p)["grad_sample"].unflatten(0, (-1, draws)).mean(1)
@@ -146,20 +153,21 @@ def private_gradient(
 
 
 def guarantee(noise_multiplier: float, sample_rate: float, steps: int, rounds: int, delta: float, adjacency: str) -> Privacy:
-    """What so many rounds of so many uses of the Gaussian mechanism guarantee; without noise epsilon is infinite.
+    """Return the privacy guarantee of repeated uses of the Gaussian mechanism. Without noise, epsilon is infinite.
 
     Args:
         noise_multiplier: standard deviation of the noise in units of the sensitivity.
-        sample_rate: probability of each unit to be in a use, by Poisson sampling; 1 for all of them.
-        steps: uses in a round.
-        rounds: in total.
+        sample_rate: probability that a unit takes part in one use, by Poisson sampling; 1 if every unit always does.
+        steps: uses per round.
+        rounds: total number of rounds.
         delta: probability that the guarantee fails.
-        adjacency: the neighbouring relation, for tables.
+        adjacency: the neighbouring relation as tables show it.
     """
-    one, one_by = epsilon(noise_multiplier, sample_rate, steps, delta)
-    total, total_by = epsilon(noise_multiplier, sample_rate, rounds * steps, delta)
+    per_round, round_accountant = epsilon(noise_multiplier, sample_rate, steps, delta)
+    total, total_accountant = epsilon(noise_multiplier, sample_rate, rounds * steps, delta)
+    same_accountant = round_accountant == total_accountant
     return Privacy(
-        epsilon_round=one,
+        epsilon_round=per_round,
         epsilon_total=total,
         epsilon_round_rdp=rdp_epsilon(noise_multiplier, sample_rate, steps, delta),
         epsilon_total_rdp=rdp_epsilon(noise_multiplier, sample_rate, rounds * steps, delta),
@@ -168,12 +176,15 @@ def guarantee(noise_multiplier: float, sample_rate: float, steps: int, rounds: i
         sampling="none" if sample_rate == 1 else "Poisson",
         rounds=rounds,
         adjacency=adjacency,
-        accountant=one_by if one_by == total_by else f"{one_by} (round), {total_by} (total)",
+        accountant=round_accountant if same_accountant else f"{round_accountant} (round), {total_accountant} (total)",
     )
 
 
 def _train_without_dropout(module: nn.Module) -> None:
-    """Opacus records nothing in evaluation mode; only dropout would make training mode another function."""
+    """Set training mode, except for dropout.
+
+    Opacus records no gradients in evaluation mode. Dropout alone would change the function in training mode.
+    """
     module.train()
     for child in module.modules():
         if isinstance(child, nn.modules.dropout._DropoutNd):
@@ -182,16 +193,16 @@ def _train_without_dropout(module: nn.Module) -> None:
 
 @cache
 def epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> tuple[float, str]:
-    """Epsilon of so many steps of the subsampled Gaussian mechanism, and the accountant that bounds it."""
+    """Return an upper bound on epsilon after `steps` uses of the subsampled Gaussian mechanism, and the accountant's name."""
     from opacus.accountants import PRVAccountant
 
-    bound = rdp_epsilon(noise_multiplier, sample_rate, steps, delta)
-    if bound == math.inf:
-        return bound, "none"
-    if bound > LARGEST_PRV_EPSILON:
-        return bound, "RDP"
+    rdp_bound = rdp_epsilon(noise_multiplier, sample_rate, steps, delta)
+    if rdp_bound == math.inf:
+        return rdp_bound, "none"
+    if rdp_bound > MAX_PRV_EPSILON:
+        return rdp_bound, "RDP"
     prv = PRVAccountant()
-    prv.history = _history(noise_multiplier, sample_rate, steps)
+    prv.history = _opacus_history(noise_multiplier, sample_rate, steps)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return max(0.0, float(prv.get_epsilon(delta, eps_error=PRV_ERROR))), "PRV"
@@ -199,20 +210,23 @@ def epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: floa
 
 @cache
 def rdp_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
-    """Likewise, by the RDP accountant."""
+    """Return the RDP accountant's upper bound on epsilon after `steps` uses of the subsampled Gaussian mechanism."""
     from opacus.accountants import RDPAccountant
 
     if noise_multiplier == 0:
         return math.inf
     rdp = RDPAccountant()
-    rdp.history = _history(noise_multiplier, sample_rate, steps)
+    rdp.history = _opacus_history(noise_multiplier, sample_rate, steps)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on its range of orders, where the bound stays valid
+        warnings.simplefilter("ignore")  # it warns of its range of orders; the bound is valid anyway
         return max(0.0, float(rdp.get_epsilon(delta)))
 
 
-def _history(noise_multiplier: float, sample_rate: float, steps: int) -> list[tuple[float, float, int]]:
-    """As Opacus wants it. Steps of the plain Gaussian mechanism are one of it with less noise."""
+def _opacus_history(noise_multiplier: float, sample_rate: float, steps: int) -> list[tuple[float, float, int]]:
+    """Return the steps in the format of Opacus' accountants.
+
+    Without subsampling, several uses of the Gaussian mechanism equal one use with less noise.
+    """
     if sample_rate == 1:
         return [(noise_multiplier / math.sqrt(steps), 1.0, 1)]
     return [(noise_multiplier, sample_rate, steps)]

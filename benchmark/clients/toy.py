@@ -1,4 +1,4 @@
-"""A tiny round of a client, for the contract of plugins and for tests."""
+"""A tiny round of clients, for the checks of the plugin contract and for tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmark.base.seeds import stream
-from benchmark.clients.federation import Granted, Round, disclosed, draw_victim, observe
+from benchmark.clients.federation import Granted, Round, draw_victim, observe, public_parameters
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.families.unet2d import UNet2D
 from benchmark.diffusion.process import Process
@@ -22,7 +22,14 @@ from benchmark.types import Observation, Prior, Victim
 
 @dataclass(frozen=True, eq=False)
 class Toy:
-    """A tiny round with its private images, for examination."""
+    """A tiny round with its private images.
+
+    Attributes:
+        network: the network with the global weights.
+        schedule: the diffusion process.
+        victim: the private images with their timesteps and noise.
+        scenario: the clients' practice.
+    """
 
     network: Denoiser
     schedule: Process
@@ -30,31 +37,37 @@ class Toy:
     scenario: Scenario
 
     def step(self) -> ClientStep:
-        """All of the round's images as one client's only step."""
+        """Return the step of a single client that trains once on all images of the round."""
         practice = dataclasses.replace(self.scenario, batch_size=len(self.victim.images), local_steps=1, clients=1)
         return ClientStep(self.network, self.schedule, self.victim, practice)
 
     def round(self) -> Round:
-        """The round, all of whose clients are summed."""
+        """Return the round. Its update is the mean over all clients."""
         return Round(self.network, self.schedule, self.victim, self.scenario)
 
     def observe(self, defense: Defense, seed: int = 0) -> Observation:
-        """Return what the server sees of it under a defense. The attacked network stands for its own prior."""
+        """Return the observation of this round under a defense. A copy of the undefended network serves as the prior."""
         network = defense.prepare(self.network, stream(seed, "prepare"))
         prior = Prior(copy.deepcopy(self.network).requires_grad_(False), copy.deepcopy(self.schedule))
-        granted = Granted(copy.deepcopy(network), torch.zeros(3), disclosed(defense, self.scenario), prior)
-        trained = dataclasses.replace(self.round(), network=network)
-        return observe(trained, defense, granted, stream(seed, "defense"), stream(seed, "order"))
+        granted = Granted(copy.deepcopy(network), torch.zeros(3), public_parameters(defense, self.scenario), prior)
+        training = dataclasses.replace(self.round(), network=network)
+        return observe(training, defense, granted, stream(seed, "defense"), stream(seed, "order"))
 
 
 class Exposed(Defense):
-    """Grants everything and changes nothing."""
+    """A defense that changes nothing and hides nothing."""
 
 
 def toy(size: int = 8, batch: int = 2, channels: tuple[int, int] = (4, 8), **practice: Any) -> Toy:
-    """A U-Net of a few thousand parameters, with every kind of layer that the presets have, and random images.
+    """Return a round of a U-Net with a few thousand parameters on random images.
 
-    `practice` are more fields of the scenario.
+    The U-Net has every kind of layer that the presets have.
+
+    Args:
+        size: side of the square images in pixels.
+        batch: batch size of the scenario.
+        channels: channels of the U-Net's two levels.
+        practice: more fields of the scenario.
     """
     from diffusers import DDPMScheduler, UNet2DModel
 

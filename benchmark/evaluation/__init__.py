@@ -1,4 +1,4 @@
-"""The judge and its metrics: the only code that compares a reconstruction with the truth."""
+"""The judge and the metrics: the only code that compares a reconstruction with the private images."""
 
 from benchmark.evaluation.judge import Sample, judge
 from benchmark.evaluation.metric import Direction, Level, Measure, Metric

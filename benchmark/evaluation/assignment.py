@@ -1,6 +1,6 @@
-"""From what an attack returned to the images that are stored: checked, decoded, assigned to the originals and clipped.
+"""Steps from the output of an attack to the stored images: check, decode, assign to the originals, and clip.
 
-Unlike the metrics, this decides the stored images of a cell, so it is part of the cell's identity.
+This code decides which images a cell stores, so it is part of the cell's identity. The metrics do not, so they are not.
 """
 
 from __future__ import annotations
@@ -17,39 +17,44 @@ from benchmark.base.images import to_unit
 from benchmark.types import Reconstruction, Victim
 
 
-def plain(victim: Victim, given: Reconstruction, decode: Callable[[Tensor], Tensor]) -> Reconstruction:
-    """Return the reconstruction as images on the CPU, with plain numbers. An attack may have returned anything.
+def validated(victim: Victim, returned: Reconstruction, decode: Callable[[Tensor], Tensor]) -> Reconstruction:
+    """Check the output of an attack, which may be anything, and return it with decoded images on the CPU.
+
+    Args:
+        victim: the private images, which determine the expected shapes.
+        returned: the output of the attack.
+        decode: maps what an attack reconstructs to images.
 
     Raises:
-        ValueError: it is no reconstruction, or has values of another shape or type than it should.
+        ValueError: the output is no `Reconstruction`, or a value has a wrong shape or type.
     """
-    if not isinstance(given, Reconstruction):
-        raise ValueError(f"the attack returned a {type(given).__name__}, not a Reconstruction")
-    images = decode(given.images.detach().cpu().float())
+    if not isinstance(returned, Reconstruction):
+        raise ValueError(f"the attack returned a {type(returned).__name__}, not a Reconstruction")
+    images = decode(returned.images.detach().cpu().float())
     if images.shape != victim.images.shape:
         raise ValueError(f"the attack returned images of shape {tuple(images.shape)}, not {tuple(victim.images.shape)}")
-    evaluations = int(given.evaluations)
+    evaluations = int(returned.evaluations)
     if evaluations < 0:
         raise ValueError(f"the attack reports {evaluations} evaluations")
-    timesteps = given.timesteps
+    timesteps = returned.timesteps
     if timesteps is not None and timesteps.shape != victim.timesteps.shape:
         raise ValueError(f"the attack returned timesteps of shape {tuple(timesteps.shape)}")
-    noise = given.noise
+    noise = returned.noise
     if noise is not None and noise.shape != victim.noise.shape:
         raise ValueError(f"the attack returned noise of shape {tuple(noise.shape)}, not {tuple(victim.noise.shape)}")
     return Reconstruction(
         images=images,
         evaluations=evaluations,
-        loss=None if given.loss is None else float(given.loss),
+        loss=None if returned.loss is None else float(returned.loss),
         timesteps=None if timesteps is None else timesteps.detach().cpu().long(),
         noise=None if noise is None else noise.detach().cpu().float(),
-        note=str(given.note),
-        diverged=None if given.diverged is None else str(given.diverged),
+        note=str(returned.note),
+        diverged=None if returned.diverged is None else str(returned.diverged),
     )
 
 
 def why_diverged(reconstruction: Reconstruction) -> str | None:
-    """Return why the images mean nothing, None where they do."""
+    """Return why the images are not valid, None if they are."""
     if reconstruction.diverged is None and not torch.isfinite(reconstruction.images).all():
         return "the images are not finite"
     return reconstruction.diverged
@@ -61,7 +66,7 @@ def clipped(image: Tensor) -> Tensor:
 
 
 def assign(originals: Tensor, rebuilt: Tensor) -> NDArray[np.intp]:
-    """Which rebuilt image belongs to each original: the matching of least total squared error.
+    """Assign a reconstructed image to each original so that the total squared error is minimal.
 
     Args:
         originals: (B, C, H, W).

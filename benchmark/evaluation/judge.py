@@ -1,4 +1,7 @@
-"""The judge: it alone holds the truth beside what was rebuilt. It clips, assigns within a victim's images, and measures."""
+"""The judge, which compares reconstructions with the private images.
+
+The judge assigns reconstructed images to the originals of the same victim, clips them, and measures them.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +13,32 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmark.evaluation.assignment import assign, clipped, plain, why_diverged
+from benchmark.evaluation.assignment import assign, clipped, validated, why_diverged
 from benchmark.evaluation.metrics import measures
 from benchmark.types import Reconstruction, Victim
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One private image and what became of it: a row of `samples.parquet`.
+    """One private image and its reconstruction: a row of `samples.parquet`.
 
     Attributes:
         victim: index of the round within the trial.
-        image: index among the images behind its update: client by client, step by step.
+        image: index of the image in its round: client by client, step by step.
         source: the photograph that the image comes from.
         status: `ok` or `diverged`.
-        reason: why it diverged, else what the attack notes of how it ran.
-        measured: the value of each of `metrics.measures`, None where it cannot be measured or the image diverged.
+        reason: why the image diverged; otherwise the attack's note on how it ran.
+        measured: one value per entry of `metrics.measures`, None if it cannot be measured or the image diverged.
         success: whether the PSNR reached the threshold.
-        timestep: the truth.
-        timestep_estimate: the attack's own, None where it makes none.
-        timestep_error: absolute difference of the two.
-        noise_mse: mean squared error of the attack's own estimate of the noise, None where it makes none; the truth has
-            variance 1, so that 0 everywhere scores 1 and an independent draw 2.
-        loss: the attack's matching loss for all of the victim's images.
-        evaluations: spent on all of them.
+        timestep: the true timestep.
+        timestep_estimate: the attack's estimate of the timestep, None if it makes none.
+        timestep_error: absolute difference of `timestep` and `timestep_estimate`.
+        noise_mse: mean squared error of the attack's estimate of the noise, None if it makes none. The true noise has
+            variance 1, so an estimate of 0 scores 1 and an independent draw scores 2.
+        loss: the attack's matching loss for all images of the victim.
+        evaluations: number of evaluations that the attack spent on all images of the victim.
         original: (H, W, C) float32 in [-1, 1].
-        reconstruction: likewise, clipped.
+        reconstruction: (H, W, C) float32, clipped to [-1, 1].
     """
 
     victim: int
@@ -57,7 +60,7 @@ class Sample:
 
 def judge(
     victims: Sequence[Victim],
-    rebuilt: Sequence[Reconstruction],
+    reconstructions: Sequence[Reconstruction],
     success_db: float,
     decode: Callable[[Tensor], Tensor] = lambda codes: codes,
     updates_per_round: int = 1,
@@ -66,24 +69,27 @@ def judge(
     """Measure every image of every victim.
 
     Args:
-        victims: the truth behind each update: round by round, update by update.
-        rebuilt: one reconstruction per victim, in the same order.
-        success_db: PSNR from which an image counts as recovered.
-        decode: from what an attack rebuilds to images; for pixels the identity.
-        updates_per_round: updates that the server saw of each round. Images are numbered through all of a round's updates.
-        redrawn: whether clients trained on other timesteps and noise than the victim's. An estimate of either is then neither
-            right nor wrong, and is left out.
+        victims: one victim per update: round by round, update by update.
+        reconstructions: one reconstruction per victim, in the same order.
+        success_db: PSNR in dB from which an image counts as recovered.
+        decode: maps what an attack reconstructs to images; the identity if that is pixels.
+        updates_per_round: number of updates that the server receives per round. Images are numbered through the whole round.
+        redrawn: whether clients trained on other timesteps and noise than the victim's. If so, the attack's estimates of them
+            cannot be judged and are removed.
+
+    Returns:
+        One sample per private image, in the order of `victims`.
 
     Raises:
-        ValueError: an attack returned another number of reconstructions, or something else than it should.
+        ValueError: the attack returned a wrong number of reconstructions, or an invalid one.
     """
-    if len(victims) != len(rebuilt):
-        raise ValueError(f"the attack returned {len(rebuilt)} reconstructions for {len(victims)} victims")
+    if len(victims) != len(reconstructions):
+        raise ValueError(f"the attack returned {len(reconstructions)} reconstructions for {len(victims)} victims")
     samples: list[Sample] = []
-    for index, (victim, given) in enumerate(zip(victims, rebuilt, strict=True)):
-        number, place = divmod(index, updates_per_round)
-        found = _judge_one(number, place * len(victim.images), victim, plain(victim, given, decode), success_db)
-        samples += [_without_estimates(sample) for sample in found] if redrawn else found
+    for index, (victim, returned) in enumerate(zip(victims, reconstructions, strict=True)):
+        number, update = divmod(index, updates_per_round)
+        judged = _judge_update(number, update * len(victim.images), victim, validated(victim, returned, decode), success_db)
+        samples += [_without_estimates(sample) for sample in judged] if redrawn else judged
     return samples
 
 
@@ -92,16 +98,16 @@ def _without_estimates(sample: Sample) -> Sample:
 
 
 @dataclass(frozen=True, eq=False)
-class _Verdict:
-    """What holds for all images of one update.
+class _JudgedUpdate:
+    """The values that all images of one update share.
 
     Attributes:
         number: index of the round.
-        first: index of its first image in the round.
-        victim: the truth.
-        reconstruction: what was rebuilt.
-        reason: why that means nothing, None where it does.
-        success_db: PSNR from which an image counts as recovered.
+        first: index of the update's first image within the round.
+        victim: the private images of the update.
+        reconstruction: the attack's reconstruction of them.
+        reason: why the reconstruction is not valid, None if it is.
+        success_db: PSNR in dB from which an image counts as recovered.
     """
 
     number: int
@@ -112,31 +118,31 @@ class _Verdict:
     success_db: float
 
 
-def _judge_one(number: int, first: int, victim: Victim, reconstruction: Reconstruction, success_db: float) -> list[Sample]:
-    """Judge one update of round `number`, whose images are numbered from `first` on."""
+def _judge_update(number: int, first: int, victim: Victim, reconstruction: Reconstruction, success_db: float) -> list[Sample]:
+    """Judge one update of round `number`. The numbers of its images start at `first`."""
     images, reason = reconstruction.images, why_diverged(reconstruction)
     order = assign(victim.images, images) if reason is None else np.arange(len(images))
-    verdict = _Verdict(number, first, victim, reconstruction, reason, success_db)
-    return [_sample(verdict, i, int(j)) for i, j in enumerate(order)]
+    judged = _JudgedUpdate(number, first, victim, reconstruction, reason, success_db)
+    return [_sample(judged, i, int(j)) for i, j in enumerate(order)]
 
 
-def _sample(verdict: _Verdict, i: int, j: int) -> Sample:
+def _sample(judged: _JudgedUpdate, i: int, j: int) -> Sample:
     """Measure image `i` of the victim against image `j` of the reconstruction."""
-    victim, reconstruction, ok = verdict.victim, verdict.reconstruction, verdict.reason is None
+    victim, reconstruction, ok = judged.victim, judged.reconstruction, judged.reason is None
     truth, image = victim.images[i], clipped(reconstruction.images[j])
     timestep = int(victim.timesteps[i])
     estimate = None if reconstruction.timesteps is None or not ok else int(reconstruction.timesteps[j])
     noise = None if reconstruction.noise is None or not ok else reconstruction.noise[j]
     measured = {name: measure.of(truth, image) if ok else None for name, measure in measures().items()}
-    quality = measured["psnr"]
+    psnr = measured["psnr"]
     return Sample(
-        victim=verdict.number,
-        image=verdict.first + i,
+        victim=judged.number,
+        image=judged.first + i,
         source=victim.sources[i],
         status="ok" if ok else "diverged",
-        reason=verdict.reason or reconstruction.note,
+        reason=judged.reason or reconstruction.note,
         measured=measured,
-        success=quality is not None and quality >= verdict.success_db,
+        success=psnr is not None and psnr >= judged.success_db,
         timestep=timestep,
         timestep_estimate=estimate,
         timestep_error=None if estimate is None else abs(estimate - timestep),

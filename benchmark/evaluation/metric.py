@@ -1,4 +1,4 @@
-"""What a metric is: how it is measured, summarised and shown. `metrics.METRICS` lists them all."""
+"""The description of a metric: how it is measured, summarised and shown. `metrics.METRICS` lists all metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Level(StrEnum):
-    """What a metric gives one value for: an image, an attack under a defense, or a defense."""
+    """The unit for which a metric gives one value: an image, a cell (an attack under a defense), or a defense."""
 
     IMAGE = "image"
     CELL = "cell"
@@ -22,14 +22,20 @@ class Level(StrEnum):
 
 
 class Direction(StrEnum):
-    """Which values are better, as the arrow of a heading: for the attack, and at `Level.DEFENSE` for the defense."""
+    """Which values are better, written as the arrow of a heading.
+
+    Better means better for the attack, except at `Level.DEFENSE`, where it means better for the defense.
+    """
 
     HIGHER = "↑"
     LOWER = "↓"
 
 
 class Room(IntEnum):
-    """Characters that a number gets on the terminal, where a row has 80."""
+    """Width of a column on the terminal in characters; a row has 80.
+
+    `NONE` leaves the column out, `NUMBER` shows the number alone, and `INTERVAL` shows the number with its interval.
+    """
 
     NONE = 0
     NUMBER = 7
@@ -38,15 +44,15 @@ class Room(IntEnum):
 
 @dataclass(frozen=True)
 class Shown:
-    """How tables for readers show a number of the leaderboard.
+    """A column of the tables for readers, which shows one number of the leaderboard.
 
     Attributes:
-        header: heads the column.
-        column: the number's column in `leaderboard.csv`.
-        form: the number's format specification.
-        interval: columns of the bounds of its 95% interval.
-        paper: whether the LaTeX table has it, as the Markdown table always does.
-        room: what the terminal shows of it.
+        header: heading of the column.
+        column: the column in `leaderboard.csv` that holds the number.
+        form: format specification of the number.
+        interval: columns in `leaderboard.csv` with the bounds of the number's 95% interval, None if it has none.
+        paper: whether the LaTeX table shows the column. The Markdown table always shows it.
+        room: width of the column on the terminal.
     """
 
     header: str
@@ -63,13 +69,14 @@ def _nothing_missing() -> None:
 
 @dataclass(frozen=True)
 class Measure:
-    """How the pictures of an image are measured. The values are a column of `samples.parquet`.
+    """A measurement of a reconstruction against its original. Its values are a column of `samples.parquet`.
 
     Attributes:
-        title: names the metric in sentences.
-        of: maps original and reconstruction, each (C, H, W) float32 in [-1, 1], to the value.
-        bounds: least and largest value; a file with others is damaged.
-        missing: returns why this machine cannot measure it, None where it can. `of` returns None where it cannot.
+        title: name of the metric in sentences.
+        of: maps original and reconstruction, each (C, H, W) float32 in [-1, 1], to the value, or to None if this machine
+            cannot measure it.
+        bounds: smallest and largest possible value. A file with other values is damaged.
+        missing: returns why this machine cannot measure it, None if it can.
     """
 
     title: str
@@ -80,12 +87,12 @@ class Measure:
 
 @dataclass(frozen=True)
 class Group:
-    """The cells of a row of the leaderboard and their images.
+    """The cells of one row of the leaderboard, and their images.
 
     Attributes:
-        cells: a row per trial with `status`, `n_total`, `seconds`, `victims` and the defense's epsilons.
-        samples: a row per judged image, with `gain`: its PSNR over the floor's, NaN without a floor. May have no row and then
-            no column.
+        cells: one row per trial with `status`, `n_total`, `seconds`, `victims`, `epsilon_round`, `epsilon_total` and `delta`.
+        samples: one row per judged image. The column `gain` is its PSNR minus the floor's PSNR, NaN without a floor. If there
+            are no rows, there may be no columns either.
     """
 
     cells: pd.DataFrame
@@ -93,24 +100,24 @@ class Group:
 
     @property
     def ok(self) -> pd.DataFrame:
-        """The images that did not diverge."""
+        """Return the images that did not diverge."""
         return self.samples[self.samples.status == "ok"] if len(self.samples) else self.samples
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One thing that the bench measures.
+    """A metric of the benchmark.
 
     Attributes:
-        name: names it in `report --measure` and, with a `measure`, in `samples.parquet`.
-        level: what it gives one value for.
+        name: name in `report --measure`; with a `measure` also the name of its column in `samples.parquet`.
+        level: the unit for which the metric gives one value.
         better: which values are better.
-        columns: what it adds to `leaderboard.csv`.
-        summarise: returns the values of `columns` for a row of the leaderboard. At `Level.IMAGE` there is an image that did
-            not diverge.
-        shown: what tables for readers show of it.
-        measure: how it is measured from an image's pictures, None where the judge or the record says it.
-        chosen: whether `strongest` works it out for the attack that it chooses.
+        columns: the columns that the metric adds to `leaderboard.csv`.
+        summarise: returns the values of `columns` for one row of the leaderboard. At `Level.IMAGE` it is called only if at
+            least one image did not diverge.
+        shown: the columns that the metric adds to the tables for readers.
+        measure: how an image is measured, None if the values come from the judge or from the cell's record.
+        chosen: whether the `strongest` rows compute it for the attack that they choose.
     """
 
     name: str
@@ -124,5 +131,5 @@ class Metric:
 
     @property
     def in_strongest(self) -> bool:
-        """Whether a `strongest` row has it: what the choice is made by, and what holds under any attack."""
+        """Return whether the `strongest` rows have it: computed for the chosen attack, or a property of the defense alone."""
         return self.chosen or self.level is Level.DEFENSE

@@ -1,6 +1,7 @@
-"""How close a reconstruction is, always on images clipped to [-1, 1] and mapped to [0, 1], so the peak of PSNR is 1.
+"""The metrics of the benchmark, listed in `METRICS` at the end.
 
-`METRICS` at the end lists everything that the bench measures.
+MSE, PSNR and SSIM work on images that are clipped to [-1, 1] and mapped to [0, 1], so the peak of PSNR is 1. LPIPS takes the
+clipped images in [-1, 1].
 """
 
 from __future__ import annotations
@@ -21,34 +22,40 @@ from benchmark.evaluation import summaries
 from benchmark.evaluation.metric import Direction, Level, Measure, Metric, Room, Shown
 
 PSNR_CAP = 100.0
-"""dB: an exact image counts as this much, so that one of them does not make a mean infinite."""
+"""Largest PSNR in dB. An exact reconstruction gets this value, so that a mean stays finite."""
 
-LPIPS_SMALLEST = 64
-"""Pixels: LPIPS' AlexNet needs images larger than 25, so smaller ones than this are scaled up to it (bilinear)."""
+MIN_LPIPS_SIDE = 64
+"""Smallest side in pixels for LPIPS. Smaller images are scaled up to it (bilinear), since AlexNet needs more than 25 pixels."""
 
 _LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
 
 
 def mse(a: Tensor, b: Tensor) -> float:
-    """Mean squared error of two (C, H, W) images in units of the range [0, 1]."""
+    """Return the mean squared error of two (C, H, W) images after mapping them from [-1, 1] to [0, 1]."""
     return float(np.square(to_unit(a) - to_unit(b)).mean())
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, peak 1 on [0, 1] images, at most `PSNR_CAP`; symmetric in its arguments."""
+    """Return the peak signal-to-noise ratio of two (C, H, W) images in dB, with peak 1 on [0, 1] images.
+
+    The value is at most `PSNR_CAP` and is symmetric in the arguments.
+    """
     error = mse(a, b)
     return min(PSNR_CAP, -10 * float(np.log10(error))) if error > 0 else PSNR_CAP
 
 
 def ssim(a: Tensor, b: Tensor) -> float:
-    """Structural similarity of two (C, H, W) images by scikit-image: 7x7 uniform window, data range 1, mean of channels."""
+    """Return the structural similarity of two (C, H, W) images.
+
+    It is computed by scikit-image with a uniform 7x7 window and data range 1, and averaged over channels.
+    """
     from skimage.metrics import structural_similarity
 
     return float(structural_similarity(to_unit(a), to_unit(b), data_range=1.0, channel_axis=-1))
 
 
 def lpips_missing() -> str | None:
-    """Return why LPIPS cannot be measured on this machine, None where it can. Nothing is ever downloaded for it."""
+    """Return why LPIPS cannot be measured on this machine, None if it can. Nothing is downloaded."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / _LPIPS_BACKBONE
     if not path.is_file():
         return f"torchvision's AlexNet weights ({_LPIPS_BACKBONE}) are not in torch's hub cache"
@@ -57,9 +64,9 @@ def lpips_missing() -> str | None:
 
 
 def lpips(a: Tensor, b: Tensor) -> float | None:
-    """Return LPIPS of two (C, H, W) images (Zhang et al. 2018, arXiv 1801.03924; AlexNet, v0.1), None where `lpips_missing`.
+    """Return LPIPS of two (C, H, W) images (Zhang et al. 2018, arXiv 1801.03924; AlexNet, v0.1).
 
-    Images smaller than `LPIPS_SMALLEST` are scaled up to it first.
+    The value is None if `lpips_missing` gives a reason. Images smaller than `MIN_LPIPS_SIDE` are scaled up to it first.
     """
     if lpips_missing():
         return None
@@ -68,29 +75,29 @@ def lpips(a: Tensor, b: Tensor) -> float | None:
 
 
 def lpips_with(network: torch.nn.Module, a: Tensor, b: Tensor) -> float:
-    """Return LPIPS under a given network of the `lpips` package, which takes images in [-1, 1]."""
+    """Return LPIPS of two (C, H, W) images in [-1, 1] under a given network of the `lpips` package."""
     pair = torch.stack([a, b]).detach().cpu().float().clamp(-1, 1)
-    if min(pair.shape[-2:]) < LPIPS_SMALLEST:
-        pair = torch.nn.functional.interpolate(pair, size=LPIPS_SMALLEST, mode="bilinear", align_corners=False)
+    if min(pair.shape[-2:]) < MIN_LPIPS_SIDE:
+        pair = torch.nn.functional.interpolate(pair, size=MIN_LPIPS_SIDE, mode="bilinear", align_corners=False)
     with torch.no_grad():
         return float(network(pair[:1], pair[1:]))
 
 
 @cache
 def _lpips_network(path: Path) -> torch.nn.Module | str:
-    """Return the network with the backbone's weights from a file, or why they cannot be used."""
+    """Return the LPIPS network with the backbone's weights from a file, or why these weights cannot be used."""
     import lpips as package
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # it is filled with random weights first
-        warnings.simplefilter("ignore")  # the package calls torchvision in a way that is no longer wished
+        warnings.simplefilter("ignore")  # the package calls torchvision in a deprecated way
         network: torch.nn.Module = package.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         for layer, module in _backbone(network):
             module.load_state_dict({name: weights[f"features.{layer}.{name}"] for name in ("weight", "bias")})
-    except Exception as error:  # the reader of an old format fails in any way
-        # Torch advises to run the code in such a file.
-        reason = "it is no file of weights" if isinstance(error, pickle.UnpicklingError) else first_line(error)
+    except Exception as error:  # torch's reader of old formats may raise any exception
+        # Torch's own message advises to run the code in such a file, so it is not shown.
+        reason = "it is not a file of weights" if isinstance(error, pickle.UnpicklingError) else first_line(error)
         return f"torchvision's AlexNet weights ({_LPIPS_BACKBONE}) in torch's hub cache cannot be read: {reason}"
     if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
         return f"torchvision's AlexNet weights ({_LPIPS_BACKBONE}) in torch's hub cache are not finite"
@@ -98,7 +105,7 @@ def _lpips_network(path: Path) -> torch.nn.Module | str:
 
 
 def _backbone(network: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Yield the convolutions of AlexNet that LPIPS uses, with their numbers in torchvision's network."""
+    """Yield the convolutions of AlexNet that LPIPS uses, each after its number in torchvision's network."""
     for part in network.net.children():  # type: ignore[union-attr]
         yield from ((layer, module) for layer, module in part.named_children() if isinstance(module, torch.nn.Conv2d))
 
@@ -194,9 +201,9 @@ METRICS: tuple[Metric, ...] = (
         shown=(Shown("noise MSE", "noise_mse_mean", ".2f", paper=False),),
     ),
 )
-"""Every metric, in the order of the columns of `leaderboard.csv`: a new one goes to the end, so that these stay in place."""
+"""All metrics, in the order of their columns in `leaderboard.csv`. Add a new metric at the end, so that no column moves."""
 
 
 def measures() -> dict[str, Measure]:
-    """Return how an image's pictures are measured, by the metric's name."""
+    """Return the measurements of an image by the metric's name."""
     return {metric.name: metric.measure for metric in METRICS if metric.measure}

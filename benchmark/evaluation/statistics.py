@@ -1,4 +1,4 @@
-"""Intervals. Crops of one photograph are not independent, so the unit that is resampled or counted is the photograph."""
+"""Confidence intervals. Crops of one photograph are not independent, so whole photographs are resampled or counted."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-DRAWS = 2000
+BOOTSTRAP_RESAMPLES = 2000
 LEVEL = 0.95
 
 
 def median_interval(values: Sequence[float], sources: Sequence[str]) -> tuple[float, float]:
-    """Percentile bootstrap 95% interval of the median, resampling whole sources; NaN with fewer than two sources."""
-    groups = _groups(values, sources)
+    """Return the percentile bootstrap 95% interval of the median.
+
+    Args:
+        values: one value per image.
+        sources: the photograph of each image; whole sources are resampled.
+
+    Returns:
+        Lower and upper bound, NaN with fewer than two sources.
+    """
+    groups = _by_source(values, sources)
     if len(groups) < 2:
         return (float("nan"), float("nan"))
     rng = np.random.default_rng(0)
-    draws = [np.median(np.concatenate([groups[i] for i in row])) for row in _resamples(rng, len(groups))]
+    draws = [np.median(np.concatenate([groups[i] for i in row])) for row in _resampled_rows(rng, len(groups))]
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -26,22 +34,22 @@ def median_interval(values: Sequence[float], sources: Sequence[str]) -> tuple[fl
 def best_intervals(
     scores: NDArray[np.float64], others: Sequence[NDArray[np.float64]], sources: Sequence[str]
 ) -> list[tuple[float, float]]:
-    """Bootstrap 95% intervals of medians of the best of A candidates: which one that is, is decided anew in each resample.
+    """Return bootstrap 95% intervals of the medians of the best of A candidates. Each resample chooses the best again.
 
     Args:
-        scores: (A, n), by whose median the best is chosen.
-        others: (A, n) each, e.g. `scores` themselves; the interval is that of the chosen row's median.
-        sources: n names; whole sources are resampled.
+        scores: (A, n) scores; the best candidate has the largest median.
+        others: arrays of shape (A, n), for example `scores` itself. Each gets an interval of the chosen row's median.
+        sources: the photograph of each of the n images; whole sources are resampled.
 
     Returns:
-        One interval for each of `others`; NaN with fewer than two sources.
+        One interval (lower, upper) per entry of `others`, NaN with fewer than two sources.
     """
-    places = _groups(list(range(len(sources))), sources)
-    if len(places) < 2:
+    indices = _by_source(list(range(len(sources))), sources)
+    if len(indices) < 2:
         return [(float("nan"), float("nan"))] * len(others)
     medians: list[list[float]] = []
-    for row in _resamples(np.random.default_rng(0), len(places)):
-        drawn = np.concatenate([places[i] for i in row]).astype(int)
+    for row in _resampled_rows(np.random.default_rng(0), len(indices)):
+        drawn = np.concatenate([indices[i] for i in row]).astype(int)
         best = int(np.median(scores[:, drawn], axis=1).argmax())
         medians.append([float(np.median(other[best, drawn])) for other in others])
     low, high = np.quantile(medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
@@ -49,9 +57,13 @@ def best_intervals(
 
 
 def rate_interval(rate: float, sources: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a rate, with as many independent observations as there are sources; NaN without any.
+    """Return Wilson's 95% interval of a rate, NaN if there are no sources.
 
-    A bootstrap would give [1, 1] when all succeed, however few they are.
+    A bootstrap is not suitable: it gives [1, 1] if all images succeed, even if there are few of them.
+
+    Args:
+        rate: observed rate in [0, 1].
+        sources: number of photographs, used as the number of independent observations.
     """
     if sources == 0:
         return (float("nan"), float("nan"))
@@ -62,14 +74,17 @@ def rate_interval(rate: float, sources: int) -> tuple[float, float]:
 
 
 def reachable_level(sources: int) -> float:
-    """The most coverage that any distribution-free interval of a median can have: its whole range covers 1 - 2^(1 - n)."""
+    """Return the largest coverage of any distribution-free interval of a median.
+
+    The interval from the smallest to the largest of n values covers the median with probability 1 - 2^(1 - n).
+    """
     return 1 - 2.0 ** (1 - sources)
 
 
-def _groups(values: Sequence[float], sources: Sequence[str]) -> list[NDArray[np.float64]]:
+def _by_source(values: Sequence[float], sources: Sequence[str]) -> list[NDArray[np.float64]]:
     array, names = np.asarray(values, dtype=float), np.asarray(sources)
     return [array[names == name] for name in sorted(set(sources))]
 
 
-def _resamples(rng: np.random.Generator, n: int) -> NDArray[np.intp]:
-    return np.asarray(rng.integers(0, n, size=(DRAWS, n)))
+def _resampled_rows(rng: np.random.Generator, n: int) -> NDArray[np.intp]:
+    return np.asarray(rng.integers(0, n, size=(BOOTSTRAP_RESAMPLES, n)))

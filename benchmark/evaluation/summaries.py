@@ -1,4 +1,4 @@
-"""From the images and cells of a row of the leaderboard to its numbers: what `Metric.summarise` takes."""
+"""Functions for `Metric.summarise`. They compute the numbers of a leaderboard row from its cells and images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from benchmark.evaluation.statistics import median_interval, rate_interval
 
 
 def mean(name: str) -> Callable[[Group], tuple[float]]:
-    """Return the mean of a measurement over the images that did not diverge and have it."""
+    """Return a function that computes the mean of a measurement over the images that have a value and did not diverge."""
     return lambda group: (float(group.ok[name].mean()),)
 
 
 def psnr(group: Group) -> tuple[float, ...]:
-    """Return median, mean and interval of the PSNR, then median and interval of its gain over the floor."""
+    """Return median, mean and interval of the PSNR, then median and interval of the gain over the floor."""
     ok = group.ok
     paired = ok.dropna(subset=["gain"])
     median, low, high = _median(ok.psnr, ok.source)
@@ -26,7 +26,10 @@ def psnr(group: Group) -> tuple[float, ...]:
 
 
 def success(group: Group) -> tuple[float, float, float]:
-    """Return the share of all images that were recovered, and its interval. A lost image is not recovered."""
+    """Return the share of recovered images among all images, and its interval.
+
+    An image without a reconstruction counts as not recovered. The share is NaN if all cells were skipped.
+    """
     if group.samples.empty:
         return (nan if (group.cells.status == "skipped").all() else 0.0), nan, nan
     rate = float(group.samples.success.sum()) / int(group.cells.n_total.sum())
@@ -34,27 +37,27 @@ def success(group: Group) -> tuple[float, float, float]:
 
 
 def timestep_accuracy(group: Group) -> tuple[float]:
-    """Return the share of exact timesteps among those that the attack estimates."""
+    """Return the share of exact timesteps among the timesteps that the attack estimated."""
     return (float((group.ok.timestep_error.dropna() == 0).mean()),)
 
 
 def privacy(group: Group) -> tuple[float, ...]:
-    """Return the defense's epsilon of a round and in total, and its delta."""
+    """Return the defense's epsilon of one round, its total epsilon, and its delta."""
     first = group.cells.iloc[0]
     return tuple(float(first[name]) for name in ("epsilon_round", "epsilon_total", "delta"))
 
 
 def seconds_per_victim(group: Group) -> tuple[float]:
-    """Return the attack's time on one victim in seconds."""
+    """Return the mean time of the attack per victim in seconds."""
     cells = group.cells
     return (nan if group.samples.empty else float(cells.seconds.sum() / cells.victims[cells.seconds.notna()].sum()),)
 
 
 def evaluations(group: Group) -> tuple[float]:
-    """Return the evaluations that the attack spent on one victim."""
+    """Return the mean number of evaluations that the attack spent per victim."""
     return (nan if group.samples.empty else float(group.samples.evaluations.mean()),)
 
 
 def _median(values: Any, sources: Any) -> tuple[float, float, float]:
-    """Return the median with its interval, NaN without values."""
+    """Return the median and its interval, NaN without values."""
     return (float(np.median(values)), *median_interval(values.tolist(), sources.tolist())) if len(values) else (nan, nan, nan)

@@ -1,4 +1,4 @@
-"""An experiment: a grid is planned as cells, each cell is run to a record, and a run directory keeps the records."""
+"""Experiments: a grid is planned as cells, each cell is run, and its record is stored in a run directory."""
 
 from benchmark.experiment.grid import Grid, read
 

@@ -1,4 +1,4 @@
-"""A cell of a grid: one combination of the axes, with everything that decides its images."""
+"""A cell of a grid: one combination of dataset, scenario, model, defense, attack and trial."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Keys:
-    """What each axis of a cell is, as canonical JSON. The keys name the cell's random streams.
+    """The content of each axis of a cell, as canonical JSON. The cell's random streams are seeded with these keys.
 
     Attributes:
-        dataset: its name, its fields and a hash of its images.
-        scenario: what decides which timesteps and noise the clients draw.
-        model: its preset or a hash of its files.
-        prior: likewise of the granted prior.
-        defense: its name and fields.
-        attack: its name and fields.
+        dataset: the data set's name, its fields and, where it has files, a hash of its images.
+        scenario: the fields of the scenario that decide which timesteps and noise the clients draw.
+        model: the attacked model's preset or a hash of its files, with its convention.
+        prior: the same for the granted prior.
+        defense: the defense's name and fields.
+        attack: the attack's name and fields.
     """
 
     dataset: str
@@ -38,25 +38,25 @@ class Keys:
 class Cell:
     """One cell of the grid, with every axis resolved.
 
-    A label says how an axis was asked for; two labels may ask for the same.
+    A label is the text with which the grid named an axis. Two different labels may name the same thing.
 
     Attributes:
         dataset_label: the data set as tables show it.
         defense_label: the defense as tables show it.
         attack_label: the attack as tables show it.
-        scenario: the clients' practice, with an image size.
+        scenario: the clients' practice. Its image size is set.
         model: the attacked model.
-        dataset: where the private images come from.
-        defense: what the clients do to protect themselves.
-        attack: None is the oracle.
-        trial: number of the draw of victims.
-        victims: rounds of the scenario's clients.
-        seed: the root of every random stream.
-        success_db: PSNR from which an image counts as recovered.
+        dataset: the source of the private images.
+        defense: the defense of the clients.
+        attack: the attack, None for the oracle.
+        trial: number of the trial. Each trial draws its own private images, timesteps and noise.
+        victims: number of rounds. All clients of the scenario train in each round.
+        seed: root of all random streams.
+        success_db: PSNR in dB from which an image counts as recovered.
         device: torch's name of the device.
-        identity: hash of everything that decides the images.
-        keys: what each axis is.
-        dataset_remarks: what the user should know of the data set.
+        identity: hash of everything that decides the reconstructions and their success.
+        keys: the content of each axis.
+        dataset_remarks: notes on the data set that the user should know.
     """
 
     dataset_label: str
@@ -78,13 +78,13 @@ class Cell:
 
     @property
     def image_size(self) -> int:
-        """Side of the square images in pixels."""
+        """Return the side of the square images in pixels."""
         assert self.scenario.image_size is not None
         return self.scenario.image_size
 
     @property
     def missing(self) -> frozenset[Capability]:
-        """What the attack needs and is not granted; such a cell is skipped."""
+        """Return what the attack needs but is not granted. If there is anything, the cell is skipped."""
         from benchmark.types import Capability
 
         withheld = self.defense.hides | (frozenset() if self.model.prior else {Capability.PRIOR})
@@ -92,22 +92,22 @@ class Cell:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What the user should know of data set, model and prior."""
+        """Return the notes on data set, model and prior that the user should know."""
         prior = self.model.prior.remarks if self.model.prior else ()
         return (*self.dataset_remarks, *self.model.remarks, *prior)
 
     @property
     def name(self) -> str:
-        """For people: the axes that usually differ."""
+        """Return a readable name from the axes that usually differ between cells."""
         scene = f"{self.dataset_label} · {label(self.scenario.record)} · {self.model.label}"
         return f"{self.attack_label} vs {self.defense_label} · {scene} · trial {self.trial}"
 
     @property
     def budget(self) -> int:
-        """Evaluations that the attack may spend on one victim."""
+        """Return the number of evaluations that the attack may spend on one victim."""
         return self.attack.budget if self.attack else 0
 
     @property
     def control(self) -> bool:
-        """Whether it is a floor or the ceiling, not an attack."""
+        """Return whether the attack is a control: a floor, or the oracle as the ceiling."""
         return self.attack is None or self.attack.control

@@ -1,4 +1,4 @@
-"""The record of a cell: what it was, what the attack knew, and how it ended."""
+"""Construction of the record of a cell: its configuration, what the attack was granted, and how the cell ended."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from benchmark.types import Capability, Privacy, PublicParameters
 
 @dataclass(frozen=True)
 class Claims:
-    """What a defense says of itself. A defense that fails to say it claims nothing.
+    """The claims of a defense about itself. They stay empty if the defense fails to state them.
 
     Attributes:
-        public: what everybody knows of it.
-        privacy: its guarantee, None where it has none.
+        public: the public parameters of the defense.
+        privacy: the defense's privacy guarantee, None if it has none.
     """
 
     public: PublicParameters = field(default_factory=PublicParameters)
@@ -32,11 +32,11 @@ class Ending:
     """How a cell ended.
 
     Attributes:
-        status: its status.
-        reason: why, where it is not simply ok.
-        seconds: the attack's own time, None where it did not finish.
-        backends: how the engine made its gradients, sorted.
-        peak_mib: most memory of tensors on a GPU while the cell ran, None on a CPU.
+        status: the status of the cell.
+        reason: why the cell has this status; for `ok` a note, or empty.
+        seconds: run time of the attack, None if it did not finish.
+        backends: sorted names of the methods by which the matching engine computed gradients.
+        peak_mib: peak memory of tensors on the GPU in MiB while the cell ran, None on a CPU.
     """
 
     status: Status
@@ -47,14 +47,14 @@ class Ending:
 
 
 def record_of(scene: Scene, claims: Claims, ending: Ending) -> Record:
-    """Return the record of a cell that has ended."""
+    """Return the record of a finished cell."""
     cell = scene.cell
     return Record(
         identity=cell.identity,
         status=ending.status,
         reason=ending.reason,
         config=_config(scene),
-        knows=_knows(cell, claims.public),
+        knows=_granted_knowledge(cell, claims.public),
         adaptive=bool(cell.attack and cell.attack.adapts_to & claims.public.telling(Capability.TIMESTEP in cell.defense.hides)),
         control=cell.control,
         budget=cell.budget,
@@ -68,15 +68,15 @@ def record_of(scene: Scene, claims: Claims, ending: Ending) -> Record:
 
 
 def lacking(cell: Cell) -> str:
-    """Return why the attack cannot run: what it needs and is not granted."""
+    """Return why the attack cannot run, by naming what it needs but is not granted."""
     private = [capability.value for capability in cell.missing - {Capability.PRIOR}]
     reasons = [f"the {' and '.join(sorted(private))}, which the client keeps private"] if private else []
     reasons += ["a prior, which is not granted"] if Capability.PRIOR in cell.missing else []
     return f"needs {', and '.join(reasons)}"
 
 
-def _knows(cell: Cell, public: PublicParameters) -> str:
-    """Return what the client grants. The prior has a column of its own."""
+def _granted_knowledge(cell: Cell, public: PublicParameters) -> str:
+    """Return what the attack is granted, except for the prior, which has its own column in the tables."""
     names = {capability: capability.value for capability in (Capability.NOISE, Capability.TIMESTEP)}
     if public.disclosed_noise_error is not None:
         names[Capability.NOISE] = "near noise"

@@ -1,4 +1,4 @@
-"""A grid: what to run, read from YAML, with every value of its type and in its range."""
+"""Grids, which say what to run. They are read from YAML, and the type and range of every value are checked."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from benchmark.base.ranges import Count, Range, check_fields
 from benchmark.scenario import Scenario
 
 ORACLE = "oracle"
-"""The name of the bench's own ceiling among the attacks."""
+"""The name under which the oracle, the built-in ceiling, stands among the attacks."""
 
 
-PARTED = frozenset({"datasets", "models", "defenses", "attacks", "scenarios", "victims", "trials", "evaluations"})
-"""Fields of a grid that its parts may have values of their own for."""
+PART_FIELDS = frozenset({"datasets", "models", "defenses", "attacks", "scenarios", "victims", "trials", "evaluations"})
+"""Fields of a grid that its parts may override."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The axes, and what all cells share.
+    """The axes of a grid, and the values that all its cells share.
 
     Attributes:
-        title: what tables and figures are headed with.
-        datasets: names of data sets, `folder:PATH` among them.
+        title: heading of tables and figures.
+        datasets: names of data sets, including `folder:PATH`.
         models: presets, shipped checkpoints, directories or hub ids, with their prior in brackets.
-        defenses: names, with parameters in brackets, stacked with `+`.
-        attacks: names; every control and the oracle join by themselves.
+        defenses: names of defenses, with parameters in brackets. `+` stacks several defenses.
+        attacks: names of attacks. All controls and the oracle are added automatically.
         scenarios: the clients' practices.
-        victims: rounds of the scenario's clients per trial.
-        trials: draws of victims.
-        seed: the root of every random stream.
-        evaluations: budget of every attack that has one, else its paper's.
-        success_db: PSNR from which an image counts as recovered.
-        set: hyper-parameters as `attack.NAME.FIELD: VALUE`.
-        parts: where not all axes are to be crossed, the values of `PARTED` that each part has in place of the grid's own.
+        victims: number of rounds per trial. All clients of the scenario train in each round.
+        trials: number of trials. Each one draws other victims.
+        seed: root of all random streams.
+        evaluations: budget of every attack that has one, None for each attack's default.
+        success_db: PSNR in dB from which an image counts as recovered.
+        set: hyper-parameters as `attack.NAME.FIELD: VALUE`, also for `defense` and `dataset`.
+        parts: one mapping per part. Each part overrides fields of the grid that are in `PART_FIELDS`, and its axes are crossed
+            separately. Empty if all axes are crossed.
     """
 
     title: str
@@ -64,19 +65,19 @@ class Grid:
             if not getattr(self, axis):
                 raise ValueError(f"{axis} is empty")
         for part in self.parts:
-            if strange := sorted(set(map(str, part)) - PARTED):
-                raise ValueError(f"a part has no {shown(strange[0])}, only {', '.join(sorted(PARTED))}")
+            if unexpected := sorted(set(map(str, part)) - PART_FIELDS):
+                raise ValueError(f"a part has no {shown(unexpected[0])}, only {', '.join(sorted(PART_FIELDS))}")
 
     def each_part(self) -> list[Grid]:
-        """The grid as plain ones, each to be crossed: itself where it has no parts.
+        """Return one grid without parts per part, or the grid itself if it has no parts.
 
         Raises:
-            UserError: a part's value is none of its field, or lies outside its range.
+            UserError: a value of a part has a wrong type or lies outside its range.
         """
         whole = dataclasses.replace(self, parts=())
-        return [whole._with(part, f"part {number}") for number, part in enumerate(self.parts, 1)] or [whole]
+        return [whole._with_overrides(part, f"part {number}") for number, part in enumerate(self.parts, 1)] or [whole]
 
-    def _with(self, part: Mapping[str, object], name: str) -> Grid:
+    def _with_overrides(self, part: Mapping[str, object], name: str) -> Grid:
         hints = get_type_hints(Grid)
         values = {key: config.coerce(value, hints[key], f"{name}: {key}") for key, value in part.items()}
         try:
@@ -86,21 +87,24 @@ class Grid:
 
 
 def shipped() -> dict[str, str]:
-    """Return the YAML text of every grid inside the package, by name."""
+    """Return the YAML text of every grid in the package, by name."""
     found = {Path(f.name).stem: f for f in files("benchmark.grids").iterdir() if f.name.endswith(".yaml")}
     return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
 
 
 def titles() -> dict[str, str]:
-    """Return the title of every grid inside the package, by name."""
+    """Return the title of every grid in the package, by name."""
     return {name: str(parse_yaml(text, f"grid {name}")["title"]) for name, text in shipped().items()}
 
 
 def read(name: str) -> Grid:
-    """Return the grid of that name, or in that YAML file.
+    """Read a grid.
+
+    Args:
+        name: name of a grid in the package, or path of a YAML file.
 
     Raises:
-        UserError: there is none, or it is not a valid grid.
+        UserError: there is no such grid, or it is not valid.
     """
     if name.endswith((".yaml", ".yml")):
         text = read_text(user_path(name), "grid")

@@ -1,4 +1,7 @@
-"""What a cell's two files hold, checked as they are read: whatever somebody or a disk has changed counts as missing."""
+"""Records of cells and plans of runs as JSON, checked when they are read.
+
+A file that somebody edited or a disk damaged raises `Damaged`, so that its cell counts as missing.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,11 @@ from benchmark.base.ranges import LARGEST
 
 SCHEMA_VERSION = 3
 
-MOST_IMAGES = 100_000
-"""Private images of a cell: no grid has as many."""
+MAX_IMAGES = 100_000
+"""Maximum number of private images of a cell in a record. A grid never has so many."""
 
 IDENTITY = re.compile(r"[0-9a-f]{32}")
-"""A cell's identity, which is the name of its directory."""
+"""Pattern of a cell's identity, which is also the name of its directory."""
 
 
 class Status(StrEnum):
@@ -38,41 +41,41 @@ class Status(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether a resumed run takes it as done; a failure is always tried again."""
+        """Return whether a resumed run keeps the cell. A failed cell is always run again."""
         return self in (Status.OK, Status.SKIPPED, Status.DIVERGED)
 
     @property
     def judged(self) -> bool:
-        """Whether there are images that a table measures."""
+        """Return whether the cell has judged images, which tables summarise."""
         return self in (Status.OK, Status.DIVERGED)
 
 
 class Damaged(Exception):
-    """A file of a cell does not hold what GIDBench wrote. The message says what differs."""
+    """Raised when a file does not hold what GIDBench wrote. The message says what differs."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One cell's outcome, without its samples. Field by field what `record.json` holds.
+    """The outcome of one cell without its samples. `record.json` has the same fields.
 
     Attributes:
-        identity: hash of everything that can change the answer.
-        status: how it ended.
-        reason: why, where it is not simply ok.
+        identity: hash of everything that can change the result.
+        status: how the cell ended.
+        reason: why the cell has this status; for `ok` a note, or empty.
         config: the resolved configuration of the cell.
-        knows: what the attack was granted.
-        adaptive: whether the attack used public parameters of the defense.
-        control: whether it is a floor or the ceiling.
-        budget: evaluations that the attack could spend on one victim.
-        n_total: private images in the cell.
-        seconds: the attack's own time on all victims.
-        peak_mib: most memory of tensors on a GPU while the cell ran; None on a CPU.
-        privacy: the defense's guarantee.
-        lpips_missing: why LPIPS could not be measured when the cell ran.
+        knows: what the attack was granted, except for the prior.
+        adaptive: whether the attack uses public parameters that the defense discloses.
+        control: whether the attack is a control or the oracle.
+        budget: number of evaluations that the attack could spend on one victim.
+        n_total: number of private images in the cell.
+        seconds: run time of the attack on all victims, None if it did not finish.
+        peak_mib: peak memory of tensors on the GPU in MiB while the cell ran, None on a CPU.
+        privacy: the defense's privacy guarantee, None if it has none.
+        lpips_missing: why LPIPS could not be measured when the cell ran, None if it could.
         environment: versions, machine and settings.
-        samples_digest: checksum of the cell's `samples.parquet`, entered as the cell is saved.
-        checksum: of all other fields, entered as the cell is saved.
-        schema: version of this record's form.
+        samples_digest: checksum of the cell's `samples.parquet`, filled in when the cell is saved.
+        checksum: checksum of all other fields, filled in when the cell is saved.
+        schema: version of the record's format.
     """
 
     identity: str
@@ -95,40 +98,47 @@ class Record:
 
     @property
     def unmeasured(self) -> dict[str, str]:
-        """Why a metric could not be measured when the cell ran, by its name."""
+        """Return the metrics that could not be measured when the cell ran, by name, with the reason."""
         return {"lpips": self.lpips_missing} if self.lpips_missing else {}
 
 
 def to_json(values: Mapping[str, Any]) -> bytes:
-    """Return the values as JSON that `parse_json` reads."""
-    return json.dumps(_plain(values), indent=1, sort_keys=True, allow_nan=False).encode()
+    """Return the values as JSON that `parse_json` can read."""
+    return json.dumps(_json_value(values), indent=1, sort_keys=True, allow_nan=False).encode()
 
 
 def checksum(values: Mapping[str, Any]) -> str:
-    """Return the checksum of a record's fields but itself."""
+    """Return the checksum of all fields of a record except `checksum`."""
     return digest(to_json({name: value for name, value in values.items() if name != "checksum"}))
 
 
 def writable(text: str) -> str:
-    """Return the text with `?` for what UTF-8 cannot hold: lone surrogates, as in a file name of other bytes."""
+    """Return the text with `?` in place of lone surrogates, which UTF-8 cannot encode.
+
+    They occur in file names whose bytes are not UTF-8.
+    """
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def to_record(text: str, identity: str) -> Record:
-    """Return the record that a `record.json` holds.
+    """Parse the text of a `record.json`.
+
+    Args:
+        text: the content of the file.
+        identity: the identity of the expected cell.
 
     Raises:
-        Damaged: it is no JSON, has another form, or is the record of another cell.
+        Damaged: the text is no JSON, has a wrong format or checksum, or is the record of another cell.
     """
     try:
         values = parse_json(text, "it")
     except UserError as error:
         raise Damaged(str(error)) from error
-    if isinstance(values, dict) and _whole(values.get("schema")) and values["schema"] != SCHEMA_VERSION:
-        raise Damaged(f"its form is version {values['schema']}, and this GIDBench reads version {SCHEMA_VERSION}")
-    _check(values, RECORD, "it")
+    if isinstance(values, dict) and _is_integer(values.get("schema")) and values["schema"] != SCHEMA_VERSION:
+        raise Damaged(f"its format has version {values['schema']}, but this GIDBench reads version {SCHEMA_VERSION}")
+    _check_form(values, RECORD_FORM, "it")
     if set(values) != {entry.name for entry in dataclasses.fields(Record)}:
-        raise Damaged("its fields are not those of a record")
+        raise Damaged("its fields are not the fields of a record")
     if values["identity"] != identity:
         raise Damaged("it is the record of another cell")
     scenario = values["config"]["scenario"]
@@ -140,26 +150,29 @@ def to_record(text: str, identity: str) -> Record:
 
 
 def to_plan(text: str) -> dict[str, Any]:
-    """Return the plan that a `run.json` holds.
+    """Parse the text of a `run.json` and return the plan.
 
     Raises:
-        Damaged: it is no JSON, or has another form.
+        Damaged: the text is no JSON or has a wrong format.
     """
     try:
         values = parse_json(text, "it")
     except UserError as error:
         raise Damaged(str(error)) from error
-    _check(values, PLAN, "it")
+    _check_form(values, PLAN_FORM, "it")
     plan: dict[str, Any] = values
     return plan
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no infinity: epsilon without noise is written as text, read back by `float`."""
+def _json_value(value: Any) -> Any:
+    """Convert a value to what JSON can hold.
+
+    JSON has no infinity. An infinite epsilon is therefore written as text, which `float` can read.
+    """
     if isinstance(value, Mapping):
-        return {writable(str(key)): _plain(item) for key, item in value.items()}
+        return {writable(str(key)): _json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, str | Path):
@@ -167,145 +180,151 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _text(value: object) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _flag(value: object) -> bool:
+def _is_bool(value: object) -> bool:
     return isinstance(value, bool)
 
 
-def _whole(value: object) -> bool:
+def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _number(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _natural(value: object) -> bool:
-    return isinstance(value, int) and _whole(value) and 0 <= value <= LARGEST
+def _is_natural(value: object) -> bool:
+    return isinstance(value, int) and _is_integer(value) and 0 <= value <= LARGEST
 
 
-def _evaluations(value: object) -> bool:
-    return isinstance(value, int) and _whole(value) and value >= 0
+def _is_evaluation_count(value: object) -> bool:
+    return isinstance(value, int) and _is_integer(value) and value >= 0
 
 
-def _count(value: object) -> bool:
-    return _natural(value) and value != 0
+def _is_count(value: object) -> bool:
+    return _is_natural(value) and value != 0
 
 
-def _images(value: object) -> bool:
-    return _count(value) and value <= MOST_IMAGES  # type: ignore[operator]
+def _is_image_count(value: object) -> bool:
+    return _is_count(value) and value <= MAX_IMAGES  # type: ignore[operator]
 
 
-def _size(value: object) -> bool:
-    return isinstance(value, int | float) and _number(value) and value >= 0
+def _is_nonnegative(value: object) -> bool:
+    return isinstance(value, int | float) and _is_number(value) and value >= 0
 
 
-def _epsilon(value: object) -> bool:
-    """Whether it is a size, or one that JSON has to hold as text."""
-    return _size(value) or value in ("inf", "nan")
+def _is_epsilon(value: object) -> bool:
+    """Return whether a value is a number from 0 on, or the text of a number that JSON cannot hold."""
+    return _is_nonnegative(value) or value in ("inf", "nan")
 
 
-def _texts(value: object) -> bool:
+def _is_text_list(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _identity(value: object) -> bool:
+def _is_identity(value: object) -> bool:
     return isinstance(value, str) and IDENTITY.fullmatch(value) is not None
 
 
-def _identities(value: object) -> bool:
-    return isinstance(value, list) and all(map(_identity, value))
+def _is_identity_list(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_identity, value))
 
 
-def _status(value: object) -> bool:
+def _is_status(value: object) -> bool:
     return isinstance(value, str) and value in set(Status)
 
 
-def _mapping(value: object) -> bool:
+def _is_mapping(value: object) -> bool:
     return isinstance(value, dict)
 
 
 @dataclass(frozen=True)
-class _Maybe:
-    """A form that may be null, and whose key may be missing where a mapping holds it."""
+class _Optional:
+    """A form whose value may be null. In a mapping, its key may also be missing."""
 
     form: Form
 
 
-Form = Callable[[object], bool] | Mapping[str, Any] | _Maybe
-"""What a value must be: a check, or a mapping whose keys have forms of their own and may stand among others."""
+Form = Callable[[object], bool] | Mapping[str, Any] | _Optional
+"""The required form of a value: a check, or a mapping with a form for each required key. More keys are allowed."""
 
-_NAMED = {"name": _text, "remarks": _Maybe(_texts)}
+_NAMED_FORM = {"name": _is_text, "remarks": _Optional(_is_text_list)}
 
-CONFIG: Form = {
-    "dataset": _NAMED,
+CONFIG_FORM: Form = {
+    "dataset": _NAMED_FORM,
     "scenario": {
-        **dict.fromkeys(("image_size", "batch_size", "local_steps", "clients"), _count),
-        "timesteps": _text,
-        "sampling": _text,
-        "sample_rate": _size,
-        "local_lr": _size,
-        "order": _text,
+        **dict.fromkeys(("image_size", "batch_size", "local_steps", "clients"), _is_count),
+        "timesteps": _is_text,
+        "sampling": _is_text,
+        "sample_rate": _is_nonnegative,
+        "local_lr": _is_nonnegative,
+        "order": _is_text,
     },
-    "summed_clients": _Maybe(_count),
-    "model": {**_NAMED, "state": _text, "prediction_type": _text, "prior": _text},
-    "defense": {"name": _text},
-    "attack": {"name": _text},
-    "trial": _natural,
-    "victims": _count,
+    "summed_clients": _Optional(_is_count),
+    "model": {**_NAMED_FORM, "state": _is_text, "prediction_type": _is_text, "prior": _is_text},
+    "defense": {"name": _is_text},
+    "attack": {"name": _is_text},
+    "trial": _is_natural,
+    "victims": _is_count,
 }
-"""Of a cell's configuration, what a report reads."""
+"""The form of the parts of a cell's configuration that reports read."""
 
-PRIVACY: Form = {
-    **dict.fromkeys(("epsilon_round", "epsilon_total"), _epsilon),
-    **dict.fromkeys(("epsilon_round_rdp", "epsilon_total_rdp"), _Maybe(_epsilon)),
-    **dict.fromkeys(("delta", "sample_rate"), _size),
-    "sampling": _Maybe(_text),
-    "rounds": _count,
-    **dict.fromkeys(("adjacency", "accountant"), _text),
-}
-
-RECORD: Form = {
-    "identity": _identity,
-    "status": _status,
-    "reason": _text,
-    "config": CONFIG,
-    "knows": _text,
-    "adaptive": _flag,
-    "control": _flag,
-    "budget": _evaluations,
-    "n_total": _images,
-    "seconds": _Maybe(_size),
-    "peak_mib": _Maybe(_size),
-    "privacy": _Maybe(PRIVACY),
-    "lpips_missing": _Maybe(_text),
-    "environment": _mapping,
-    "samples_digest": _text,
-    "checksum": _text,
-    "schema": _whole,
+PRIVACY_FORM: Form = {
+    **dict.fromkeys(("epsilon_round", "epsilon_total"), _is_epsilon),
+    **dict.fromkeys(("epsilon_round_rdp", "epsilon_total_rdp"), _Optional(_is_epsilon)),
+    **dict.fromkeys(("delta", "sample_rate"), _is_nonnegative),
+    "sampling": _Optional(_is_text),
+    "rounds": _is_count,
+    **dict.fromkeys(("adjacency", "accountant"), _is_text),
 }
 
-PLAN: Form = {"title": _text, "success_db": _number, "settings": _mapping, "cells": _identities, "floors": _Maybe(_texts)}
+RECORD_FORM: Form = {
+    "identity": _is_identity,
+    "status": _is_status,
+    "reason": _is_text,
+    "config": CONFIG_FORM,
+    "knows": _is_text,
+    "adaptive": _is_bool,
+    "control": _is_bool,
+    "budget": _is_evaluation_count,
+    "n_total": _is_image_count,
+    "seconds": _Optional(_is_nonnegative),
+    "peak_mib": _Optional(_is_nonnegative),
+    "privacy": _Optional(PRIVACY_FORM),
+    "lpips_missing": _Optional(_is_text),
+    "environment": _is_mapping,
+    "samples_digest": _is_text,
+    "checksum": _is_text,
+    "schema": _is_integer,
+}
+
+PLAN_FORM: Form = {
+    "title": _is_text,
+    "success_db": _is_number,
+    "settings": _is_mapping,
+    "cells": _is_identity_list,
+    "floors": _Optional(_is_text_list),
+}
 
 
-def _check(value: object, form: Form, place: str) -> None:
-    """Compare a value with its form.
+def _check_form(value: object, form: Form, place: str) -> None:
+    """Check that a value has the required form.
 
     Raises:
-        Damaged: it differs; the message names the place.
+        Damaged: the value has another form; the message names its place.
     """
-    if isinstance(form, _Maybe):
+    if isinstance(form, _Optional):
         if value is not None:
-            _check(value, form.form, place)
+            _check_form(value, form.form, place)
     elif isinstance(form, Mapping):
         if not isinstance(value, dict):
             raise Damaged(f"{place} is no mapping")
         for key, inner in form.items():
-            if key not in value and not isinstance(inner, _Maybe):
+            if key not in value and not isinstance(inner, _Optional):
                 raise Damaged(f"{place} lacks '{key}'")
-            _check(value.get(key), inner, key)
+            _check_form(value.get(key), inner, key)
     elif not form(value):
         raise Damaged(f"{place} cannot be {shown(value)}")

@@ -1,7 +1,8 @@
-"""The scene of a cell: what lies behind the updates, what the server sees of them, and what an attack makes of that.
+"""The scene of a cell: the private images behind its updates, the observations, and the run of the attack on them.
 
-Images, timesteps and noise depend on (dataset, scenario, trial) alone, except that a defense may limit the timesteps. The
-defense's randomness depends on the defense too, and the attack's on every axis.
+The private images depend only on the dataset, their number and size, and the trial. Timesteps and noise also depend on the
+scenario, and a defense may restrict the timesteps. The defense's randomness also depends on the defense. The attack's
+randomness depends on all of these, the model and the attack.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from functools import cached_property
 import torch
 
 from benchmark.base.seeds import stream
-from benchmark.clients.federation import Granted, Round, disclosed, draw_victim, image_counts, observe, split
+from benchmark.clients.federation import Granted, Round, draw_victim, image_counts, observe, public_parameters, split
 from benchmark.diffusion.codec import Codec
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.models import build_schedule
@@ -28,11 +29,11 @@ from benchmark.types import Observation, Prior, Privacy, PublicParameters, Recon
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What lies behind the updates of one cell. Each part is drawn when it is first asked for, and then kept.
+    """Everything that lies behind the updates of one cell. Each part is computed on first access and then kept.
 
     Attributes:
         cell: the cell.
-        cache: what the cells of the run share.
+        cache: the networks and mean colours that the cells of a run share.
     """
 
     cell: Cell
@@ -40,92 +41,97 @@ class Scene:
 
     @cached_property
     def practice(self) -> Scenario:
-        """The practice behind one update: of a single client, unless the defense aggregates."""
+        """Return the practice behind one update: all clients if the defense aggregates them, otherwise one client."""
         scenario = self.cell.scenario
         return scenario if self.cell.defense.aggregates else scenario.of_one_client()
 
     @property
     def updates_per_round(self) -> int:
-        """The updates that the server sees of each round: one, or one of each client."""
+        """Return the number of updates that the server receives per round: one, or one per client."""
         return self.cell.scenario.clients // self.practice.clients
 
     @cached_property
     def public(self) -> PublicParameters:
-        """What everybody knows of the defense that says something of the update."""
-        return disclosed(self.cell.defense, self.practice)
+        """Return the defense's public parameters that are valid for one update."""
+        return public_parameters(self.cell.defense, self.practice)
 
     @cached_property
     def privacy(self) -> Privacy | None:
-        """The defense's guarantee, None where it has none."""
+        """Return the defense's privacy guarantee, None if it has none."""
         return self.cell.defense.privacy(self.practice)
 
     @property
     def codec(self) -> Codec:
-        """From images to what the model diffuses, and back. Clients and attacks work on codes, the judge on images."""
+        """Return the model's codec between images and codes. Clients and attacks work on codes, the judge on images."""
         return self.cache.network(self.cell.model, self.cell.seed).codec
 
     @property
     def image_count(self) -> int:
-        """The private images of all rounds."""
-        return sum(self._counted[0])
+        """Return the number of private images in all rounds."""
+        return sum(self._image_counts_and_state[0])
 
     @cached_property
-    def _counted(self) -> tuple[list[int], torch.Tensor]:
-        """The images behind each round, and the state of the clients' random stream after they were counted."""
-        draw = stream(self.cell.seed, "victims", *self._axes)
+    def _image_counts_and_state(self) -> tuple[list[int], torch.Tensor]:
+        """Return the number of images of each round, and the state of the clients' random stream after this draw."""
+        draw = stream(self.cell.seed, "victims", *self._scene_axes)
         return image_counts(self.cell.scenario, self.cell.victims, draw), draw.get_state()
 
     @cached_property
     def victims(self) -> list[Victim]:
-        """The truth behind each update: round by round, and client by client where updates are not aggregated."""
-        counts, state = self._counted
+        """Return one victim per update: round by round, and client by client if updates are not aggregated."""
+        counts, state = self._image_counts_and_state
         draw = torch.Generator()
         draw.set_state(state)
         scenario, schedule = self.cell.scenario, self.schedule
-        least = self.cell.defense.least_timestep(scenario, schedule.steps)
+        least_timestep = self.cell.defense.least_timestep(scenario, schedule.steps)
         pictures = iter(self.pictures)
-        rounds = [draw_victim([next(pictures) for _ in range(n)], scenario, schedule, draw, least) for n in counts]
+        rounds = [draw_victim([next(pictures) for _ in range(n)], scenario, schedule, draw, least_timestep) for n in counts]
         return [part for victim in rounds for part in split(victim, self.updates_per_round)]
 
     @cached_property
     def pictures(self) -> list[Picture]:
-        """The private images. They depend on data set and trial alone: a curve over timesteps shows one set of photographs.
+        """Return the private images of all rounds.
+
+        Their random stream depends only on data set and trial. All points of a curve over timesteps thus use the same images.
 
         Raises:
-            UserError: there are not so many, or one cannot be read.
+            UserError: the data set has too few images, or one cannot be read.
         """
         draw = stream(self.cell.seed, "pictures", self.cell.keys.dataset, self.cell.trial)
         return self.cell.dataset.victims(self.image_count, self.cell.image_size, draw)
 
     @cached_property
     def observations(self) -> list[Observation]:
-        """What the server sees of each update.
+        """Return one observation per update.
 
-        The clients and their defense work on copies: whatever they break, the truth and the next cell stay whole.
+        The clients and their defense work on copies. Even if they change these, the victims and the next cell stay intact.
         """
         cell, device = self.cell, self.cell.device
-        prepared = self.prepared()
-        network, shown = (copy.deepcopy(prepared).to(device) for _ in range(2))
+        prepared = self.prepared_network()
+        network, granted_network = (copy.deepcopy(prepared).to(device) for _ in range(2))
         colour = self.cache.mean_colour(cell.dataset, cell.image_size).to(device)
-        granted = Granted(shown, colour, self.public, self._prior())
-        noise = stream(cell.seed, "defense", cell.keys.defense, *self._axes)
-        shuffle = stream(cell.seed, "order", *self._axes)
+        granted = Granted(granted_network, colour, self.public, self._prior())
+        defense_stream = stream(cell.seed, "defense", cell.keys.defense, *self._scene_axes)
+        order_stream = stream(cell.seed, "order", *self._scene_axes)
         rounds = [Round(network, self.schedule.to(device), victim.on(device), self.practice) for victim in self.victims]
-        return [observe(trained, cell.defense, granted, noise, shuffle) for trained in rounds]
+        return [observe(training, cell.defense, granted, defense_stream, order_stream) for training in rounds]
 
     def attack(self) -> list[Reconstruction]:
-        """Let the cell's attack rebuild the victims' codes from the observations alone. Only the oracle sees the victims."""
+        """Run the cell's attack on the observations and return one reconstruction, in codes, per update.
+
+        Only the oracle has access to the victims.
+        """
         cell = self.cell
         if cell.attack is None:
             return [Reconstruction(self.codec.encode(victim.images.clone()), evaluations=0) for victim in self.victims]
-        own = stream(cell.seed, "attack", cell.keys.attack, cell.keys.defense, cell.keys.model, *self._axes)
-        return cell.attack.run(self.observations, own)
+        attack_stream = stream(cell.seed, "attack", cell.keys.attack, cell.keys.defense, cell.keys.model, *self._scene_axes)
+        return cell.attack.run(self.observations, attack_stream)
 
-    def prepared(self) -> Denoiser:
-        """Return the network that clients train, before it is copied for them.
+    def prepared_network(self) -> Denoiser:
+        """Return the network that the clients train, with the defense's changes. Callers must copy it before changing it.
 
         Raises:
-            UserError: the model cannot be loaded, or the defense does not fit it.
+            UserError: the model cannot be loaded, or the defense does not fit the model.
         """
         network = self.cache.network(self.cell.model, self.cell.seed)
         return self.cell.defense.prepare(network, stream(self.cell.seed, "prepare", self.cell.keys.defense))
@@ -139,26 +145,30 @@ class Scene:
 
     @cached_property
     def schedule(self) -> Process:
-        """The process of the attacked model."""
+        """Return the diffusion process of the attacked model."""
         return build_schedule(self.cell.model)
 
     @property
-    def _axes(self) -> tuple[object, ...]:
+    def _scene_axes(self) -> tuple[object, ...]:
         return (self.cell.keys.dataset, self.cell.keys.scenario, self.cell.trial)
 
 
 def check_inputs(cells: Sequence[Cell], cache: Cache) -> None:
-    """Load every model and draw every image that the cells will use, so that what is missing shows before anything runs.
+    """Load all models and draw all images that the cells will use, so that missing ones are reported before the run starts.
+
+    Args:
+        cells: the planned cells.
+        cache: the networks and mean colours that the cells share.
 
     Raises:
-        UserError: a model cannot be loaded, a defense does not fit it or the scenario, or a data set lacks images or holds
-            one that cannot be read.
+        UserError: a model cannot be loaded, a defense does not fit a model or a scenario, or a data set has too few images
+            or an unreadable one.
     """
     for model, seed in {(model, cell.seed) for cell in cells for model in (cell.model, cell.model.prior) if model}:
         build_schedule(model)
         cache.network(model, seed)
     for cell in {(cell.model, cell.keys.defense): cell for cell in cells}.values():
-        Scene(cell, cache).prepared()
+        Scene(cell, cache).prepared_network()
     for cell in {(cell.model.steps, cell.keys.scenario, cell.keys.defense): cell for cell in cells}.values():
         cell.defense.least_timestep(cell.scenario, cell.model.steps)
     for cell in {(cell.keys.dataset, cell.keys.scenario, cell.trial): cell for cell in cells}.values():

@@ -1,10 +1,11 @@
-"""The run directory. One directory per cell, complete or absent: it is written aside and renamed into place.
+"""The run directory, with one directory per cell.
 
-RUN/run.json                        title, and the cells of the latest plan in their order
-RUN/cells/IDENTITY/record.json      the record, with the whole resolved configuration
-RUN/cells/IDENTITY/samples.parquet  a row per private image, originals and reconstructions included
+RUN/run.json                        title and settings of the latest plan, and its cells in order
+RUN/cells/IDENTITY/record.json      the record, with the complete resolved configuration
+RUN/cells/IDENTITY/samples.parquet  one row per private image, with original and reconstruction
 
-What cannot be read as it was written counts as missing, and a run makes it again.
+A cell is either complete or absent, because its directory is written under a temporary name and then renamed. A cell whose
+files cannot be read, or differ from what was written, counts as missing, and a run computes it again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from benchmark.base.files import ASIDE, digest, real_directory, remove, replace,
 from benchmark.base.parsing import read_text
 from benchmark.base.paths import followed
 from benchmark.evaluation.judge import Sample
-from benchmark.experiment.frames import most_bytes, to_frame, to_parquet, with_measurement
+from benchmark.experiment.frames import max_bytes, to_frame, to_parquet, with_measurement
 from benchmark.experiment.records import (
     IDENTITY,
     SCHEMA_VERSION,
@@ -42,22 +43,22 @@ __all__ = ["ASIDE", "SCHEMA_VERSION", "Cell", "DamagedCell", "Record", "Status",
 
 OWN_DIRECTORIES = ("cells", "figures")
 
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
-"""What a file system without locks answers to `flock`."""
+NO_LOCK_ERRORS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
+"""Error numbers of `flock` on a file system without locks."""
 
-_LEFTOVER = f"{ASIDE}{'[0-9a-f]' * 16}"
-"""The random name under which a single file is written aside."""
+_TEMPORARY_PATTERN = f"{ASIDE}{'[0-9a-f]' * 16}"
+"""Glob pattern of the random temporary name under which a single file is written."""
 
-_BEFORE = f"{ASIDE}samples"
-"""The samples that a record belongs to, while others take their place."""
+_OLD_SAMPLES = f"{ASIDE}samples"
+"""Name of the copy of the old samples while a measurement of the cell is being replaced."""
 
 
 class DamagedCell(Exception):
-    """A cell that is there and cannot be read.
+    """Raised when a cell exists but cannot be read.
 
     Attributes:
-        file: the file at fault, relative to the run directory.
-        reason: what is wrong with it.
+        file: the damaged file, relative to the run directory.
+        reason: what is wrong with the file.
     """
 
     def __init__(self, file: str, reason: str) -> None:
@@ -67,14 +68,19 @@ class DamagedCell(Exception):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cell:
-    """A finished cell as it was read: its record, and a row per image."""
+    """A finished cell as read from the run directory.
+
+    Attributes:
+        record: the record of the cell.
+        samples: one row per private image.
+    """
 
     record: Record
     samples: pd.DataFrame
 
 
 class Store:
-    """A run directory; `path` need not exist yet. Where `path` is a link, its target is the run directory."""
+    """A run directory. `path` need not exist yet. If `path` is a link, the target of the link is the run directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = followed(path)
@@ -82,10 +88,10 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the directory for one writing process, and clear what a killed one left half-written.
+        """Lock the directory for this process, and remove incomplete files that a killed process left.
 
         Raises:
-            UserError: another process holds it, it cannot be written, or a part of it is a link.
+            UserError: another process holds the lock, the directory cannot be written, or a part of it is a link.
         """
         self.check()
         lock = None
@@ -93,8 +99,8 @@ class Store:
             try:
                 self.cells.mkdir(parents=True, exist_ok=True)
                 lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-                self._hold(lock)
-                self._clear()
+                self._lock(lock)
+                self._remove_leftovers()
             except OSError as error:
                 raise UserError(f"cannot write to {self.path}: {_reason(error)}") from error
             yield
@@ -103,10 +109,12 @@ class Store:
                 os.close(lock)
 
     def check(self) -> None:
-        """Refuse a directory whose parts lie elsewhere: whatever is written or removed there might be somebody else's.
+        """Check that `cells` and `figures` are real directories or absent.
+
+        If one were a link, GIDBench might overwrite or remove files that belong to somebody else.
 
         Raises:
-            UserError: `cells` or `figures` is a link, or no directory.
+            UserError: `cells` or `figures` is a link or no directory.
         """
         for path in (self.path / name for name in OWN_DIRECTORIES):
             try:
@@ -118,19 +126,19 @@ class Store:
                 raise UserError(f"{path} is {kind}; remove it, or choose another directory, since GIDBench writes there")
 
     def save(self, record: Record, samples: Sequence[Sample]) -> None:
-        """Write a cell, replacing an earlier outcome of the same identity.
+        """Write a cell and replace an earlier outcome with the same identity.
 
         Raises:
-            UserError: the disk does not take it; everything written before stays.
+            UserError: the cell cannot be written. All cells that were written before are kept.
         """
         aside, target = self.cells / f"{ASIDE}{record.identity}", self.cells / record.identity
         content = to_parquet(samples)
         try:
-            self._discard(aside)
+            self._roll_back_save(aside)
             try:
                 aside.mkdir()
                 write_new(aside / "samples.parquet", content)
-                write_new(aside / "record.json", _sealed(record, content))
+                write_new(aside / "record.json", _record_content(record, content))
                 sync(aside)
                 if real_directory(target):
                     target.rename(aside / target.name)
@@ -140,35 +148,40 @@ class Store:
                 sync(self.cells)
                 remove(target / target.name)
             finally:
-                self._discard(aside)
+                self._roll_back_save(aside)
         except OSError as error:
             raise UserError(
                 f"cannot write to {self.cells}: {_reason(error)}; finished cells are kept, the same command goes on from there"
             ) from error
 
     def amend(self, cell: Cell, name: str, values: Sequence[float | None]) -> None:
-        """Write a measurement of each image of a cell that was read. A kill at any moment leaves the old cell or the new one.
+        """Add or replace one measurement in a stored cell. If the process is killed, the old or the new cell remains.
+
+        Args:
+            cell: the cell as it was read.
+            name: name of the measurement.
+            values: one value per image, in the order of the cell's samples.
 
         Raises:
-            UserError: the disk does not take it, or the cell has changed since it was read.
+            UserError: the cell cannot be written, or it has changed since it was read.
         """
         place = self.cells / cell.record.identity
         try:
-            before = _samples(place, cell.record)
+            before = _matching_samples(place, cell.record)
             after = with_measurement(before, name, values)
-            replace(place / _BEFORE, before)
+            replace(place / _OLD_SAMPLES, before)
             replace(place / "samples.parquet", after)
-            replace(place / "record.json", _sealed(cell.record, after))
-            (place / _BEFORE).unlink()
+            replace(place / "record.json", _record_content(cell.record, after))
+            (place / _OLD_SAMPLES).unlink()
         except (OSError, Damaged) as error:
             reason = _reason(error) if isinstance(error, OSError) else error
             raise UserError(f"cannot write to {place}: {reason}; every cell is kept") from error
 
     def read(self, identity: str) -> Cell | None:
-        """Return a cell, None where there is none.
+        """Return a cell, None if it is absent.
 
         Raises:
-            DamagedCell: one of its files is not what was saved, or of another version.
+            DamagedCell: a file of the cell differs from what was saved, or has another version.
         """
         place = self.cells / identity
         name = place.name
@@ -178,9 +191,9 @@ class Store:
             if not real_directory(place):
                 raise Damaged("it is not a directory")
             name = f"{place.name}/record.json"
-            record = to_record(_text(place / "record.json"), identity)
+            record = to_record(_read_text(place / "record.json"), identity)
             name = f"{place.name}/samples.parquet"
-            return Cell(record, to_frame(_samples(place, record), record))
+            return Cell(record, to_frame(_matching_samples(place, record), record))
         except OSError as error:
             if error.errno == errno.ENOMEM:
                 raise MemoryError from error
@@ -189,7 +202,7 @@ class Store:
             raise DamagedCell(f"cells/{name}", str(error)) from error
 
     def record(self, identity: str) -> Record | None:
-        """Return the record of a cell, None where there is none that can be read in this version's form."""
+        """Return the record of a cell, None if the cell is absent, damaged or of another version."""
         try:
             cell = self.read(identity)
         except DamagedCell:
@@ -197,10 +210,10 @@ class Store:
         return cell.record if cell else None
 
     def samples(self, identity: str) -> pd.DataFrame:
-        """Return the rows of a cell; `original` and `reconstruction` are (H, W, C) float32 arrays again.
+        """Return the samples of a cell, one row per image. `original` and `reconstruction` are (H, W, C) float32 arrays.
 
         Raises:
-            DamagedCell: as `read`.
+            DamagedCell: a file of the cell differs from what was saved, or has another version.
             KeyError: there is no such cell.
         """
         cell = self.read(identity)
@@ -216,10 +229,17 @@ class Store:
         identities: Sequence[str],
         floors: Sequence[str] | None = None,
     ) -> None:
-        """Note what the latest command planned: heading, threshold, hyper-parameters that it set, cells in order, and floors.
+        """Write the plan of the latest command to `run.json`.
+
+        Args:
+            title: heading of tables and figures.
+            success_db: PSNR in dB from which an image counts as recovered.
+            settings: hyper-parameters that the grid or the command set.
+            identities: identities of the planned cells, in order.
+            floors: labels of the attacks that serve as floors, None for all controls among the cells.
 
         Raises:
-            UserError: the disk does not take it.
+            UserError: the file cannot be written.
         """
         plan = {
             "title": title,
@@ -234,55 +254,58 @@ class Store:
             raise UserError(f"cannot write to {self.path}: {_reason(error)}") from error
 
     def plan(self) -> dict[str, Any]:
-        """Return what `save_plan` noted.
+        """Return the plan that `save_plan` wrote.
 
         Raises:
-            UserError: this is no run directory.
+            UserError: `run.json` is missing or cannot be read, so this is no run directory.
         """
         try:
-            return to_plan(_text(self.path / "run.json"))
+            return to_plan(_read_text(self.path / "run.json"))
         except (Damaged, OSError) as error:
             raise UserError(f"{self.path} is no run directory (it has no readable run.json)") from error
 
-    def _hold(self, lock: int) -> None:
+    def _lock(self, lock: int) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another run is writing to {self.path}; wait for it, or choose another --out") from None
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if error.errno not in NO_LOCK_ERRORS:
                 raise
             remark(f"{self.path} lies on a file system without locks; nothing keeps a second run from writing there")
 
-    def _clear(self) -> None:
-        """Clear what a killed process left, and whatever stands in the place of a cell; other names are not GIDBench's."""
-        for path in self.path.glob(_LEFTOVER):
+    def _remove_leftovers(self) -> None:
+        """Remove leftovers of a killed process, and anything that has a cell's name but is no directory.
+
+        Files with other names do not belong to GIDBench and stay.
+        """
+        for path in self.path.glob(_TEMPORARY_PATTERN):
             remove(path)
         for path in list(self.cells.iterdir()):
             if IDENTITY.fullmatch(path.name.removeprefix(ASIDE)):
                 if path.name.startswith(ASIDE):
-                    self._discard(path)
+                    self._roll_back_save(path)
                 elif not real_directory(path):
                     remove(path)
                 else:
-                    self._clear_amended(path)
+                    self._roll_back_amend(path)
 
-    def _clear_amended(self, place: Path) -> None:
-        """Clear what a killed measurement left; samples that the record still belongs to are put back first."""
-        for leftover in place.glob(_LEFTOVER):
+    def _roll_back_amend(self, place: Path) -> None:
+        """Remove leftovers of a killed `amend`. The samples that match the record are restored first."""
+        for leftover in place.glob(_TEMPORARY_PATTERN):
             remove(leftover)
-        before = place / _BEFORE
+        before = place / _OLD_SAMPLES
         if not os.path.lexists(before):
             return
         try:
-            record = to_record(_text(place / "record.json"), place.name)
-            replace(place / "samples.parquet", _samples(place, record))
+            record = to_record(_read_text(place / "record.json"), place.name)
+            replace(place / "samples.parquet", _matching_samples(place, record))
             remove(before)
-        except (OSError, Damaged):  # whoever reads the cell says so
+        except (OSError, Damaged):  # `read` reports the damage
             return
 
-    def _discard(self, aside: Path) -> None:
-        """Clear what was not written to its end, and put the cell back that it was about to replace."""
+    def _roll_back_save(self, aside: Path) -> None:
+        """Remove an incomplete cell, and restore the cell that it was about to replace."""
         replaced = aside / aside.name.removeprefix(ASIDE)
         target = self.cells / replaced.name
         if real_directory(aside) and real_directory(replaced) and not os.path.lexists(target):
@@ -294,43 +317,44 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _text(path: Path) -> str:
-    """Return a file's text.
+def _read_text(path: Path) -> str:
+    """Return the text of a file.
 
     Raises:
-        Damaged: it cannot be read.
+        Damaged: the file is not a text file, or it is too large.
+        OSError: the file cannot be opened.
     """
     try:
         return read_text(path, "")
     except UserError as error:
         if isinstance(error.__cause__, OSError):
             raise error.__cause__ from error
-        raise Damaged("it is not a text file of a usual size") from error
+        raise Damaged("it is not a text file, or it is too large") from error
 
 
-def _sealed(record: Record, samples: bytes) -> bytes:
-    """Return the content of `record.json` that belongs to these samples."""
+def _record_content(record: Record, samples: bytes) -> bytes:
+    """Return the content of `record.json` with the checksums of the samples and of the record."""
     values = dataclasses.asdict(dataclasses.replace(record, samples_digest=digest(samples)))
     return to_json({**values, "checksum": checksum(values)})
 
 
-def _samples(place: Path, record: Record) -> bytes:
-    """Return the samples that a record belongs to.
+def _matching_samples(place: Path, record: Record) -> bytes:
+    """Return the content of the samples file that matches the record.
 
     Raises:
-        Damaged: they are not there any more.
+        Damaged: no file matches the record.
     """
-    content = _content(place / "samples.parquet", most_bytes(record))
-    if digest(content) != record.samples_digest and os.path.lexists(place / _BEFORE):
-        content = _content(place / _BEFORE, most_bytes(record))
+    content = _read_bytes(place / "samples.parquet", max_bytes(record))
+    if digest(content) != record.samples_digest and os.path.lexists(place / _OLD_SAMPLES):
+        content = _read_bytes(place / _OLD_SAMPLES, max_bytes(record))
     if digest(content) != record.samples_digest:
         raise Damaged("its checksum differs")
     return content
 
 
-def _content(path: Path, most: int) -> bytes:
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+def _read_bytes(path: Path, limit: int) -> bytes:
+    if path.exists() and not path.is_file():  # reading a pipe would block
         raise Damaged("it is not a file")
-    if path.stat().st_size > most:
-        raise Damaged("it is larger than the cell's images")
+    if path.stat().st_size > limit:
+        raise Damaged("it is larger than a file of the cell's images can be")
     return path.read_bytes()

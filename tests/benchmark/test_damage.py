@@ -23,7 +23,7 @@ from tests.benchmark.stores import ABC, PRIVACY, add, identity_of, image_sample,
 @pytest.fixture
 def undrawn(monkeypatch):
     """No figures and short bootstraps, since whole ones take seconds."""
-    monkeypatch.setattr(statistics, "DRAWS", 20)
+    monkeypatch.setattr(statistics, "BOOTSTRAP_RESAMPLES", 20)
     monkeypatch.setattr(figures, "write", lambda results, table, best, directory: [])
 
 

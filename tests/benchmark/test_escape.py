@@ -107,7 +107,7 @@ def hostile(path, texts):
 
 
 def test_tables_on_hostile_names_are_written_in_every_format(tmp_path, capsys, monkeypatch):  # F18, R6
-    monkeypatch.setattr(statistics, "DRAWS", 20)
+    monkeypatch.setattr(statistics, "BOOTSTRAP_RESAMPLES", 20)
     monkeypatch.setattr(figures, "write", lambda *arguments: [])
     run = hostile(tmp_path, HOSTILE)
     tables.show(*build(run))
@@ -125,7 +125,7 @@ def test_tables_on_hostile_names_are_written_in_every_format(tmp_path, capsys, m
 
 
 def test_figures_on_hostile_names_are_drawn(tmp_path, monkeypatch):  # F18, R6
-    monkeypatch.setattr(statistics, "DRAWS", 20)
+    monkeypatch.setattr(statistics, "BOOTSTRAP_RESAMPLES", 20)
     results, table = (run := read(hostile(tmp_path, ["\x1b\n\ud800 😀 写 $x", "x" * 10_000]))), leaderboard(run)
     figures.write(results, table, table[:0], tmp_path / "figures")
     assert len(list((tmp_path / "figures").iterdir())) == 2 * 3 * 2

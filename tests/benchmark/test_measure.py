@@ -15,7 +15,7 @@ from benchmark.evaluation import metrics, statistics, summaries
 from benchmark.evaluation.judge import judge
 from benchmark.evaluation.metric import Direction, Level, Measure, Metric, Shown
 from benchmark.experiment import store as store_module
-from benchmark.experiment.frames import FIXED
+from benchmark.experiment.frames import FIXED_COLUMNS
 from benchmark.experiment.store import Store
 from benchmark.report import figures
 from benchmark.report.results import read
@@ -65,7 +65,7 @@ def finished(path):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     """No figures, short bootstraps, and no weights of LPIPS."""
-    monkeypatch.setattr(statistics, "DRAWS", 20)
+    monkeypatch.setattr(statistics, "BOOTSTRAP_RESAMPLES", 20)
     monkeypatch.setattr(figures, "write", lambda results, table, best, directory: [])
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "no weights"))
 
@@ -92,7 +92,7 @@ def test_the_entries_fit_together():
     names = [metric.name for metric in metrics.METRICS]
     columns = [column for metric in metrics.METRICS for column in metric.columns]
     assert len(set(names)) == len(names) and len(set(columns)) == len(columns)
-    assert not set(metrics.measures()) & set(FIXED)
+    assert not set(metrics.measures()) & set(FIXED_COLUMNS)
     for metric in metrics.METRICS:
         assert metric.measure is None or metric.level is Level.IMAGE
         assert {name for shown in metric.shown for name in (shown.column, *(shown.interval or ()))} <= set(metric.columns)

@@ -22,7 +22,7 @@ def drawn(monkeypatch):
         for name in names:
             (directory / name).write_text(f"drawn {results.title}")
 
-    monkeypatch.setattr(statistics, "DRAWS", 20)
+    monkeypatch.setattr(statistics, "BOOTSTRAP_RESAMPLES", 20)
     monkeypatch.setattr(figures, "write", write)
     return names
 
