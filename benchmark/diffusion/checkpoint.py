@@ -1,8 +1,9 @@
-"""A diffusers directory that somebody else wrote, checked as a whole before anything runs.
+"""Checks a diffusers directory that other people wrote, before anything runs with it, and loads its network.
 
-`inspect` reads the small files: the kind of network, the pipeline and the noise process. `load` reads the weights: every tensor
-of the network is in the files, in its shape and finite, and one forward pass gives an image. Everything else is refused in one
-sentence. Without these checks, a missing tensor would be uninitialised memory under the name of a trained model.
+`inspect` reads the small files: the class of the network, the pipeline and the noise process. `load` reads the weights. It
+checks that the files hold every tensor of the network, with the right shape and finite values. It also checks that one forward
+pass gives an image. Both refuse everything else with one sentence. Without these checks, a missing tensor could be
+uninitialised memory under the name of a trained model.
 """
 
 from __future__ import annotations
@@ -29,22 +30,22 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""What DDP, torch.compile, FSDP and activation checkpointing put into the names of a network's tensors."""
+"""Parts that DDP, torch.compile, FSDP and activation checkpointing insert into the names of a network's tensors."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the small files of a directory say.
+    """The content of the small files of a diffusers directory.
 
     Attributes:
-        family: of the network.
+        family: family of the network.
         config: file with the network's configuration.
-        weights: files with its tensors.
+        weights: files with the network's tensors.
         scheduler: file with the noise process, or None.
         steps: number of timesteps T of that process, or None.
         ignored: settings in the two configurations that diffusers does not know, and so ignores.
-        image_size: side of the square images.
-        stride: of the lowest resolution; sides of images are multiples of it.
+        image_size: side of the square images, in pixels.
+        stride: downsampling factor of the lowest resolution; sides of images are multiples of it.
     """
 
     family: Family
@@ -58,14 +59,15 @@ class Checkpoint:
 
 
 def inspect(path: Path, what: str) -> Checkpoint:
-    """Read a directory's small files.
+    """Read and check the small files of a diffusers directory.
 
     Args:
-        path: a diffusers directory, of a pipeline or of its network alone.
-        what: names it in messages.
+        path: directory of a pipeline, or of its network alone.
+        what: name of the model in error messages.
 
     Raises:
-        UserError: its network is of no family that is known or not from images to images, or its process is not known.
+        UserError: a file cannot be read, the network's family is unknown, the network does not map images to images, the
+            process is unknown, or the files of the weights are missing.
     """
     known = families()
     parts = [family.denoiser.part for family in known.values()]
@@ -88,10 +90,10 @@ def inspect(path: Path, what: str) -> Checkpoint:
 
 
 def read_object(path: Path, what: str) -> dict[str, object]:
-    """Return the JSON object in a file.
+    """Return the JSON object in a file; `what` names the model in error messages.
 
     Raises:
-        UserError: it cannot be read or holds something else.
+        UserError: the file cannot be read or holds something else.
     """
     content = parse_json(read_text(path, what), f"{what}: {path.name}")
     if not isinstance(content, dict):
@@ -103,12 +105,12 @@ def load(checkpoint: Checkpoint, times: Tensor, what: str) -> Denoiser:
     """Return the network with its weights as float32, in evaluation mode, on the CPU.
 
     Args:
-        checkpoint: what was read of its directory.
-        times: (T,) what it is fed at each timestep.
-        what: names it in messages.
+        checkpoint: the result of `inspect` for the directory.
+        times: (T,) input of the network for each timestep.
+        what: name of the model in error messages.
 
     Raises:
-        UserError: a tensor is missing, superfluous, of another shape or not finite, or the network does not run.
+        UserError: a tensor is missing, superfluous, of another shape or not finite, or a forward pass fails.
     """
     network = _hollow(checkpoint, what)
     wanted = network.state_dict()
@@ -128,7 +130,7 @@ def _check_pipeline(file: Path, what: str) -> None:
         return
     values = read_object(file, what)
     members = {name for name, value in values.items() if not name.startswith("_") and value not in (None, [None, None])}
-    members = {name for name in members if isinstance(values[name], list)}  # settings of the pipeline are no members
+    members = {name for name in members if isinstance(values[name], list)}  # settings of the pipeline are not lists
     if other := sorted(members - {"scheduler", *(family.denoiser.part for family in families().values())}):
         raise UserError(
             f"{what} is part of a {shown(values.get('_class_name'))}; its part {shown(other[0])} encodes images, so the "
@@ -137,7 +139,7 @@ def _check_pipeline(file: Path, what: str) -> None:
 
 
 def _steps(config: Mapping[str, object], what: str) -> int:
-    """Return the number of timesteps of a scheduler's configuration, whose process is known."""
+    """Return the number of timesteps in a scheduler's configuration; refuse schedulers of unknown processes."""
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in SCHEDULERS:
         raise UserError(
@@ -183,7 +185,7 @@ def _shards(directory: Path, what: str) -> tuple[Path, ...]:
 
 
 def _hollow(checkpoint: Checkpoint, what: str) -> ModelMixin:
-    """Return the network that config.json describes, with shapes and without numbers."""
+    """Return the network that config.json describes, on the meta device: its tensors have shapes but no values."""
     config = read_object(checkpoint.config, what)
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -205,7 +207,7 @@ def _tensors(files: Sequence[Path], what: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _named(tensors: Iterator[tuple[str, Tensor]], wanted: set[str], family: Family, what: str) -> dict[str, Tensor]:
-    """Return the tensors under the network's own names: without wrappers' prefixes, with today's names."""
+    """Return the tensors by the network's current names, without the parts that wrappers insert."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors:
         plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
@@ -237,7 +239,7 @@ def _compare(found: Mapping[str, torch.Size], wanted: Mapping[str, torch.Size], 
 
 @torch.no_grad()
 def _run_once(network: Denoiser, checkpoint: Checkpoint, what: str) -> None:
-    """Refuse a network that gives no finite image for a small one."""
+    """Run the network on one small image, and refuse it if the output is not a finite image of the same shape."""
     if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
         raise UserError(f"{what} has tensors that are not saved in its files, which is not supported")
     side = min(checkpoint.image_size, max(SIZES[0], 2 * checkpoint.stride))

@@ -1,4 +1,4 @@
-"""How a client trains where the model does not say: noise schedule, prediction type and number of timesteps."""
+"""Settings of a client's training for models without a scheduler: noise schedule, prediction type, number of timesteps."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ LARGEST_BETA = 0.999
 
 @dataclass(frozen=True)
 class Convention:
-    """Settable as `tiny[prediction=v_prediction,schedule=sigmoid,steps=16]`.
+    """The process and target of a client's training, as in `tiny[prediction=v_prediction,schedule=sigmoid,steps=16]`.
 
     Attributes:
-        prediction: what the network predicts; `flow_prediction` trains by flow matching, whose noise is linear in the timestep.
-        schedule: `linear` (diffusers' own; betas are scaled by 1000 / T), `cosine` (diffusers' squaredcos_cap_v2) or
-            `sigmoid` (after Jabri et al. 2022, arXiv 2212.11972, from -3 to 3 at temperature 1; its alpha_bar at t = 1 of
-            T = 16 is that of the GIDM reference code).
+        prediction: the target of the network. `flow_prediction` means flow matching, whose noise is linear in the timestep.
+        schedule: `linear` is diffusers' linear schedule, with betas scaled by 1000 / T. `cosine` is squaredcos_cap_v2 of
+            diffusers. `sigmoid` follows Jabri et al. 2022 (arXiv 2212.11972), from -3 to 3 at temperature 1; for T = 16, its
+            alpha_bar at t = 1 equals the value in the GIDM reference code.
         steps: number of timesteps T.
     """
 
@@ -40,7 +40,7 @@ class Convention:
             raise ValueError(f"{self.prediction} has no schedule {self.schedule}")
 
     def scheduler(self) -> SchedulerMixin:
-        """The convention as diffusers' scheduler, which can be saved beside a network."""
+        """Return the diffusers scheduler with these settings, which can be saved beside a network."""
         return SCHEDULERS[self.prediction](self)
 
 
@@ -63,7 +63,7 @@ def _sigmoid(steps: int) -> Mapping[str, object]:
 
 
 BETAS: Mapping[str, Callable[[int], Mapping[str, object]]] = {"linear": _linear, "cosine": _cosine, "sigmoid": _sigmoid}
-"""What each schedule passes to diffusers, from the number of timesteps."""
+"""For each schedule, a function from the number of timesteps to the arguments of diffusers' scheduler."""
 
 
 def _ddpm(convention: Convention) -> SchedulerMixin:
@@ -83,4 +83,4 @@ SCHEDULERS: Mapping[PredictionType, Callable[[Convention], SchedulerMixin]] = {
     **dict.fromkeys(DDPM_TARGETS, _ddpm),
     "flow_prediction": _flow,
 }
-"""The scheduler of a convention, by what its network predicts."""
+"""For each prediction type, a function from the convention to its scheduler."""

@@ -1,4 +1,4 @@
-"""diffusers' schedulers whose forward process is known, and how it is read from them."""
+"""Reads the forward process from a scheduler of diffusers, for the classes whose process is known."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ DDPM_SAMPLERS = frozenset(
         "UniPCMultistepScheduler",
     }
 )
-"""Classes of diffusers that sample from a network trained by DDPM's process; their alpha_bar is what a client trains with."""
+"""Scheduler classes of diffusers for networks trained under the process of DDPM; clients train with their alpha_bar."""
 
 DDPM_TARGETS: tuple[PredictionType, ...] = ("epsilon", "sample", "v_prediction")
-"""What networks predict under the process of DDPM."""
+"""Prediction types of networks under the process of DDPM."""
 
 MOST_STEPS = 100_000
-"""Timesteps of a process: more are a mistake."""
+"""Largest number of timesteps of a process: more are a mistake."""
 
 TOLERANCE = 1e-6
-"""How far the alpha_bar of a scheduler of another class may lie from DDPM's with the same settings."""
+"""Largest accepted difference between the alpha_bar of a scheduler and of a `DDPMScheduler` with the same settings."""
 
 
 @contextmanager
 def quiet_diffusers() -> Iterator[None]:
-    """Keep diffusers from printing what `unknown_settings` returns."""
+    """Stop diffusers from printing its warnings about the settings that `unknown_settings` returns."""
     from diffusers.utils import logging
 
     before = logging.get_verbosity()
@@ -62,7 +62,7 @@ def quiet_diffusers() -> Iterator[None]:
 
 
 def unknown_settings(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the settings of a diffusers configuration that its class does not have; names of diffusers' own are left out."""
+    """Return the settings of a diffusers configuration that its class does not have, except names that begin with `_`."""
     import diffusers
 
     cls = getattr(diffusers, str(config["_class_name"]), None)
@@ -71,10 +71,17 @@ def unknown_settings(config: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def read_scheduler(config: Mapping[str, object], what: str) -> SchedulerMixin:
-    """Return the scheduler that a client trains with, from the configuration of a scheduler of `SCHEDULERS`.
+    """Return the scheduler that a client trains with.
+
+    Args:
+        config: configuration of a scheduler whose class is in `SCHEDULERS`.
+        what: name of the model in error messages.
+
+    Returns:
+        A `DDPMScheduler` or a `FlowMatchEulerDiscreteScheduler`.
 
     Raises:
-        UserError: the configuration cannot be used, or has another process than its class.
+        UserError: the configuration cannot be used, or its settings change the process of its class.
     """
     return SCHEDULERS[str(config["_class_name"])](config, what)
 
@@ -83,8 +90,8 @@ def read_process(scheduler: SchedulerMixin) -> Process:
     """Return the process of a `DDPMScheduler` or a `FlowMatchEulerDiscreteScheduler`.
 
     Raises:
-        ValueError: its prediction type is not known, or its share of signal does not fall from above 0; 0 itself may stand
-            at its end alone.
+        ValueError: the prediction type is unknown, or the share of signal is not finite, leaves [0, 1], rises somewhere, or is
+            0 before the last timestep.
     """
     return PROCESSES[type(scheduler).__name__](scheduler)
 
@@ -98,7 +105,7 @@ def _made(cls: Any, config: Mapping[str, object], what: str) -> Any:
 
 
 def _read_ddpm(config: Mapping[str, object], what: str) -> SchedulerMixin:
-    """Refuse a scheduler whose alpha_bar is not that of DDPM with the same settings."""
+    """Return the `DDPMScheduler` with the same settings; refuse a scheduler whose alpha_bar differs from it."""
     import diffusers
 
     own = _made(getattr(diffusers, str(config["_class_name"])), config, what)
@@ -114,7 +121,11 @@ def _read_ddpm(config: Mapping[str, object], what: str) -> SchedulerMixin:
 
 
 def _read_flow(config: Mapping[str, object], what: str) -> SchedulerMixin:
-    """Refuse settings that make the noise of a timestep depend on the image size, or that feed the network 1 - sigma."""
+    """Return the scheduler of flow matching.
+
+    Refuse dynamic shifting, where the noise of a timestep depends on the image size, and inverted sigmas, where the network's
+    input is 1 - sigma.
+    """
     import diffusers
 
     for name in ("use_dynamic_shifting", "invert_sigmas"):
@@ -128,7 +139,7 @@ SCHEDULERS: Mapping[str, Callable[[Mapping[str, object], str], SchedulerMixin]] 
     **dict.fromkeys(DDPM_SAMPLERS, _read_ddpm),
     "FlowMatchEulerDiscreteScheduler": _read_flow,
 }
-"""How each class of diffusers' schedulers is read."""
+"""For each scheduler class of diffusers, the function that reads its configuration."""
 
 
 def _ddpm(scheduler: Any) -> Process:
@@ -147,11 +158,11 @@ def _flow(scheduler: Any) -> Process:
 
 
 PROCESSES: Mapping[str, Callable[[Any], Process]] = {"DDPMScheduler": _ddpm, "FlowMatchEulerDiscreteScheduler": _flow}
-"""How the process is read from each scheduler that `read_scheduler` returns."""
+"""For each class of scheduler that `read_scheduler` returns, the function that reads its process."""
 
 
 def _check_signal(share: Tensor, name: str) -> None:
-    """Refuse a share of signal (T,) that does not fall from above 0 towards it."""
+    """Refuse a share of signal (T,) that is not finite, leaves [0, 1], rises somewhere, or is 0 before its end."""
     if not torch.isfinite(share).all():
         raise ValueError(f"the noise schedule's {name} is not finite")
     if share.max() > 1 or share.min() < 0 or (share.diff() > 0).any():

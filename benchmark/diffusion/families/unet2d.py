@@ -1,4 +1,4 @@
-"""diffusers' unconditional U-Net, `UNet2DModel`."""
+"""The family of `UNet2DModel`, the unconditional U-Net of diffusers."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
 LARGEST_SETTING = 65_536
-"""Of a whole number in config.json: more channels, layers or groups are a mistake."""
+"""Largest whole number accepted in config.json: more channels, layers or groups are a mistake."""
 
 MOST_LAYERS = 64
-"""Residual layers in a block, and resolutions: more are a mistake, and take minutes to build."""
+"""Largest number of residual layers in a block: more are a mistake, and take minutes to build."""
 
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names of an attention layer's parts before diffusers 0.13, as google's DDPM checkpoints have them."""
+"""Current names of the parts of an attention layer, by their names before diffusers 0.13, as in Google's DDPM checkpoints."""
 
 EMBEDDING = "unet.time_embedding.linear_1"
 PROJECTION = ".time_emb_proj"
 DECODER = re.compile(r"\.up_blocks\b|\.conv_norm_out\b|\.conv_out\b")
-"""Where the skip connections come back, and after."""
+"""Names of modules in the decoder, where the skip connections join, and after it."""
 
 
 class UNet2D(Denoiser):
     """A `UNet2DModel` as a function of (x_t, t).
 
-    Gradient matching differentiates twice, and fused attention has no second derivative, so every attention layer gets
-    diffusers' plain processor.
+    Gradient matching differentiates twice, and fused attention has no second derivative. So every attention layer gets the
+    plain processor of diffusers.
 
     Attributes:
         unet: the network.
@@ -61,7 +61,7 @@ class UNet2D(Denoiser):
         return cast(Tensor, self.unet(x_t, times).sample)
 
     def mixed(self, x_t: Tensor, t: Mixture) -> Tensor:
-        """See `Denoiser.mixed`: the mixture stands in for the embedding in a copy of the U-Net that shares its layers."""
+        """See `Denoiser.mixed`: a copy of the U-Net, which shares its layers, gets the mixture in place of the embedding."""
         every: Tensor = self.unet.time_proj(self.times)
         unet = copy.copy(self.unet)
         vars(unet)["_modules"] = {**unet._modules, "time_proj": _Given(t.of(every.to(t.weights.dtype)))}
@@ -89,7 +89,7 @@ class UNet2D(Denoiser):
 
 
 class _Given(nn.Module):
-    """Returns one tensor, whatever it is called with."""
+    """A layer that returns one fixed tensor for every input."""
 
     def __init__(self, value: Tensor) -> None:
         super().__init__()
@@ -100,13 +100,13 @@ class _Given(nn.Module):
 
 
 class UNet2DFamily(Family):
-    """See the module."""
+    """The family of `UNet2DModel`."""
 
     name = "UNet2DModel"
     denoiser = UNet2D
 
     def size(self, config: Mapping[str, object], what: str) -> tuple[int, int]:
-        """See `Family.size`: a U-Net halves the image between its resolutions."""
+        """See `Family.size`: a U-Net halves the side of the image from one resolution to the next."""
         _check_kind(config, what)
         size, stride = _side(config, what), _stride(config, what)
         if size % stride:
@@ -131,7 +131,7 @@ FAMILY = UNet2DFamily()
 
 
 def _check_kind(values: Mapping[str, object], what: str) -> None:
-    """Refuse a network that takes or gives something else than an image."""
+    """Refuse a network that is conditional, in continuous time, implausibly large, or not from images to images."""
     for name, meaning in (("in_channels", "takes"), ("out_channels", "gives")):
         channels = values.get(name, CHANNELS)
         if channels != CHANNELS:
