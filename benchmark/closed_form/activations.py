@@ -29,22 +29,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-OFFSETS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
+NEIGHBOUR_OFFSETS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
 """Offsets (y, x) of the entries of a 3 x 3 kernel from its centre, without the centre itself."""
 
-ROUNDING = 1e-7
+ROUNDING_NOISE = 1e-7
 """Smallest noise assumed in a float32 gradient, as a share of its largest singular value."""
 
-ABOVE_NOISE = 3.0
+MIN_SIGNAL_TO_NOISE = 3.0
 """Smallest accepted ratio of a span's least singular value to the noise."""
 
-ABOVE_ROUNDING = 1e-6
+RANK_TOLERANCE = 1e-6
 """Share of the largest singular value above which a direction of a gradient is no rounding error."""
 
-BELIEVED = 1e-5
+MAX_MISMATCH = 1e-5
 """Mismatch from which on we conclude that no input has these overlaps."""
 
-ITERATIONS, ACCURACY = 2000, 1e-10
+MAX_ITERATIONS, RESIDUAL_TOLERANCE = 2000, 1e-10
 """Largest number of conjugate gradient steps, and the share of the first residual's norm at which they stop."""
 
 
@@ -68,9 +68,9 @@ def row_span(gradient: Tensor) -> Tensor:
     patches and any gradient of the output.
     """
     sigma: Tensor
-    spanned: Tensor
-    _, sigma, spanned = torch.linalg.svd(gradient.flatten(1).double(), full_matrices=False)
-    return spanned[sigma > ABOVE_ROUNDING * sigma[0]]
+    basis: Tensor
+    _, sigma, basis = torch.linalg.svd(gradient.flatten(1).double(), full_matrices=False)
+    return basis[sigma > RANK_TOLERANCE * sigma[0]]
 
 
 def patch_span(gradient: Tensor, positions: int) -> Tensor | None:
@@ -87,10 +87,10 @@ def patch_span(gradient: Tensor, positions: int) -> Tensor | None:
     rows = gradient.flatten(1).double()
     if positions > len(rows) or positions >= rows.shape[1]:
         return None
-    _, sigma, spanned = torch.linalg.svd(rows, full_matrices=False)
-    beyond = sigma[positions] if len(sigma) > positions else sigma.new_zeros(())
-    noise = torch.maximum(beyond, ROUNDING * sigma[0])
-    return spanned[:positions] if sigma[positions - 1] > ABOVE_NOISE * noise else None
+    _, sigma, basis = torch.linalg.svd(rows, full_matrices=False)
+    next_sigma = sigma[positions] if len(sigma) > positions else sigma.new_zeros(())
+    noise = torch.maximum(next_sigma, ROUNDING_NOISE * sigma[0])
+    return basis[:positions] if sigma[positions - 1] > MIN_SIGNAL_TO_NOISE * noise else None
 
 
 def read_activation(span: Tensor, height: int, width: int) -> Activation | None:
@@ -107,23 +107,23 @@ def read_activation(span: Tensor, height: int, width: int) -> Activation | None:
     positions = height * width
     columns = span.view(positions, -1, 3, 3)
     centre = columns[:, :, 1, 1].contiguous()
-    others = torch.stack([columns[:, :, 1 + y, 1 + x] for y, x in OFFSETS])
+    others = torch.stack([columns[:, :, 1 + y, 1 + x] for y, x in NEIGHBOUR_OFFSETS])
 
     def overlaps(mixture: Tensor) -> Tensor:
         """Apply the operator of the normal equations of T_o M V_0 = M V_o to M."""
         violations = _shifts(mixture, height, width) @ centre - mixture @ others
-        back = _shifts_back(violations @ centre.T, height, width)
-        return back - (violations @ others.mT).sum(0)
+        shifted_back = _shifts_back(violations @ centre.T, height, width)
+        return shifted_back - (violations @ others.mT).sum(0)
 
-    draw = torch.Generator().manual_seed(0)
-    start = torch.randn(positions, positions, generator=draw, dtype=torch.float64).to(span.device)
-    solved = _solved(overlaps, overlaps(start))
-    if solved is None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(positions, positions, generator=generator, dtype=torch.float64).to(span.device)
+    solution = _conjugate_gradients(overlaps, overlaps(start))
+    if solution is None:
         return None
-    mixture = start - solved  # the component of the start that violates no overlap
+    mixture = start - solution  # the component of the start that violates no overlap
     typical = (start * overlaps(start)).sum() / start.square().sum()
     mismatch = float((mixture * overlaps(mixture)).sum() / mixture.square().sum() / typical)
-    if not mismatch < BELIEVED:
+    if not mismatch < MAX_MISMATCH:
         return None
     value = (mixture @ centre).T.reshape(-1, height, width)
     return Activation((value / value.norm()).float(), mismatch)
@@ -132,29 +132,29 @@ def read_activation(span: Tensor, height: int, width: int) -> Activation | None:
 def _shifts(rows: Tensor, height: int, width: int) -> Tensor:
     """Shift the rows (N, n) of all positions by each of the 8 offsets, with zeros beyond the border; return (8, N, n)."""
     padded = F.pad(rows.view(height, width, -1), (0, 0, 1, 1, 1, 1))
-    return torch.stack([padded[1 + y : 1 + y + height, 1 + x : 1 + x + width].flatten(0, 1) for y, x in OFFSETS])
+    return torch.stack([padded[1 + y : 1 + y + height, 1 + x : 1 + x + width].flatten(0, 1) for y, x in NEIGHBOUR_OFFSETS])
 
 
 def _shifts_back(moved: Tensor, height: int, width: int) -> Tensor:
     """Apply the transpose of `_shifts`, and return (N, n)."""
-    back = moved.new_zeros(height + 2, width + 2, moved.shape[-1])
-    for (y, x), rows in zip(OFFSETS, moved, strict=True):
-        back[1 + y : 1 + y + height, 1 + x : 1 + x + width] += rows.view(height, width, -1)
-    return back[1:-1, 1:-1].flatten(0, 1)
+    shifted_back = moved.new_zeros(height + 2, width + 2, moved.shape[-1])
+    for (y, x), rows in zip(NEIGHBOUR_OFFSETS, moved, strict=True):
+        shifted_back[1 + y : 1 + y + height, 1 + x : 1 + x + width] += rows.view(height, width, -1)
+    return shifted_back[1:-1, 1:-1].flatten(0, 1)
 
 
-def _solved(operator: Callable[[Tensor], Tensor], target: Tensor) -> Tensor | None:
+def _conjugate_gradients(operator: Callable[[Tensor], Tensor], target: Tensor) -> Tensor | None:
     """Return the solution of least norm of a positive semidefinite system, or None if conjugate gradients do not converge."""
     solution, residual = torch.zeros_like(target), target.clone()
     direction, square = residual.clone(), residual.square().sum()
-    goal = ACCURACY**2 * square
-    for _ in range(ITERATIONS):
+    goal = RESIDUAL_TOLERANCE**2 * square
+    for _ in range(MAX_ITERATIONS):
         if square <= goal:
             return solution
-        image = operator(direction)
-        step = square / (direction * image).sum()
+        product = operator(direction)
+        step = square / (direction * product).sum()
         solution += step * direction
-        residual -= step * image
-        square, before = residual.square().sum(), square
-        direction = residual + square / before * direction
+        residual -= step * product
+        square, previous = residual.square().sum(), square
+        direction = residual + square / previous * direction
     return None

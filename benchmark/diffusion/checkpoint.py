@@ -21,7 +21,7 @@ from benchmark.base.errors import UserError, shown, whole_message
 from benchmark.base.parsing import parse_json, read_text
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.family import CHANNELS, SIZES, Family, families
-from benchmark.diffusion.schedulers import MOST_STEPS, SCHEDULERS, unknown_settings
+from benchmark.diffusion.schedulers import MAX_STEPS, SCHEDULERS, unknown_settings
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -84,7 +84,7 @@ def inspect(path: Path, what: str) -> Checkpoint:
     candidates = (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json")
     scheduler = next((file for file in candidates if file.is_file()), None)
     process = read_object(scheduler, what) if scheduler else None
-    steps = _steps(process, what) if process else None
+    steps = _timestep_count(process, what) if process else None
     ignored = (*unknown_settings(values), *(unknown_settings(process) if process else ()))
     return Checkpoint(family, config, _weight_files(directory, what), scheduler, steps, ignored, size, stride)
 
@@ -112,16 +112,16 @@ def load(checkpoint: Checkpoint, times: Tensor, what: str) -> Denoiser:
     Raises:
         UserError: a tensor is missing, superfluous, of another shape or not finite, or a forward pass fails.
     """
-    network = _hollow(checkpoint, what)
+    network = _network_without_weights(checkpoint, what)
     wanted = network.state_dict()
-    tensors = _named(_tensors(checkpoint.weights, what), set(wanted), checkpoint.family, what)
-    _compare({name: tensor.shape for name, tensor in tensors.items()}, {n: t.shape for n, t in wanted.items()}, what)
+    tensors = _by_current_name(_read_tensors(checkpoint.weights, what), set(wanted), checkpoint.family, what)
+    _check_tensors({name: tensor.shape for name, tensor in tensors.items()}, {n: t.shape for n, t in wanted.items()}, what)
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not torch.isfinite(tensor.float()).all():
             raise UserError(f"{what} cannot be used: tensor '{name}' holds values that are not finite numbers")
     network.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}, assign=True)
     denoiser = checkpoint.family.denoiser(network, times)
-    _run_once(denoiser, checkpoint, what)
+    _check_forward(denoiser, checkpoint, what)
     return denoiser
 
 
@@ -138,22 +138,22 @@ def _check_pipeline(file: Path, what: str) -> None:
         )
 
 
-def _steps(config: Mapping[str, object], what: str) -> int:
+def _timestep_count(config: Mapping[str, object], what: str) -> int:
     """Return the number of timesteps in a scheduler's configuration; refuse schedulers of unknown processes."""
     name = config.get("_class_name")
     if not isinstance(name, str) or name not in SCHEDULERS:
         raise UserError(
-            f"{what} has the scheduler {shown(name)}, whose process is not known to be that of DDPM "
-            "(DDPMScheduler, DDIMScheduler and other samplers of such networks are read, and FlowMatchEulerDiscreteScheduler)"
+            f"{what} has the scheduler {shown(name)}, whose process is not known to be the process of DDPM "
+            "(supported are DDPMScheduler, DDIMScheduler, other samplers of DDPM networks, and FlowMatchEulerDiscreteScheduler)"
         )
     if config.get("use_flow_sigmas"):
         raise UserError(f"{what} has a scheduler with use_flow_sigmas; save a FlowMatchEulerDiscreteScheduler instead")
     if config.get("timestep_type", "discrete") != "discrete":
         raise UserError(f"{what} has a scheduler in continuous time; that is not supported")
     steps = config.get("num_train_timesteps")
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 2 <= steps <= MOST_STEPS:
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 2 <= steps <= MAX_STEPS:
         raise UserError(
-            f"{what} should say its number of timesteps (num_train_timesteps, from 2 to {MOST_STEPS}), not {shown(steps)}"
+            f"{what} should say its number of timesteps (num_train_timesteps, from 2 to {MAX_STEPS}), not {shown(steps)}"
         )
     return steps
 
@@ -163,11 +163,15 @@ def _weight_files(directory: Path, what: str) -> tuple[Path, ...]:
         return (directory / WEIGHTS,)
     if (directory / INDEX).is_file():
         return _shards(directory, what)
-    there = sorted(file.name for file in directory.iterdir() if file.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
-    if any(name.endswith(".safetensors") for name in there):
-        found = next(name for name in there if name.endswith(".safetensors"))
-        raise UserError(f"{what} has {found}, and {WEIGHTS} is wanted: save it under that name, without a variant")
-    pickles = f"; {there[0]} is a pickle, and pickled weights are never loaded" if there else ""
+    present = sorted(
+        file.name for file in directory.iterdir() if file.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+    )
+    if any(name.endswith(".safetensors") for name in present):
+        found = next(name for name in present if name.endswith(".safetensors"))
+        raise UserError(
+            f"{what} has {found}, but the file must have the name {WEIGHTS}: save it under that name, without a variant"
+        )
+    pickles = f"; {present[0]} is a pickle, and pickled weights are never loaded" if present else ""
     raise UserError(f"{what} has no {WEIGHTS}{pickles} (save it as safetensors)")
 
 
@@ -184,7 +188,7 @@ def _shards(directory: Path, what: str) -> tuple[Path, ...]:
     return tuple(directory / name for name in names)
 
 
-def _hollow(checkpoint: Checkpoint, what: str) -> ModelMixin:
+def _network_without_weights(checkpoint: Checkpoint, what: str) -> ModelMixin:
     """Return the network that config.json describes, on the meta device: its tensors have shapes but no values."""
     config = read_object(checkpoint.config, what)
     try:
@@ -194,7 +198,7 @@ def _hollow(checkpoint: Checkpoint, what: str) -> ModelMixin:
         raise UserError(f"{what} cannot be loaded: its config.json describes no network: {whole_message(error)}") from error
 
 
-def _tensors(files: Sequence[Path], what: str) -> Iterator[tuple[str, Tensor]]:
+def _read_tensors(files: Sequence[Path], what: str) -> Iterator[tuple[str, Tensor]]:
     from safetensors.torch import load_file
 
     for file in files:
@@ -206,19 +210,19 @@ def _tensors(files: Sequence[Path], what: str) -> Iterator[tuple[str, Tensor]]:
             raise UserError(f"{what} cannot be loaded: {file.name} is damaged: {whole_message(error)}") from error
 
 
-def _named(tensors: Iterator[tuple[str, Tensor]], wanted: set[str], family: Family, what: str) -> dict[str, Tensor]:
+def _by_current_name(tensors: Iterator[tuple[str, Tensor]], wanted: set[str], family: Family, what: str) -> dict[str, Tensor]:
     """Return the tensors by the network's current names, without the parts that wrappers insert."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors:
-        plain = ".".join(part for part in name.split(".") if part not in WRAPPERS)
-        plain = plain if plain in wanted else family.renamed(plain)
-        if plain in found:
-            raise UserError(f"{what} cannot be loaded: its files hold tensor '{plain}' twice")
-        found[plain] = tensor
+        current_name = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        current_name = current_name if current_name in wanted else family.renamed(current_name)
+        if current_name in found:
+            raise UserError(f"{what} cannot be loaded: its files hold tensor '{current_name}' twice")
+        found[current_name] = tensor
     return found
 
 
-def _compare(found: Mapping[str, torch.Size], wanted: Mapping[str, torch.Size], what: str) -> None:
+def _check_tensors(found: Mapping[str, torch.Size], wanted: Mapping[str, torch.Size], what: str) -> None:
     if missing := [name for name in wanted if name not in found]:
         raise UserError(
             f"{what} cannot be loaded: its files lack {len(missing)} of the network's {len(wanted)} tensors, '{missing[0]}' "
@@ -238,7 +242,7 @@ def _compare(found: Mapping[str, torch.Size], wanted: Mapping[str, torch.Size], 
 
 
 @torch.no_grad()
-def _run_once(network: Denoiser, checkpoint: Checkpoint, what: str) -> None:
+def _check_forward(network: Denoiser, checkpoint: Checkpoint, what: str) -> None:
     """Run the network on one small image, and refuse it if the output is not a finite image of the same shape."""
     if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
         raise UserError(f"{what} has tensors that are not saved in its files, which is not supported")

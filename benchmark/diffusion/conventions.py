@@ -10,12 +10,12 @@ import torch
 
 from benchmark.base.ranges import Range, check_fields
 from benchmark.diffusion.process import PredictionType
-from benchmark.diffusion.schedulers import DDPM_TARGETS, MOST_STEPS
+from benchmark.diffusion.schedulers import DDPM_TARGETS, MAX_STEPS
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
-LARGEST_BETA = 0.999
+MAX_BETA = 0.999
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Convention:
 
     prediction: PredictionType = "epsilon"
     schedule: Literal["linear", "cosine", "sigmoid"] = "linear"
-    steps: Annotated[int, Range(2, MOST_STEPS)] = 1000
+    steps: Annotated[int, Range(2, MAX_STEPS)] = 1000
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -48,7 +48,7 @@ def _linear(steps: int) -> Mapping[str, object]:
     if steps == 1000:
         return {"beta_schedule": "linear"}
     betas = torch.linspace(0.1 / steps, 20 / steps, steps, dtype=torch.float64)
-    return {"trained_betas": betas.clamp(max=LARGEST_BETA).tolist()}
+    return {"trained_betas": betas.clamp(max=MAX_BETA).tolist()}
 
 
 def _cosine(steps: int) -> Mapping[str, object]:
@@ -59,28 +59,28 @@ def _sigmoid(steps: int) -> Mapping[str, object]:
     gamma = torch.sigmoid(torch.linspace(3, -3, steps + 1, dtype=torch.float64))
     alpha_bar = (gamma - gamma[-1]) / (gamma[0] - gamma[-1])
     betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
-    return {"trained_betas": betas.clamp(max=LARGEST_BETA).tolist()}
+    return {"trained_betas": betas.clamp(max=MAX_BETA).tolist()}
 
 
-BETAS: Mapping[str, Callable[[int], Mapping[str, object]]] = {"linear": _linear, "cosine": _cosine, "sigmoid": _sigmoid}
+BETA_SETTINGS: Mapping[str, Callable[[int], Mapping[str, object]]] = {"linear": _linear, "cosine": _cosine, "sigmoid": _sigmoid}
 """For each schedule, a function from the number of timesteps to the arguments of diffusers' scheduler."""
 
 
-def _ddpm(convention: Convention) -> SchedulerMixin:
+def _ddpm_scheduler(convention: Convention) -> SchedulerMixin:
     from diffusers import DDPMScheduler
 
-    betas = BETAS[convention.schedule](convention.steps)
+    betas = BETA_SETTINGS[convention.schedule](convention.steps)
     return DDPMScheduler(num_train_timesteps=convention.steps, prediction_type=convention.prediction, **betas)
 
 
-def _flow(convention: Convention) -> SchedulerMixin:
+def _flow_scheduler(convention: Convention) -> SchedulerMixin:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=convention.steps)
 
 
 SCHEDULERS: Mapping[PredictionType, Callable[[Convention], SchedulerMixin]] = {
-    **dict.fromkeys(DDPM_TARGETS, _ddpm),
-    "flow_prediction": _flow,
+    **dict.fromkeys(DDPM_TARGETS, _ddpm_scheduler),
+    "flow_prediction": _flow_scheduler,
 }
 """For each prediction type, a function from the convention to its scheduler."""

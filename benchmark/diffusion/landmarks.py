@@ -29,5 +29,5 @@ def landmarks(network: nn.Module) -> Landmarks | None:
     """Return the landmarks of a network, or None if it states none."""
     if not hasattr(type(network), "landmarks"):  # `getattr` with a default would hide an error inside the property
         return None
-    found: Landmarks | None = network.landmarks  # type: ignore[assignment]
-    return found
+    stated: Landmarks | None = network.landmarks  # type: ignore[assignment]
+    return stated

@@ -24,8 +24,8 @@ def losses(network: Forward, schedule: Process, x_0: Tensor, t: Tensor | Mixture
         eps: (B, C, H, W) noise.
     """
     prediction = network(schedule.add_noise(x_0, t, eps), t)
-    residual: Tensor = schedule.target(x_0, t, eps) - prediction
-    return residual.square().flatten(1).mean(1)
+    difference: Tensor = schedule.target(x_0, t, eps) - prediction
+    return difference.square().flatten(1).mean(1)
 
 
 def training_loss(network: Forward, schedule: Process, x_0: Tensor, t: Tensor | Mixture, eps: Tensor) -> Tensor:
@@ -35,6 +35,6 @@ def training_loss(network: Forward, schedule: Process, x_0: Tensor, t: Tensor | 
 
 def parameter_gradient(network: nn.Module, loss: Tensor, create_graph: bool = False) -> dict[str, Tensor]:
     """Return the gradient of `loss` in each trainable parameter, by name; with `create_graph` it is differentiable."""
-    named = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    gradients = grad(loss, list(named.values()), create_graph=create_graph)
-    return dict(zip(named, gradients, strict=True))
+    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    gradients = grad(loss, list(parameters.values()), create_graph=create_graph)
+    return dict(zip(parameters, gradients, strict=True))

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
 CARD = "card.json"
-MOST_NAMES = 5
+MAX_LISTED_SETTINGS = 5
 """Largest number of settings that a remark lists."""
 
 
@@ -138,9 +138,9 @@ def resolve(spec: Spec) -> Model:
     Raises:
         UserError: no model has this name, a file is missing or unusable, or the prior does not fit the model.
     """
-    chosen = [value for field, value in spec.params if field == "prior"]
+    prior_names = [value for field, value in spec.params if field == "prior"]
     model = _resolve_alone(Spec(spec.name, tuple(pair for pair in spec.params if pair[0] != "prior")))
-    prior = _resolve_prior(model, chosen[0] if chosen else "none" if model.checkpoint is None else "self")
+    prior = _resolve_prior(model, prior_names[0] if prior_names else "none" if model.checkpoint is None else "self")
     return dataclasses.replace(model, label=printable(str(spec)), prior=prior)
 
 
@@ -215,13 +215,13 @@ def _resolve_directory(spec: Spec, path: Path) -> Model:
 def _remarks(model: Model) -> tuple[str, ...]:
     remarks = []
     if model.checkpoint and model.checkpoint.ignored:
-        names = ", ".join(map(shown, model.checkpoint.ignored[:MOST_NAMES]))
+        names = ", ".join(map(shown, model.checkpoint.ignored[:MAX_LISTED_SETTINGS]))
         remarks.append(f"model '{model.label}': its configuration has settings that diffusers ignores: {names}")
     schedule = build_schedule(model)
     if schedule.signal[-1] == 0 and schedule.prediction_type == "epsilon":
         remarks.append(
             f"model '{model.label}': alpha_bar ends at 0, where the noisy image is noise alone and a network that predicts the "
-            "noise learns nothing of the image; such schedules are meant for v_prediction"
+            "noise learns nothing about the image; such schedules are meant for v_prediction"
         )
     return tuple(remarks)
 

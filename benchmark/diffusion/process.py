@@ -116,7 +116,7 @@ class Process:
     def target(self, x_0: Tensor, t: Tensor | Mixture, eps: Tensor) -> Tensor:
         """Return p_t x_0 + q_t eps (B, C, H, W), the training target of the network; see `add_noise` for the arguments."""
         p, q, _ = TARGETS[self.prediction_type](*self._scales(t))
-        return _combined((q, eps), (p, x_0))
+        return _weighted_sum((q, eps), (p, x_0))
 
     def denoised(self, x_t: Tensor, t: Tensor | Mixture, prediction: Tensor) -> tuple[Tensor, Tensor]:
         """Return (x_0, eps), computed from x_t and the network's prediction: the inverse of `add_noise` and `target`.
@@ -125,8 +125,8 @@ class Process:
         """
         alpha, sigma = self._scales(t)
         p, q, determinant = TARGETS[self.prediction_type](alpha, sigma)
-        x_0 = prediction if _is(q, 0) else _combined((q, x_t), (-sigma, prediction)) / determinant
-        eps = prediction if _is(p, 0) else _combined((alpha, prediction), (-p, x_t)) / determinant
+        x_0 = prediction if _is_number(q, 0) else _weighted_sum((q, x_t), (-sigma, prediction)) / determinant
+        eps = prediction if _is_number(p, 0) else _weighted_sum((alpha, prediction), (-p, x_t)) / determinant
         return x_0, eps
 
     def _scales(self, t: Tensor | Mixture) -> tuple[Tensor, Tensor]:
@@ -156,10 +156,10 @@ def uniform_timesteps(count: int, least: int, steps: int, generator: torch.Gener
     return least + (share * (steps - least)).long()
 
 
-def _is(coefficient: Coefficient, number: float) -> bool:
+def _is_number(coefficient: Coefficient, number: float) -> bool:
     return not isinstance(coefficient, Tensor) and coefficient == number
 
 
-def _combined(*terms: tuple[Coefficient, Tensor]) -> Tensor:
+def _weighted_sum(*terms: tuple[Coefficient, Tensor]) -> Tensor:
     """Return the sum of c x over the terms (c, x). If c is the number 0, x is ignored, even if it is not finite."""
-    return reduce(torch.add, [x if _is(c, 1) else c * x for c, x in terms if not _is(c, 0)])
+    return reduce(torch.add, [x if _is_number(c, 1) else c * x for c, x in terms if not _is_number(c, 0)])

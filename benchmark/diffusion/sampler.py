@@ -49,10 +49,10 @@ def ddim(network: Denoiser, schedule: Process, z: Tensor, steps: int) -> Tensor:
     timesteps = ddim_timesteps(steps, schedule.steps)
     for now, following in zip(timesteps, [*timesteps[1:], None], strict=True):
         if x.requires_grad:
-            x_0, eps = checkpoint(_implied, network, schedule, x, now, use_reentrant=False, preserve_rng_state=False)
+            x_0, eps = checkpoint(_estimates, network, schedule, x, now, use_reentrant=False, preserve_rng_state=False)
         else:
-            x_0, eps = _implied(network, schedule, x, now)
-        x = x_0 if following is None else _noisy(schedule, x_0, eps, following)
+            x_0, eps = _estimates(network, schedule, x, now)
+        x = x_0 if following is None else _add_noise(schedule, x_0, eps, following)
     return x
 
 
@@ -64,7 +64,7 @@ def ddim_inverse(network: Denoiser, schedule: Process, x_0: Tensor, steps: int) 
     """
     x = x_0
     for now, following in itertools.pairwise(ddim_timesteps(steps, schedule.steps)[::-1]):
-        x = _noisy(schedule, *_implied(network, schedule, x, now), following)
+        x = _add_noise(schedule, *_estimates(network, schedule, x, now), following)
     return x
 
 
@@ -75,15 +75,15 @@ def estimate(network: Denoiser, schedule: Process, images: Tensor, noise_std: fl
     signal is nearest to `noise_std`.
     """
     now = int((schedule.noise / schedule.signal - noise_std).abs().argmin())
-    return _implied(network, schedule, _noisy(schedule, images, torch.zeros_like(images), now), now)[0]
+    return _estimates(network, schedule, _add_noise(schedule, images, torch.zeros_like(images), now), now)[0]
 
 
-def _implied(network: Denoiser, schedule: Process, x: Tensor, now: int) -> tuple[Tensor, Tensor]:
+def _estimates(network: Denoiser, schedule: Process, x: Tensor, now: int) -> tuple[Tensor, Tensor]:
     """Return the network's estimates of the clean image, clipped, and of the noise in `x` at timestep `now`."""
     t = torch.full((len(x),), now, device=x.device)
     x_0, eps = schedule.denoised(x, t, network(x, t))
     return x_0.clamp(-1, 1), eps
 
 
-def _noisy(schedule: Process, x_0: Tensor, eps: Tensor, at: int) -> Tensor:
+def _add_noise(schedule: Process, x_0: Tensor, eps: Tensor, at: int) -> Tensor:
     return schedule.add_noise(x_0, torch.full((len(x_0),), at, device=x_0.device), eps)

@@ -41,10 +41,10 @@ DDPM_SAMPLERS = frozenset(
 DDPM_TARGETS: tuple[PredictionType, ...] = ("epsilon", "sample", "v_prediction")
 """Prediction types of networks under the process of DDPM."""
 
-MOST_STEPS = 100_000
+MAX_STEPS = 100_000
 """Largest number of timesteps of a process: more are a mistake."""
 
-TOLERANCE = 1e-6
+ALPHA_BAR_TOLERANCE = 1e-6
 """Largest accepted difference between the alpha_bar of a scheduler and of a `DDPMScheduler` with the same settings."""
 
 
@@ -53,12 +53,12 @@ def quiet_diffusers() -> Iterator[None]:
     """Stop diffusers from printing its warnings about the settings that `unknown_settings` returns."""
     from diffusers.utils import logging
 
-    before = logging.get_verbosity()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logging.set_verbosity(verbosity)
 
 
 def unknown_settings(config: Mapping[str, object]) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ def read_process(scheduler: SchedulerMixin) -> Process:
     return PROCESSES[type(scheduler).__name__](scheduler)
 
 
-def _made(cls: Any, config: Mapping[str, object], what: str) -> Any:
+def _build(cls: Any, config: Mapping[str, object], what: str) -> Any:
     try:
         with quiet_diffusers():
             return cls.from_config(dict(config))
@@ -108,15 +108,15 @@ def _read_ddpm(config: Mapping[str, object], what: str) -> SchedulerMixin:
     """Return the `DDPMScheduler` with the same settings; refuse a scheduler whose alpha_bar differs from it."""
     import diffusers
 
-    own = _made(getattr(diffusers, str(config["_class_name"])), config, what)
-    scheduler: Any = _made(diffusers.DDPMScheduler, own.config, what)
+    own = _build(getattr(diffusers, str(config["_class_name"])), config, what)
+    scheduler: Any = _build(diffusers.DDPMScheduler, own.config, what)
     if scheduler.alphas_cumprod.shape != (own.config.num_train_timesteps,):
         raise UserError(
             f"{what} has a scheduler with {scheduler.alphas_cumprod.numel()} betas for "
             f"{shown(own.config.num_train_timesteps)} timesteps"
         )
-    if not torch.allclose(own.alphas_cumprod, scheduler.alphas_cumprod, rtol=0, atol=TOLERANCE, equal_nan=True):
-        raise UserError(f"{what} has a {shown(config['_class_name'])} whose noise schedule is not that of DDPM")
+    if not torch.allclose(own.alphas_cumprod, scheduler.alphas_cumprod, rtol=0, atol=ALPHA_BAR_TOLERANCE, equal_nan=True):
+        raise UserError(f"{what} has a {shown(config['_class_name'])} whose noise schedule differs from DDPM's")
     return scheduler
 
 
@@ -131,7 +131,7 @@ def _read_flow(config: Mapping[str, object], what: str) -> SchedulerMixin:
     for name in ("use_dynamic_shifting", "invert_sigmas"):
         if config.get(name):
             raise UserError(f"{what} has a scheduler with {name}; that is not supported")
-    scheduler: SchedulerMixin = _made(diffusers.FlowMatchEulerDiscreteScheduler, config, what)
+    scheduler: SchedulerMixin = _build(diffusers.FlowMatchEulerDiscreteScheduler, config, what)
     return scheduler
 
 
@@ -142,7 +142,7 @@ SCHEDULERS: Mapping[str, Callable[[Mapping[str, object], str], SchedulerMixin]] 
 """For each scheduler class of diffusers, the function that reads its configuration."""
 
 
-def _ddpm(scheduler: Any) -> Process:
+def _ddpm_process(scheduler: Any) -> Process:
     prediction_type = scheduler.config.prediction_type
     if prediction_type not in DDPM_TARGETS:
         raise ValueError(f"prediction type {shown(prediction_type)} is not one of {', '.join(DDPM_TARGETS)}")
@@ -151,13 +151,16 @@ def _ddpm(scheduler: Any) -> Process:
     return ddpm(alpha_bar, prediction_type)
 
 
-def _flow(scheduler: Any) -> Process:
+def _flow_process(scheduler: Any) -> Process:
     sigma = scheduler.sigmas.float().flip(0)
     _check_signal(1 - sigma, "1 - sigma")
     return flow_matching(sigma)
 
 
-PROCESSES: Mapping[str, Callable[[Any], Process]] = {"DDPMScheduler": _ddpm, "FlowMatchEulerDiscreteScheduler": _flow}
+PROCESSES: Mapping[str, Callable[[Any], Process]] = {
+    "DDPMScheduler": _ddpm_process,
+    "FlowMatchEulerDiscreteScheduler": _flow_process,
+}
 """For each class of scheduler that `read_scheduler` returns, the function that reads its process."""
 
 

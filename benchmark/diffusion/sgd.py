@@ -46,11 +46,11 @@ def local_update(
     for batch in batches:
         if gradients:
             weights = {name: value - lr * gradients[-1][name] for name, value in weights.items()}
-        found = grad(loss(partial(_at, network, weights), batch), list(weights.values()), create_graph=True)
-        gradients.append(dict(zip(weights, found, strict=True)))
+        values = grad(loss(partial(_predict, network, weights), batch), list(weights.values()), create_graph=True)
+        gradients.append(dict(zip(weights, values, strict=True)))
     return mean_update(gradients)
 
 
-def _at(network: nn.Module, weights: dict[str, Tensor], x_t: Tensor, t: Tensor | Mixture) -> Tensor:
+def _predict(network: nn.Module, weights: dict[str, Tensor], x_t: Tensor, t: Tensor | Mixture) -> Tensor:
     prediction: Tensor = functional_call(network, weights, (x_t, t))
     return prediction

@@ -39,17 +39,17 @@ from benchmark.diffusion.models import CARD
 from benchmark.diffusion.process import Process
 from benchmark.diffusion.sampler import ddim
 
-STATE = "training.pt"
+STATE_FILE = "training.pt"
 SHEET = "samples.png"
 SHEET_ROWS = 8
 SHEET_COLUMNS = 8
 SHEET_STEPS = 50
 SHEET_SIDE = 64
 """Smaller images on the sheet are enlarged by a whole factor, at most to this side in pixels."""
-SMOOTHING = 0.99
+LOSS_SMOOTHING = 0.99
 """Weight of the past in the running mean of the loss."""
 
-LABELS = frozenset({"dataset", "model"})
+NAME_FIELDS = frozenset({"dataset", "model"})
 """Fields of a recipe with the user's names for data and model. They may change: fingerprints identify data and model."""
 
 
@@ -121,25 +121,25 @@ class Training:
         loss = training_loss(self.network, self.schedule, x_0, t, eps)
         value = loss.item()
         if not math.isfinite(value):
-            raise UserError(f"the training loss left the finite numbers at step {self.step + 1}; try a smaller --lr")
+            raise UserError(f"the training loss is not finite at step {self.step + 1}; try a smaller --lr")
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         self.average.step(self.network.parameters())
         self.step += 1
-        self.loss = value if self.step == 1 else SMOOTHING * self.loss + (1 - SMOOTHING) * value
+        self.loss = value if self.step == 1 else LOSS_SMOOTHING * self.loss + (1 - LOSS_SMOOTHING) * value
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
         """Draw images with timesteps and noise; each image is mirrored left to right with probability 1/2."""
-        draw = stream(self.recipe.seed, "training", self.step)
-        x_0 = self.images[torch.randint(len(self.images), (self.recipe.batch_size,), generator=draw)]
-        mirrored = torch.rand(len(x_0), 1, 1, 1, generator=draw) < 0.5
+        generator = stream(self.recipe.seed, "training", self.step)
+        x_0 = self.images[torch.randint(len(self.images), (self.recipe.batch_size,), generator=generator)]
+        mirrored = torch.rand(len(x_0), 1, 1, 1, generator=generator) < 0.5
         x_0 = torch.where(mirrored, x_0.flip(-1), x_0)
-        t = torch.randint(self.schedule.steps, (len(x_0),), generator=draw)
-        return x_0, t, torch.randn(x_0.shape, generator=draw)
+        t = torch.randint(self.schedule.steps, (len(x_0),), generator=generator)
+        return x_0, t, torch.randn(x_0.shape, generator=generator)
 
     @property
-    def published(self) -> tuple[str, ...]:
+    def output_names(self) -> tuple[str, ...]:
         """Return the names of the files and directories that `publish` and `draw_sheet` write."""
         return (self.network.part, "scheduler", CARD, SHEET)
 
@@ -164,10 +164,10 @@ class Training:
             "optimiser": self.optimiser.state_dict(),
         }
         if not all(torch.isfinite(p).all() for p in self.network.parameters()):
-            raise UserError(f"the weights left the finite numbers before step {self.step}; try a smaller --lr")
+            raise UserError(f"the weights are not finite after step {self.step}; try a smaller --lr")
         content = io.BytesIO()
         torch.save(state, content)
-        replace(out / STATE, content.getvalue())
+        replace(out / STATE_FILE, content.getvalue())
 
     def load(self, out: Path) -> None:
         """Continue from the state that `save` wrote; do nothing if there is none.
@@ -175,16 +175,16 @@ class Training:
         Raises:
             UserError: the state cannot be read, the state belongs to another training, or `out` holds a model without a state.
         """
-        if not (out / STATE).exists():
-            if there := [name for name in self.published if os.path.lexists(out / name)]:
-                raise UserError(f"{out} holds a {there[0]} whose training cannot go on; choose another --out")
+        if not (out / STATE_FILE).exists():
+            if outputs := [name for name in self.output_names if os.path.lexists(out / name)]:
+                raise UserError(f"{out} holds a {outputs[0]} whose training cannot be continued; choose another --out")
             return
         try:
-            state: dict[str, Any] = torch.load(out / STATE, map_location=self.network.device, weights_only=True)
-            decides = {k: v for k, v in dataclasses.asdict(self.recipe).items() if k not in LABELS}
-            other = [k for k, v in decides.items() if state["recipe"].get(k) != v]
-            if other:
-                raise UserError(f"{out} holds a training with another {', '.join(other)}; choose another --out")
+            state: dict[str, Any] = torch.load(out / STATE_FILE, map_location=self.network.device, weights_only=True)
+            deciding = {k: v for k, v in dataclasses.asdict(self.recipe).items() if k not in NAME_FIELDS}
+            differing = [k for k, v in deciding.items() if state["recipe"].get(k) != v]
+            if differing:
+                raise UserError(f"{out} holds a training with another {', '.join(differing)}; choose another --out")
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
             self.average.to(self.network.device)
@@ -193,7 +193,7 @@ class Training:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"cannot go on from {out / STATE} ({first_line(error)}); choose another --out") from error
+            raise UserError(f"cannot continue from {out / STATE_FILE} ({first_line(error)}); choose another --out") from error
 
 
 def train(training: Training, steps: int, out: Path, save_every: int, watch: Callable[[Training], None]) -> None:
@@ -289,8 +289,8 @@ def _latents(training: Training) -> Sequence[Tensor]:
     return torch.randn(shape, generator=stream(training.recipe.seed, "sheet")).chunk(SHEET_ROWS)
 
 
-def _picture(drawn: Tensor) -> Image.Image:
-    enlarged = max(1, SHEET_SIDE // drawn.shape[-1])
-    drawn = drawn.repeat_interleave(enlarged, dim=-1).repeat_interleave(enlarged, dim=-2)
-    unit = make_grid(drawn, nrow=SHEET_COLUMNS, padding=2, pad_value=1.0)
+def _picture(images: Tensor) -> Image.Image:
+    factor = max(1, SHEET_SIDE // images.shape[-1])
+    images = images.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
+    unit = make_grid(images, nrow=SHEET_COLUMNS, padding=2, pad_value=1.0)
     return Image.fromarray((255 * to_unit(unit)).round().astype("uint8"))
