@@ -1,4 +1,4 @@
-"""What linear algebra alone reads from an update, without a search."""
+"""Closed-form attacks: linear algebra reads private values from an update, without a search."""
 
 from benchmark.closed_form.timesteps import Unreadable, read_timesteps, with_timesteps
 

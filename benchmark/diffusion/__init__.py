@@ -1,1 +1,1 @@
-"""Diffusion models: process, networks by family, codec, landmarks, loss, presets, checkpoints and training."""
+"""Diffusion models: process, network families, codec, landmarks, loss, presets, checkpoints and training."""

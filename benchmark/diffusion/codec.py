@@ -1,4 +1,4 @@
-"""From images to what a model diffuses, and back."""
+"""Codecs convert images to the data that a model diffuses, and back."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 class Codec(Protocol):
-    """Clients encode before they train; the bench decodes what an attack rebuilt before it is judged."""
+    """The interface of a codec. Clients encode images before training; reconstructions are decoded before they are judged."""
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return what the model diffuses, from images (N, C, H, W) in [-1, 1]."""
+        """Return the data that the model diffuses, from images (N, C, H, W) in [-1, 1]."""
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return the images behind what `encode` returns."""
+        """Return the images for codes as `encode` returns them."""
 
 
 class Pixels:

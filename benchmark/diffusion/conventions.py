@@ -1,4 +1,4 @@
-"""How a client trains where the model does not say: noise schedule, prediction type and number of timesteps."""
+"""Settings of a client's training for models without a scheduler: noise schedule, prediction type, number of timesteps."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import torch
 
 from benchmark.base.ranges import Range, check_fields
 from benchmark.diffusion.process import PredictionType
-from benchmark.diffusion.schedulers import DDPM_TARGETS, MOST_STEPS
+from benchmark.diffusion.schedulers import DDPM_TARGETS, MAX_STEPS
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
-LARGEST_BETA = 0.999
+MAX_BETA = 0.999
 
 
 @dataclass(frozen=True)
 class Convention:
-    """Settable as `tiny[prediction=v_prediction,schedule=sigmoid,steps=16]`.
+    """The process and target of a client's training, as in `tiny[prediction=v_prediction,schedule=sigmoid,steps=16]`.
 
     Attributes:
-        prediction: what the network predicts; `flow_prediction` trains by flow matching, whose noise is linear in the timestep.
-        schedule: `linear` (diffusers' own; betas are scaled by 1000 / T), `cosine` (diffusers' squaredcos_cap_v2) or
-            `sigmoid` (after Jabri et al. 2022, arXiv 2212.11972, from -3 to 3 at temperature 1; its alpha_bar at t = 1 of
-            T = 16 is that of the GIDM reference code).
+        prediction: the target of the network. `flow_prediction` means flow matching, whose noise is linear in the timestep.
+        schedule: `linear` is diffusers' linear schedule, with betas scaled by 1000 / T. `cosine` is squaredcos_cap_v2 of
+            diffusers. `sigmoid` follows Jabri et al. 2022 (arXiv 2212.11972), from -3 to 3 at temperature 1; for T = 16, its
+            alpha_bar at t = 1 equals the value in the GIDM reference code.
         steps: number of timesteps T.
     """
 
     prediction: PredictionType = "epsilon"
     schedule: Literal["linear", "cosine", "sigmoid"] = "linear"
-    steps: Annotated[int, Range(2, MOST_STEPS)] = 1000
+    steps: Annotated[int, Range(2, MAX_STEPS)] = 1000
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -40,7 +40,7 @@ class Convention:
             raise ValueError(f"{self.prediction} has no schedule {self.schedule}")
 
     def scheduler(self) -> SchedulerMixin:
-        """The convention as diffusers' scheduler, which can be saved beside a network."""
+        """Return the diffusers scheduler with these settings, which can be saved beside a network."""
         return SCHEDULERS[self.prediction](self)
 
 
@@ -48,7 +48,7 @@ def _linear(steps: int) -> Mapping[str, object]:
     if steps == 1000:
         return {"beta_schedule": "linear"}
     betas = torch.linspace(0.1 / steps, 20 / steps, steps, dtype=torch.float64)
-    return {"trained_betas": betas.clamp(max=LARGEST_BETA).tolist()}
+    return {"trained_betas": betas.clamp(max=MAX_BETA).tolist()}
 
 
 def _cosine(steps: int) -> Mapping[str, object]:
@@ -59,28 +59,28 @@ def _sigmoid(steps: int) -> Mapping[str, object]:
     gamma = torch.sigmoid(torch.linspace(3, -3, steps + 1, dtype=torch.float64))
     alpha_bar = (gamma - gamma[-1]) / (gamma[0] - gamma[-1])
     betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
-    return {"trained_betas": betas.clamp(max=LARGEST_BETA).tolist()}
+    return {"trained_betas": betas.clamp(max=MAX_BETA).tolist()}
 
 
-BETAS: Mapping[str, Callable[[int], Mapping[str, object]]] = {"linear": _linear, "cosine": _cosine, "sigmoid": _sigmoid}
-"""What each schedule passes to diffusers, from the number of timesteps."""
+BETA_SETTINGS: Mapping[str, Callable[[int], Mapping[str, object]]] = {"linear": _linear, "cosine": _cosine, "sigmoid": _sigmoid}
+"""For each schedule, a function from the number of timesteps to the arguments of diffusers' scheduler."""
 
 
-def _ddpm(convention: Convention) -> SchedulerMixin:
+def _ddpm_scheduler(convention: Convention) -> SchedulerMixin:
     from diffusers import DDPMScheduler
 
-    betas = BETAS[convention.schedule](convention.steps)
+    betas = BETA_SETTINGS[convention.schedule](convention.steps)
     return DDPMScheduler(num_train_timesteps=convention.steps, prediction_type=convention.prediction, **betas)
 
 
-def _flow(convention: Convention) -> SchedulerMixin:
+def _flow_scheduler(convention: Convention) -> SchedulerMixin:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=convention.steps)
 
 
 SCHEDULERS: Mapping[PredictionType, Callable[[Convention], SchedulerMixin]] = {
-    **dict.fromkeys(DDPM_TARGETS, _ddpm),
-    "flow_prediction": _flow,
+    **dict.fromkeys(DDPM_TARGETS, _ddpm_scheduler),
+    "flow_prediction": _flow_scheduler,
 }
-"""The scheduler of a convention, by what its network predicts."""
+"""For each prediction type, a function from the convention to its scheduler."""

@@ -1,4 +1,4 @@
-"""The network as client and server both hold it."""
+"""The interface of a network, the same for client and attacker."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class Denoiser(nn.Module, ABC):
-    """A network as a function of (x_t, t), always in evaluation mode: client and attacker hold one function.
+    """A network as a function of (x_t, t). It stays in evaluation mode, so client and attacker use the same function.
 
     Attributes:
-        part: the network's name, before those of its parameters and as its subfolder in a pipeline's directory.
-        codec: from images to what the network denoises, and back.
-        mixes: whether the network takes relaxed timesteps, see `mixed`.
-        times: (T,) what the network is fed at each timestep, see `Process.times`; not saved with the weights.
+        part: the network's name: the prefix of its parameter names, and its subfolder in the directory of a pipeline.
+        codec: converts images to the data that the network denoises, and back.
+        mixes: whether the network accepts relaxed timesteps, see `mixed`.
+        times: (T,) input of the network for each timestep, see `Process.times`; not saved with the weights.
     """
 
     part: ClassVar[str]
@@ -42,23 +42,23 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, x_t: Tensor, times: Tensor) -> Tensor:
-        """Return the prediction for `x_t` where the network is fed `times` (B,)."""
+        """Return the prediction for `x_t`, with `times` (B,) as the network's second input."""
 
     def mixed(self, x_t: Tensor, t: Mixture) -> Tensor:
-        """Return the prediction at relaxed timesteps, whose embeddings are mixed before the first layer that learns."""
+        """Return the prediction at relaxed timesteps, for the weighted mean of the timesteps' embeddings."""
         raise NotImplementedError(f"{type(self).__name__} mixes no time embeddings")
 
     @property
     def body(self) -> ModelMixin:
-        """The network as diffusers has it."""
+        """Return the diffusers network."""
         return self.get_submodule(self.part)
 
     @property
     def landmarks(self) -> Landmarks | None:
-        """The layers that closed forms ask for; None where the family does not know them."""
+        """Return the layers that closed-form attacks use, or None if the family does not state them."""
         return None
 
     @property
     def device(self) -> str:
-        """The device of the parameters."""
+        """Return the device of the parameters."""
         return str(next(self.parameters()).device)

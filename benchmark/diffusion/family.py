@@ -1,4 +1,4 @@
-"""A family of networks: how the checkpoints of one class are read and built."""
+"""The interface of a family: it reads and builds the networks of one class."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SIZES = range(8, 1025)
 
 
 class Family(ABC):
-    """Networks of one class. A family is one file in `families/`; its variable `FAMILY` holds the family.
+    """Networks of one class. Each family is one file in `families/`, whose variable `FAMILY` holds an instance.
 
     Attributes:
-        name: the class that config.json names.
-        denoiser: the function of (x_t, t) that client and attacker hold, from a network and what it is fed.
+        name: name of the class in config.json.
+        denoiser: class that wraps a network of the family as a function of (x_t, t).
     """
 
     name: ClassVar[str]
@@ -34,10 +34,17 @@ class Family(ABC):
 
     @abstractmethod
     def size(self, config: Mapping[str, object], what: str) -> tuple[int, int]:
-        """Check a configuration, and return the side of its images and the number that sides are multiples of.
+        """Check a configuration, and return the image size and the stride.
+
+        Args:
+            config: content of config.json.
+            what: name of the model in error messages.
+
+        Returns:
+            The side of the square images in pixels, and a number of which all sides must be multiples.
 
         Raises:
-            UserError: it is no unconditional network from images to images. `what` names it.
+            UserError: the configuration does not describe an unconditional network from images to images.
         """
 
     @abstractmethod
@@ -45,7 +52,7 @@ class Family(ABC):
         """Return the network that a configuration describes, with random weights."""
 
     def renamed(self, tensor: str) -> str:
-        """Return today's name of a tensor that older versions saved under another one."""
+        """Return the current name of a tensor that older versions saved under another name."""
         return tensor
 
 

@@ -1,4 +1,4 @@
-"""What closed forms must know of a network: which layers take the time embedding, and which lie on the encoder's side."""
+"""Landmarks: the layers of a network that closed-form attacks use, which take the time embedding or belong to the encoder."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, eq=False)
 class Landmarks:
-    """Layers of one network, by the names of its modules.
+    """Names of the modules of one network that closed-form attacks use.
 
     Attributes:
-        embedding: the first layer that takes the time embedding.
-        projections: the layers further on that take it, in the order in which the network passes them.
-        inputs: (T, width), what one of these layers is fed at each timestep.
-        encoder: the modules that the network passes before its skip connections come back.
+        embedding: the first layer, whose input is the time embedding.
+        projections: the later layers whose input depends on the timestep and the weights alone, in the network's order.
+        inputs: returns the input (T, width) of one of these layers at each timestep.
+        encoder: the modules that run before the skip connections join the decoder.
     """
 
     embedding: str
@@ -26,8 +26,8 @@ class Landmarks:
 
 
 def landmarks(network: nn.Module) -> Landmarks | None:
-    """Return the landmarks that a network states, None where it states none."""
-    if not hasattr(type(network), "landmarks"):  # an error inside the property is no lack of it
+    """Return the landmarks of a network, or None if it states none."""
+    if not hasattr(type(network), "landmarks"):  # `getattr` with a default would hide an error inside the property
         return None
-    found: Landmarks | None = network.landmarks  # type: ignore[assignment]
-    return found
+    stated: Landmarks | None = network.landmarks  # type: ignore[assignment]
+    return stated

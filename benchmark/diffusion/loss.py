@@ -1,4 +1,4 @@
-"""The training loss and its gradient: one definition for client and attacker, so that neither scales it differently."""
+"""The training loss and its gradient. Client and attacker use the same functions, so their scales agree."""
 
 from __future__ import annotations
 
@@ -14,22 +14,27 @@ Forward = Callable[[Tensor, Tensor | Mixture], Tensor]
 
 
 def losses(network: Forward, schedule: Process, x_0: Tensor, t: Tensor | Mixture, eps: Tensor) -> Tensor:
-    """Each example's mean || target - net(x_t, t) ||^2 over channels and pixels, (B,).
+    """Return the loss (B,) of each example: the mean of (net(x_t, t) - target)^2 over channels and pixels.
 
-    Shapes: `x_0` and `eps` (B, C, H, W), `t` (B,) or B mixtures.
+    Args:
+        network: the function that predicts.
+        schedule: the forward process.
+        x_0: (B, C, H, W) images.
+        t: (B,) int64 timesteps, or B mixtures.
+        eps: (B, C, H, W) noise.
     """
     prediction = network(schedule.add_noise(x_0, t, eps), t)
-    residual: Tensor = schedule.target(x_0, t, eps) - prediction
-    return residual.square().flatten(1).mean(1)
+    difference: Tensor = schedule.target(x_0, t, eps) - prediction
+    return difference.square().flatten(1).mean(1)
 
 
 def training_loss(network: Forward, schedule: Process, x_0: Tensor, t: Tensor | Mixture, eps: Tensor) -> Tensor:
-    """L, the mean of the examples' `losses`, a scalar: the simplified loss of Ho et al. 2020 (arXiv 2006.11239)."""
+    """Return the mean of the examples' `losses`, a scalar: the simplified loss of Ho et al. 2020 (arXiv 2006.11239)."""
     return losses(network, schedule, x_0, t, eps).mean()
 
 
 def parameter_gradient(network: nn.Module, loss: Tensor, create_graph: bool = False) -> dict[str, Tensor]:
-    """The gradient of `loss` in each trainable parameter, by name; `create_graph` keeps it differentiable."""
-    named = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    gradients = grad(loss, list(named.values()), create_graph=create_graph)
-    return dict(zip(named, gradients, strict=True))
+    """Return the gradient of `loss` in each trainable parameter, by name; with `create_graph` it is differentiable."""
+    parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    gradients = grad(loss, list(parameters.values()), create_graph=create_graph)
+    return dict(zip(parameters, gradients, strict=True))

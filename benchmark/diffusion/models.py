@@ -1,7 +1,10 @@
-"""The model axis: an architecture, a process, a state, and the prior that is granted.
+"""The model axis of a grid. A model is an architecture, a process, a state, and the prior that is granted to attacks.
 
-A model is a preset at random init (`tiny`, `small[prediction=v_prediction]`), a preset's shipped checkpoint (`tiny:trained`), a
-local diffusers directory (a path; `train` writes such), or the hub id of a model that is in the local Hugging Face cache.
+There are four kinds of models:
+* a preset with random weights (`tiny`, `small[prediction=v_prediction]`),
+* the checkpoint of a preset inside the package (`tiny:trained`),
+* a local diffusers directory, given by its path, such as `train` writes,
+* a model in the local Hugging Face cache, given by its hub id.
 """
 
 from __future__ import annotations
@@ -33,18 +36,18 @@ if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
 CARD = "card.json"
-MOST_NAMES = 5
-"""Settings that a remark lists."""
+MAX_LISTED_SETTINGS = 5
+"""Largest number of settings that a remark lists."""
 
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """What a card says of the images that a model was trained on.
+    """The images that a model was trained on, according to its card.
 
     Attributes:
-        dataset: the name of the data set.
-        files: the fingerprint that it had.
-        contents: a hash of each image, empty where the card lists none.
+        dataset: name of the data set.
+        files: fingerprint of the data set at that time.
+        contents: a hash of each image; empty if the card lists none.
     """
 
     dataset: str
@@ -54,19 +57,19 @@ class TrainingImages:
 
 @dataclass(frozen=True)
 class Model:
-    """One value of the model axis, resolved but not yet built.
+    """One value of the model axis. It is resolved, but its network is not built yet.
 
     Attributes:
-        label: how it was asked for.
-        image_size: side of the square images it is made for.
-        stride: of its lowest resolution; sides of images are multiples of it.
+        label: the model's name as the user wrote it.
+        image_size: side of the model's square images, in pixels.
+        stride: downsampling factor of the lowest resolution; sides of images are multiples of it.
         steps: number of timesteps T.
-        convention: schedule and prediction type of a preset, None where the directory's own scheduler says it.
-        preset: the name of its preset, or None.
-        checkpoint: the diffusers directory of its network, or None.
-        card: what `train` wrote of how it was made, or None.
-        prior: the trained model that an attack is granted as knowledge of images, None where it is granted none.
-        remarks: what the user should know of it.
+        convention: schedule and prediction type; None if the directory has a scheduler, which gives them.
+        preset: name of the preset, or None.
+        checkpoint: the diffusers directory of the network, or None.
+        card: record that `train` wrote about the training, or None.
+        prior: trained model that is granted to attacks as knowledge of images, or None.
+        remarks: warnings for the user about this model.
     """
 
     label: str
@@ -82,7 +85,7 @@ class Model:
 
     @property
     def family(self) -> Family:
-        """The family of its network."""
+        """Return the family of the network."""
         if self.checkpoint is not None:
             return self.checkpoint.family
         assert self.preset is not None
@@ -90,14 +93,14 @@ class Model:
 
     @property
     def state(self) -> str:
-        """`random` for a random init, `trained N steps` where a card says so, else `checkpoint`."""
+        """Return `random` for a random init, `trained N steps` if a card states the steps, else `checkpoint`."""
         if self.checkpoint is None:
             return "random"
         return "checkpoint" if self.trained_steps is None else f"trained {self.trained_steps} steps"
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that decide what it computes: configuration, weights and noise process; none for a preset."""
+        """Return the files that define the model: configuration, weights and noise process; none for a preset."""
         if self.checkpoint is None:
             return ()
         scheduler = () if self.checkpoint.scheduler is None else (self.checkpoint.scheduler,)
@@ -105,12 +108,12 @@ class Model:
 
     @property
     def trained_steps(self) -> int | None:
-        """Training steps, with those of the model that it began from; None where no card says."""
+        """Return the number of training steps, earlier trainings included, or None if no card states it."""
         steps = (self.card or {}).get("steps")
         return steps if isinstance(steps, int) else None
 
     def trained_on(self) -> Iterator[TrainingImages]:
-        """Yield what its card, and the cards of the models that it began from, say of the training images."""
+        """Yield the training images of its card, then the images of the model that its training started from, and so on."""
         card: object = self.card
         while isinstance(card, Mapping):
             contents = card.get("contents")
@@ -120,24 +123,24 @@ class Model:
 
     @property
     def prior_label(self) -> str:
-        """`none`, `self` where the prior is the attacked model, or the prior's own label."""
+        """Return `none`, `self` if the prior is the attacked model, or else the prior's own label."""
         if self.prior is None:
             return "none"
         return "self" if self.prior == dataclasses.replace(self, label=self.prior.label, prior=None) else self.prior.label
 
 
 def resolve(spec: Spec) -> Model:
-    """Find what a model's name means, reading small configuration files only.
+    """Return the model that a spec names; read only small configuration files.
 
-    In its brackets, `prior` is `none`, `self` or another trained model. By default a trained model is its own prior, since its
-    weights are granted anyway, and a random init has none.
+    The parameter `prior` is `none`, `self` or the name of another trained model. By default, a trained model is its own prior,
+    since its weights are granted anyway. A random init has no prior by default.
 
     Raises:
-        UserError: the name is no model, the model lacks what it needs, or the prior does not go with it.
+        UserError: no model has this name, a file is missing or unusable, or the prior does not fit the model.
     """
-    chosen = [value for field, value in spec.params if field == "prior"]
+    prior_names = [value for field, value in spec.params if field == "prior"]
     model = _resolve_alone(Spec(spec.name, tuple(pair for pair in spec.params if pair[0] != "prior")))
-    prior = _resolve_prior(model, chosen[0] if chosen else "none" if model.checkpoint is None else "self")
+    prior = _resolve_prior(model, prior_names[0] if prior_names else "none" if model.checkpoint is None else "self")
     return dataclasses.replace(model, label=printable(str(spec)), prior=prior)
 
 
@@ -212,19 +215,19 @@ def _resolve_directory(spec: Spec, path: Path) -> Model:
 def _remarks(model: Model) -> tuple[str, ...]:
     remarks = []
     if model.checkpoint and model.checkpoint.ignored:
-        names = ", ".join(map(shown, model.checkpoint.ignored[:MOST_NAMES]))
+        names = ", ".join(map(shown, model.checkpoint.ignored[:MAX_LISTED_SETTINGS]))
         remarks.append(f"model '{model.label}': its configuration has settings that diffusers ignores: {names}")
     schedule = build_schedule(model)
     if schedule.signal[-1] == 0 and schedule.prediction_type == "epsilon":
         remarks.append(
             f"model '{model.label}': alpha_bar ends at 0, where the noisy image is noise alone and a network that predicts the "
-            "noise learns nothing of the image; such schedules are meant for v_prediction"
+            "noise learns nothing about the image; such schedules are meant for v_prediction"
         )
     return tuple(remarks)
 
 
 def build_scheduler(model: Model) -> SchedulerMixin:
-    """The scheduler that the model's client trains with, as diffusers has it.
+    """Return the diffusers scheduler that clients train the model with.
 
     Raises:
         UserError: the scheduler's file cannot be used.
@@ -237,7 +240,7 @@ def build_scheduler(model: Model) -> SchedulerMixin:
 
 
 def build_schedule(model: Model) -> Process:
-    """The process that the model's client trains with, on the CPU.
+    """Return the process that clients train the model with, on the CPU.
 
     Raises:
         UserError: the scheduler's file cannot be used.
@@ -249,10 +252,12 @@ def build_schedule(model: Model) -> Process:
 
 
 def build_network(model: Model, base_seed: int) -> Denoiser:
-    """The network with its weights, on the CPU: drawn from (`base_seed`, preset), or read from safetensors.
+    """Return the network with its weights, on the CPU.
+
+    The weights of a preset are drawn from (`base_seed`, name of the preset). Other weights are read from safetensors.
 
     Raises:
-        UserError: the weights cannot be read.
+        UserError: the weights cannot be used.
     """
     times = build_schedule(model).times
     if model.checkpoint is not None:
@@ -260,7 +265,7 @@ def build_network(model: Model, base_seed: int) -> Denoiser:
     assert model.preset is not None
     preset = PRESETS[model.preset]
     family = families()[preset.family]
-    with torch.random.fork_rng(devices=[]):  # layers draw their init from the global state, which is put back
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn from the global random state, which is restored
         torch.default_generator.manual_seed(seed(base_seed, "model", model.preset))
         network = family.network(preset.config)
     return family.denoiser(network, times)

@@ -1,4 +1,4 @@
-"""The U-Net architectures that ship, as plain numbers: listing them imports nothing heavy."""
+"""The U-Net architectures of the package, as plain numbers, so that listing them imports no heavy package."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,22 +8,22 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Preset:
-    """An architecture: a configuration of diffusers' `UNet2DModel`, and one line for people.
+    """An architecture: a configuration of diffusers' `UNet2DModel` with a one-line description.
 
     Attributes:
         family: the class of the network.
-        summary: one line for people.
-        sample_size: side of the square images.
+        summary: the description.
+        sample_size: side of the square images, in pixels.
         block_out_channels: channels at each resolution.
-        down_block_types: diffusers' blocks on the way down.
-        up_block_types: diffusers' blocks on the way up.
+        down_block_types: diffusers' names of the encoder's blocks.
+        up_block_types: diffusers' names of the decoder's blocks.
         layers_per_block: residual layers in each block.
-        norm_num_groups: groups of each normalisation.
+        norm_num_groups: groups of each group normalisation.
         attention_head_dim: channels of an attention head, None for a single head.
-        freq_shift: of the sinusoidal time embedding.
+        freq_shift: frequency shift of the sinusoidal time embedding, as in diffusers.
         flip_sin_to_cos: whether that embedding begins with cosines.
-        norm_eps: of each normalisation.
-        downsample_padding: of each strided convolution.
+        norm_eps: epsilon of each normalisation.
+        downsample_padding: padding of each strided convolution.
     """
 
     family: ClassVar[str] = "UNet2DModel"
@@ -43,7 +43,7 @@ class Preset:
 
     @property
     def config(self) -> Mapping[str, object]:
-        """The configuration as config.json has it."""
+        """Return the configuration in the form of config.json."""
         fields = {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()}
         del fields["summary"]
         return fields

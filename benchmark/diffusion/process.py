@@ -1,6 +1,7 @@
-"""The forward process and what a network predicts of it: x_t = alpha_t x_0 + sigma_t eps, target = p_t x_0 + q_t eps.
+"""The forward process x_t = alpha_t x_0 + sigma_t eps, and the target p_t x_0 + q_t eps of the network.
 
-A timestep is a whole number in [0, T), or is relaxed to T weights that sum to 1 (`Mixture`); whole numbers are their corners.
+A timestep is a whole number in [0, T). A relaxed timestep is a vector of T weights that sum to 1 (`Mixture`). The whole number
+t corresponds to weight 1 at t and weight 0 elsewhere.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
-"""diffusers' names of what a network predicts: the noise, the image, the velocity, and the velocity of flow matching."""
+"""Names in diffusers for the target of a network: the noise, the image, the velocity, or the velocity of flow matching."""
 
 Coefficient = Tensor | float
 
@@ -24,7 +25,7 @@ class Mixture:
     """Relaxed timesteps.
 
     Attributes:
-        weights: (B, T), each row sums to 1.
+        weights: (B, T); each row sums to 1.
     """
 
     weights: Tensor
@@ -36,11 +37,11 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Path:
-    """The scales of signal and noise as functions of one level per timestep; relaxed timesteps mix levels.
+    """The scales of signal and noise, as functions of a level. Each timestep has one level; relaxed timesteps average levels.
 
     Attributes:
-        signal: alpha, from the level.
-        noise: sigma, from the level.
+        signal: returns alpha for a level.
+        noise: returns sigma for a level.
     """
 
     signal: Callable[[Tensor], Tensor]
@@ -48,7 +49,7 @@ class Path:
 
 
 VARIANCE_PRESERVING = Path(torch.sqrt, lambda alpha_bar: (1 - alpha_bar).sqrt())
-"""The path of Ho et al. 2020 (arXiv 2006.11239, eq. 4): alpha^2 + sigma^2 = 1. The level is alpha_bar, the share of signal."""
+"""The path of Ho et al. 2020 (arXiv 2006.11239, eq. 4): alpha^2 + sigma^2 = 1. The level is alpha_bar = alpha^2."""
 
 STRAIGHT = Path(lambda sigma: 1 - sigma, lambda sigma: sigma)
 """The path of flow matching, as in diffusers' `FlowMatchEulerDiscreteScheduler.scale_noise`. The level is sigma = 1 - alpha."""
@@ -59,22 +60,22 @@ TARGETS: Mapping[PredictionType, Callable[[Tensor, Tensor], tuple[Coefficient, C
     "v_prediction": lambda alpha, sigma: (-sigma, alpha, 1.0),
     "flow_prediction": lambda alpha, sigma: (-1.0, 1.0, 1.0),
 }
-"""From (alpha, sigma) to p, q and the determinant alpha q - sigma p, for each prediction type.
+"""For each prediction type, a function from (alpha, sigma) to p, q and the determinant alpha q - sigma p.
 
-v is that of Salimans and Ho 2022 (arXiv 2202.00512, appendix D), on the variance-preserving path.
-Flow matching predicts eps - x_0, on the straight path.
+`v_prediction` is the velocity of Salimans and Ho 2022 (arXiv 2202.00512, appendix D), on the variance-preserving path.
+`flow_prediction` is eps - x_0, on the straight path.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class Process:
-    """A forward process and what the network predicts under it.
+    """A forward process with the target of its network.
 
     Attributes:
-        level: (T,) float32, one level per timestep: alpha_bar or sigma, as the path says.
-        path: from levels to the scales of signal and noise.
+        level: (T,) float32, one level per timestep: alpha_bar or sigma, depending on the path.
+        path: gives the scales of signal and noise for a level.
         prediction_type: a name in `TARGETS`.
-        times: (T,) what the network is fed at each timestep.
+        times: (T,) input of the network for each timestep.
     """
 
     level: Tensor
@@ -84,17 +85,17 @@ class Process:
 
     @property
     def steps(self) -> int:
-        """T, the number of timesteps."""
+        """Return T, the number of timesteps."""
         return self.level.numel()
 
     @property
     def signal(self) -> Tensor:
-        """alpha, (T,)."""
+        """Return alpha (T,), the scale of the image at each timestep."""
         return self.path.signal(self.level)
 
     @property
     def noise(self) -> Tensor:
-        """sigma, (T,)."""
+        """Return sigma (T,), the scale of the noise at each timestep."""
         return self.path.noise(self.level)
 
     def to(self, device: str) -> Process:
@@ -113,52 +114,52 @@ class Process:
         return alpha * x_0 + sigma * eps
 
     def target(self, x_0: Tensor, t: Tensor | Mixture, eps: Tensor) -> Tensor:
-        """Return p_t x_0 + q_t eps, what the network is trained to output."""
+        """Return p_t x_0 + q_t eps (B, C, H, W), the training target of the network; see `add_noise` for the arguments."""
         p, q, _ = TARGETS[self.prediction_type](*self._scales(t))
-        return _combined((q, eps), (p, x_0))
+        return _weighted_sum((q, eps), (p, x_0))
 
     def denoised(self, x_t: Tensor, t: Tensor | Mixture, prediction: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the (x_0, eps) behind x_t and the network's prediction: the inverse of `add_noise` and `target`.
+        """Return (x_0, eps), computed from x_t and the network's prediction: the inverse of `add_noise` and `target`.
 
-        A prediction of one of the two is that one, without rounding.
+        If the network predicts x_0 or eps itself, that prediction is returned unchanged.
         """
         alpha, sigma = self._scales(t)
         p, q, determinant = TARGETS[self.prediction_type](alpha, sigma)
-        x_0 = prediction if _is(q, 0) else _combined((q, x_t), (-sigma, prediction)) / determinant
-        eps = prediction if _is(p, 0) else _combined((alpha, prediction), (-p, x_t)) / determinant
+        x_0 = prediction if _is_number(q, 0) else _weighted_sum((q, x_t), (-sigma, prediction)) / determinant
+        eps = prediction if _is_number(p, 0) else _weighted_sum((alpha, prediction), (-p, x_t)) / determinant
         return x_0, eps
 
     def _scales(self, t: Tensor | Mixture) -> tuple[Tensor, Tensor]:
-        """(B, 1, 1, 1) each: alpha and sigma."""
+        """Return alpha and sigma at timesteps `t`, each (B, 1, 1, 1)."""
         level = (t.of(self.level) if isinstance(t, Mixture) else self.level[t]).view(-1, 1, 1, 1)
         return self.path.signal(level), self.path.noise(level)
 
 
 def ddpm(alpha_bar: Tensor, prediction_type: PredictionType) -> Process:
-    """Return the process of DDPM; its network is fed the timesteps themselves."""
+    """Return the process of DDPM with `alpha_bar` (T,); the inputs of its network are the timesteps themselves."""
     return Process(alpha_bar, VARIANCE_PRESERVING, prediction_type, torch.arange(alpha_bar.numel()))
 
 
 def flow_matching(sigma: Tensor) -> Process:
-    """Return the process of flow matching with the noise scales `sigma` (T,); its network is fed T sigma.
+    """Return the process of flow matching with the noise scales `sigma` (T,); the inputs of its network are T sigma.
 
-    diffusers feeds its networks the scheduler's `timesteps`, which are sigma times the number of training timesteps
-    (schedulers/scheduling_flow_match_euler_discrete.py, `__init__` and `set_timesteps`; the loop over them is in
-    pipelines/stable_diffusion_3/pipeline_stable_diffusion_3.py).
+    In diffusers, the inputs are the scheduler's `timesteps`, which are sigma times the number of training timesteps
+    (schedulers/scheduling_flow_match_euler_discrete.py, `__init__` and `set_timesteps`). The loop over them is in
+    pipelines/stable_diffusion_3/pipeline_stable_diffusion_3.py.
     """
     return Process(sigma, STRAIGHT, "flow_prediction", sigma * sigma.numel())
 
 
 def uniform_timesteps(count: int, least: int, steps: int, generator: torch.Generator) -> Tensor:
-    """Timesteps (count,) in [least, steps). A share is drawn, so that victims keep their place whatever the range."""
+    """Draw timesteps (count,) in [least, steps) as shares of the range; a seed gives the same shares for every range."""
     share = torch.rand(count, generator=generator, dtype=torch.float64)
     return least + (share * (steps - least)).long()
 
 
-def _is(coefficient: Coefficient, number: float) -> bool:
+def _is_number(coefficient: Coefficient, number: float) -> bool:
     return not isinstance(coefficient, Tensor) and coefficient == number
 
 
-def _combined(*terms: tuple[Coefficient, Tensor]) -> Tensor:
-    """Return the sum of c x over the terms (c, x). The numbers 0 and 1 cost nothing, and 0 x is 0 for every x."""
-    return reduce(torch.add, [x if _is(c, 1) else c * x for c, x in terms if not _is(c, 0)])
+def _weighted_sum(*terms: tuple[Coefficient, Tensor]) -> Tensor:
+    """Return the sum of c x over the terms (c, x). If c is the number 0, x is ignored, even if it is not finite."""
+    return reduce(torch.add, [x if _is_number(c, 1) else c * x for c, x in terms if not _is_number(c, 0)])

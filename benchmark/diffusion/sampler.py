@@ -1,4 +1,4 @@
-"""The deterministic sampler: from a latent to an image, through a trained network."""
+"""A deterministic sampler: it turns a latent into an image with a trained network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from benchmark.diffusion.process import Process
 
 
 def ddim_timesteps(steps: int, total: int) -> list[int]:
-    """`steps` different timesteps from T - 1 down to 0, evenly spaced and rounded; all of them where there are no more.
+    """Return `steps` timesteps from T - 1 down to 0, evenly spaced and rounded, with T = `total`.
+
+    All T timesteps are returned if `steps` is larger. For 1 step, the timestep is T - 1.
 
     Raises:
         ValueError: `steps` is below 1.
@@ -25,17 +27,18 @@ def ddim_timesteps(steps: int, total: int) -> list[int]:
 
 
 def ddim(network: Denoiser, schedule: Process, z: Tensor, steps: int) -> Tensor:
-    """x_0 = Sampler(z): DDIM without noise, after Song et al. 2020 (arXiv 2010.02502).
+    """Return the image for a latent by DDIM without noise, after Song et al. 2020 (arXiv 2010.02502).
 
-    As in diffusers' `DDIMScheduler`, each step's estimate of x_0 is clipped to the image range, which keeps the few steps of a
-    small network from running away; the noise's estimate is not derived again from it. Under flow matching, steps that clip
-    nothing are Euler's, as in diffusers' `FlowMatchEulerDiscreteScheduler`.
+    As in diffusers' `DDIMScheduler`, each step clips the estimate of x_0 to the image range. Without this, a small network with
+    few steps can diverge. The estimate of the noise is not computed again from the clipped image. Under flow matching, steps
+    that clip nothing are Euler steps, as in diffusers' `FlowMatchEulerDiscreteScheduler`.
 
-    Differentiable in `z`. Each step is recomputed on the way back, so memory holds one step's activations at a time.
+    The result is differentiable in `z`. The backward pass recomputes each step, so memory holds the activations of one step at
+    a time.
 
     Args:
         network: the prior.
-        schedule: its process.
+        schedule: the process of the prior.
         z: (B, C, H, W) the latent, standard normal.
         steps: number of sampler steps; see `ddim_timesteps`.
 
@@ -46,41 +49,41 @@ def ddim(network: Denoiser, schedule: Process, z: Tensor, steps: int) -> Tensor:
     timesteps = ddim_timesteps(steps, schedule.steps)
     for now, following in zip(timesteps, [*timesteps[1:], None], strict=True):
         if x.requires_grad:
-            x_0, eps = checkpoint(_implied, network, schedule, x, now, use_reentrant=False, preserve_rng_state=False)
+            x_0, eps = checkpoint(_estimates, network, schedule, x, now, use_reentrant=False, preserve_rng_state=False)
         else:
-            x_0, eps = _implied(network, schedule, x, now)
-        x = x_0 if following is None else _noisy(schedule, x_0, eps, following)
+            x_0, eps = _estimates(network, schedule, x, now)
+        x = x_0 if following is None else _add_noise(schedule, x_0, eps, following)
     return x
 
 
 @torch.no_grad()
 def ddim_inverse(network: Denoiser, schedule: Process, x_0: Tensor, steps: int) -> Tensor:
-    """A latent that `ddim` takes back to about the images `x_0` (B, C, H, W): its steps the other way round.
+    """Return a latent from which `ddim` gives approximately the images `x_0` (B, C, H, W), by the steps of `ddim` reversed.
 
-    Exact where a prediction does not change from one step to the next; a start for a search, not an encoding.
+    The latent is exact only where the prediction does not change from one step to the next. It serves as the start of a search.
     """
     x = x_0
     for now, following in itertools.pairwise(ddim_timesteps(steps, schedule.steps)[::-1]):
-        x = _noisy(schedule, *_implied(network, schedule, x, now), following)
+        x = _add_noise(schedule, *_estimates(network, schedule, x, now), following)
     return x
 
 
 def estimate(network: Denoiser, schedule: Process, images: Tensor, noise_std: float) -> Tensor:
-    """The clean images, clipped to [-1, 1], that the network sees in images (B, C, H, W) with noise of that deviation.
+    """Denoise images (B, C, H, W) with errors of standard deviation `noise_std`, and return them clipped to [-1, 1].
 
-    Nothing is added: what is wrong with the images is taken for the noise. The timestep is the one whose noise, in units of
-    its signal, is nearest.
+    No noise is added: the errors of the images take the place of the noise. The timestep is the one whose ratio of noise to
+    signal is nearest to `noise_std`.
     """
     now = int((schedule.noise / schedule.signal - noise_std).abs().argmin())
-    return _implied(network, schedule, _noisy(schedule, images, torch.zeros_like(images), now), now)[0]
+    return _estimates(network, schedule, _add_noise(schedule, images, torch.zeros_like(images), now), now)[0]
 
 
-def _implied(network: Denoiser, schedule: Process, x: Tensor, now: int) -> tuple[Tensor, Tensor]:
-    """The clipped image and the noise that the network sees in `x` at timestep `now`."""
+def _estimates(network: Denoiser, schedule: Process, x: Tensor, now: int) -> tuple[Tensor, Tensor]:
+    """Return the network's estimates of the clean image, clipped, and of the noise in `x` at timestep `now`."""
     t = torch.full((len(x),), now, device=x.device)
     x_0, eps = schedule.denoised(x, t, network(x, t))
     return x_0.clamp(-1, 1), eps
 
 
-def _noisy(schedule: Process, x_0: Tensor, eps: Tensor, at: int) -> Tensor:
+def _add_noise(schedule: Process, x_0: Tensor, eps: Tensor, at: int) -> Tensor:
     return schedule.add_noise(x_0, torch.full((len(x_0),), at, device=x_0.device), eps)

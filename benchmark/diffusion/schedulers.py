@@ -1,4 +1,4 @@
-"""diffusers' schedulers whose forward process is known, and how it is read from them."""
+"""Reads the forward process from a scheduler of diffusers, for the classes whose process is known."""
 
 from __future__ import annotations
 
@@ -36,33 +36,33 @@ DDPM_SAMPLERS = frozenset(
         "UniPCMultistepScheduler",
     }
 )
-"""Classes of diffusers that sample from a network trained by DDPM's process; their alpha_bar is what a client trains with."""
+"""Scheduler classes of diffusers for networks trained under the process of DDPM; clients train with their alpha_bar."""
 
 DDPM_TARGETS: tuple[PredictionType, ...] = ("epsilon", "sample", "v_prediction")
-"""What networks predict under the process of DDPM."""
+"""Prediction types of networks under the process of DDPM."""
 
-MOST_STEPS = 100_000
-"""Timesteps of a process: more are a mistake."""
+MAX_STEPS = 100_000
+"""Largest number of timesteps of a process: more are a mistake."""
 
-TOLERANCE = 1e-6
-"""How far the alpha_bar of a scheduler of another class may lie from DDPM's with the same settings."""
+ALPHA_BAR_TOLERANCE = 1e-6
+"""Largest accepted difference between the alpha_bar of a scheduler and of a `DDPMScheduler` with the same settings."""
 
 
 @contextmanager
 def quiet_diffusers() -> Iterator[None]:
-    """Keep diffusers from printing what `unknown_settings` returns."""
+    """Stop diffusers from printing its warnings about the settings that `unknown_settings` returns."""
     from diffusers.utils import logging
 
-    before = logging.get_verbosity()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logging.set_verbosity(verbosity)
 
 
 def unknown_settings(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the settings of a diffusers configuration that its class does not have; names of diffusers' own are left out."""
+    """Return the settings of a diffusers configuration that its class does not have, except names that begin with `_`."""
     import diffusers
 
     cls = getattr(diffusers, str(config["_class_name"]), None)
@@ -71,10 +71,17 @@ def unknown_settings(config: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def read_scheduler(config: Mapping[str, object], what: str) -> SchedulerMixin:
-    """Return the scheduler that a client trains with, from the configuration of a scheduler of `SCHEDULERS`.
+    """Return the scheduler that a client trains with.
+
+    Args:
+        config: configuration of a scheduler whose class is in `SCHEDULERS`.
+        what: name of the model in error messages.
+
+    Returns:
+        A `DDPMScheduler` or a `FlowMatchEulerDiscreteScheduler`.
 
     Raises:
-        UserError: the configuration cannot be used, or has another process than its class.
+        UserError: the configuration cannot be used, or its settings change the process of its class.
     """
     return SCHEDULERS[str(config["_class_name"])](config, what)
 
@@ -83,13 +90,13 @@ def read_process(scheduler: SchedulerMixin) -> Process:
     """Return the process of a `DDPMScheduler` or a `FlowMatchEulerDiscreteScheduler`.
 
     Raises:
-        ValueError: its prediction type is not known, or its share of signal does not fall from above 0; 0 itself may stand
-            at its end alone.
+        ValueError: the prediction type is unknown, or the share of signal is not finite, leaves [0, 1], rises somewhere, or is
+            0 before the last timestep.
     """
     return PROCESSES[type(scheduler).__name__](scheduler)
 
 
-def _made(cls: Any, config: Mapping[str, object], what: str) -> Any:
+def _build(cls: Any, config: Mapping[str, object], what: str) -> Any:
     try:
         with quiet_diffusers():
             return cls.from_config(dict(config))
@@ -98,29 +105,33 @@ def _made(cls: Any, config: Mapping[str, object], what: str) -> Any:
 
 
 def _read_ddpm(config: Mapping[str, object], what: str) -> SchedulerMixin:
-    """Refuse a scheduler whose alpha_bar is not that of DDPM with the same settings."""
+    """Return the `DDPMScheduler` with the same settings; refuse a scheduler whose alpha_bar differs from it."""
     import diffusers
 
-    own = _made(getattr(diffusers, str(config["_class_name"])), config, what)
-    scheduler: Any = _made(diffusers.DDPMScheduler, own.config, what)
+    own = _build(getattr(diffusers, str(config["_class_name"])), config, what)
+    scheduler: Any = _build(diffusers.DDPMScheduler, own.config, what)
     if scheduler.alphas_cumprod.shape != (own.config.num_train_timesteps,):
         raise UserError(
             f"{what} has a scheduler with {scheduler.alphas_cumprod.numel()} betas for "
             f"{shown(own.config.num_train_timesteps)} timesteps"
         )
-    if not torch.allclose(own.alphas_cumprod, scheduler.alphas_cumprod, rtol=0, atol=TOLERANCE, equal_nan=True):
-        raise UserError(f"{what} has a {shown(config['_class_name'])} whose noise schedule is not that of DDPM")
+    if not torch.allclose(own.alphas_cumprod, scheduler.alphas_cumprod, rtol=0, atol=ALPHA_BAR_TOLERANCE, equal_nan=True):
+        raise UserError(f"{what} has a {shown(config['_class_name'])} whose noise schedule differs from DDPM's")
     return scheduler
 
 
 def _read_flow(config: Mapping[str, object], what: str) -> SchedulerMixin:
-    """Refuse settings that make the noise of a timestep depend on the image size, or that feed the network 1 - sigma."""
+    """Return the scheduler of flow matching.
+
+    Refuse dynamic shifting, where the noise of a timestep depends on the image size, and inverted sigmas, where the network's
+    input is 1 - sigma.
+    """
     import diffusers
 
     for name in ("use_dynamic_shifting", "invert_sigmas"):
         if config.get(name):
             raise UserError(f"{what} has a scheduler with {name}; that is not supported")
-    scheduler: SchedulerMixin = _made(diffusers.FlowMatchEulerDiscreteScheduler, config, what)
+    scheduler: SchedulerMixin = _build(diffusers.FlowMatchEulerDiscreteScheduler, config, what)
     return scheduler
 
 
@@ -128,10 +139,10 @@ SCHEDULERS: Mapping[str, Callable[[Mapping[str, object], str], SchedulerMixin]] 
     **dict.fromkeys(DDPM_SAMPLERS, _read_ddpm),
     "FlowMatchEulerDiscreteScheduler": _read_flow,
 }
-"""How each class of diffusers' schedulers is read."""
+"""For each scheduler class of diffusers, the function that reads its configuration."""
 
 
-def _ddpm(scheduler: Any) -> Process:
+def _ddpm_process(scheduler: Any) -> Process:
     prediction_type = scheduler.config.prediction_type
     if prediction_type not in DDPM_TARGETS:
         raise ValueError(f"prediction type {shown(prediction_type)} is not one of {', '.join(DDPM_TARGETS)}")
@@ -140,18 +151,21 @@ def _ddpm(scheduler: Any) -> Process:
     return ddpm(alpha_bar, prediction_type)
 
 
-def _flow(scheduler: Any) -> Process:
+def _flow_process(scheduler: Any) -> Process:
     sigma = scheduler.sigmas.float().flip(0)
     _check_signal(1 - sigma, "1 - sigma")
     return flow_matching(sigma)
 
 
-PROCESSES: Mapping[str, Callable[[Any], Process]] = {"DDPMScheduler": _ddpm, "FlowMatchEulerDiscreteScheduler": _flow}
-"""How the process is read from each scheduler that `read_scheduler` returns."""
+PROCESSES: Mapping[str, Callable[[Any], Process]] = {
+    "DDPMScheduler": _ddpm_process,
+    "FlowMatchEulerDiscreteScheduler": _flow_process,
+}
+"""For each class of scheduler that `read_scheduler` returns, the function that reads its process."""
 
 
 def _check_signal(share: Tensor, name: str) -> None:
-    """Refuse a share of signal (T,) that does not fall from above 0 towards it."""
+    """Refuse a share of signal (T,) that is not finite, leaves [0, 1], rises somewhere, or is 0 before its end."""
     if not torch.isfinite(share).all():
         raise ValueError(f"the noise schedule's {name} is not finite")
     if share.max() > 1 or share.min() < 0 or (share.diff() > 0).any():

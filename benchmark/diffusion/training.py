@@ -1,9 +1,9 @@
-"""Trains a denoiser on the public images of a data set, and leaves it as a model that every grid can name.
+"""Trains a denoiser on the public images of a data set, and saves it as a model that every grid can name.
 
-OUT/unet, OUT/scheduler  the averaged weights as safetensors and the process, in diffusers' layout
-OUT/card.json            what it was trained on, how, and with what
-OUT/samples.png          what it draws
-OUT/training.pt          where a later command goes on
+OUT/unet, OUT/scheduler  the averaged weights as safetensors, and the process, in the layout of diffusers
+OUT/card.json            the training images, the settings of the training, and the environment
+OUT/samples.png          images drawn from the model
+OUT/training.pt          the state from which a later command continues
 """
 
 from __future__ import annotations
@@ -39,36 +39,36 @@ from benchmark.diffusion.models import CARD
 from benchmark.diffusion.process import Process
 from benchmark.diffusion.sampler import ddim
 
-STATE = "training.pt"
+STATE_FILE = "training.pt"
 SHEET = "samples.png"
 SHEET_ROWS = 8
 SHEET_COLUMNS = 8
 SHEET_STEPS = 50
 SHEET_SIDE = 64
-"""Pixels to which smaller draws are enlarged."""
-SMOOTHING = 0.99
-"""Share of the past in the loss that is shown."""
+"""Smaller images on the sheet are enlarged by a whole factor, at most to this side in pixels."""
+LOSS_SMOOTHING = 0.99
+"""Weight of the past in the running mean of the loss."""
 
-LABELS = frozenset({"dataset", "model"})
-"""Fields of a recipe that say how data and model were asked for; what they are is in its fingerprints."""
+NAME_FIELDS = frozenset({"dataset", "model"})
+"""Fields of a recipe with the user's names for data and model. They may change: fingerprints identify data and model."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights after a number of steps, the data themselves excepted.
+    """All settings that determine the weights after a number of steps, except the data themselves.
 
     Attributes:
-        dataset: name of the data set; its public images are trained on.
+        dataset: name of the data set whose public images are the training images.
         images: number of training images.
-        data: a fingerprint of them.
-        files: the data set's own fingerprint, of all its files, victims among them.
-        model: the architecture and its noise schedule, as on the command line.
-        schedule: a fingerprint of the levels, and the prediction type.
-        start: a fingerprint of the initial weights.
+        data: fingerprint of the training images.
+        files: fingerprint of all files of the data set, including the victims.
+        model: architecture and noise schedule, as on the command line.
+        schedule: fingerprint of the levels, with the prediction type.
+        start: fingerprint of the initial weights.
         batch_size: images per step.
         lr: step size of Adam.
-        ema_decay: the most that the average of the weights keeps of its past; it starts at 0 and rises with the steps.
-        seed: root of every random stream, the initial weights of a preset among them.
+        ema_decay: largest decay of the average of the weights; the decay starts at 0 and rises with the steps.
+        seed: root of every random stream, including the initial weights of a preset.
     """
 
     dataset: str
@@ -88,7 +88,7 @@ class Recipe:
 
 
 def fingerprint(*tensors: Tensor) -> str:
-    """A hash of the tensors' contents."""
+    """Return a hash of the tensors' contents."""
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -96,9 +96,9 @@ def fingerprint(*tensors: Tensor) -> str:
 
 
 class Training:
-    """A training under way: weights, their average, the optimiser's state, and the steps taken.
+    """The state of a training: weights, their average, the state of the optimiser, and the number of steps taken.
 
-    Step k draws from a random stream of its own, so that a training that was interrupted goes on to the same weights.
+    Each step has its own random stream. So an interrupted training that continues reaches the same weights.
     """
 
     def __init__(self, recipe: Recipe, network: Denoiser, schedule: Process, images: Tensor) -> None:
@@ -109,50 +109,50 @@ class Training:
         self.step = 0
         self.loss = 0.0
         self.environment: dict[str, object] = {}
-        """What the latest steps were taken with."""
+        """The environment of the latest steps, for the card."""
 
     def advance(self) -> None:
-        """One step of Adam on the training loss of a random batch.
+        """Take one step of Adam on the training loss of a random batch.
 
         Raises:
-            UserError: the loss left the finite numbers.
+            UserError: the loss is not finite.
         """
         x_0, t, eps = (tensor.to(self.network.device) for tensor in self._batch())
         loss = training_loss(self.network, self.schedule, x_0, t, eps)
         value = loss.item()
         if not math.isfinite(value):
-            raise UserError(f"the training loss left the finite numbers at step {self.step + 1}; try a smaller --lr")
+            raise UserError(f"the training loss is not finite at step {self.step + 1}; try a smaller --lr")
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         self.average.step(self.network.parameters())
         self.step += 1
-        self.loss = value if self.step == 1 else SMOOTHING * self.loss + (1 - SMOOTHING) * value
+        self.loss = value if self.step == 1 else LOSS_SMOOTHING * self.loss + (1 - LOSS_SMOOTHING) * value
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, half of them mirrored left to right, with their timesteps and noise."""
-        draw = stream(self.recipe.seed, "training", self.step)
-        x_0 = self.images[torch.randint(len(self.images), (self.recipe.batch_size,), generator=draw)]
-        mirrored = torch.rand(len(x_0), 1, 1, 1, generator=draw) < 0.5
+        """Draw images with timesteps and noise; each image is mirrored left to right with probability 1/2."""
+        generator = stream(self.recipe.seed, "training", self.step)
+        x_0 = self.images[torch.randint(len(self.images), (self.recipe.batch_size,), generator=generator)]
+        mirrored = torch.rand(len(x_0), 1, 1, 1, generator=generator) < 0.5
         x_0 = torch.where(mirrored, x_0.flip(-1), x_0)
-        t = torch.randint(self.schedule.steps, (len(x_0),), generator=draw)
-        return x_0, t, torch.randn(x_0.shape, generator=draw)
+        t = torch.randint(self.schedule.steps, (len(x_0),), generator=generator)
+        return x_0, t, torch.randn(x_0.shape, generator=generator)
 
     @property
-    def published(self) -> tuple[str, ...]:
-        """What it leaves for its users."""
+    def output_names(self) -> tuple[str, ...]:
+        """Return the names of the files and directories that `publish` and `draw_sheet` write."""
         return (self.network.part, "scheduler", CARD, SHEET)
 
     def describe(self) -> dict[str, object]:
-        """What a card says of it."""
+        """Return the entries of the card that describe this training."""
         parameters = sum(p.numel() for p in self.network.parameters())
         return {"loss": round(self.loss, 5), "parameters": parameters, **dataclasses.asdict(self.recipe)}
 
     def save(self, out: Path) -> None:
-        """Write the state that `load` reads, whole or not at all.
+        """Write the state that `load` reads. A failed write leaves the earlier file unchanged.
 
         Raises:
-            UserError: the weights are not finite; what was saved before stays.
+            UserError: the weights are not finite; the earlier file stays.
         """
         state = {
             "recipe": dataclasses.asdict(self.recipe),
@@ -164,27 +164,27 @@ class Training:
             "optimiser": self.optimiser.state_dict(),
         }
         if not all(torch.isfinite(p).all() for p in self.network.parameters()):
-            raise UserError(f"the weights left the finite numbers before step {self.step}; try a smaller --lr")
+            raise UserError(f"the weights are not finite after step {self.step}; try a smaller --lr")
         content = io.BytesIO()
         torch.save(state, content)
-        replace(out / STATE, content.getvalue())
+        replace(out / STATE_FILE, content.getvalue())
 
     def load(self, out: Path) -> None:
-        """Go on where `save` left off; at the beginning where there is nothing.
+        """Continue from the state that `save` wrote; do nothing if there is none.
 
         Raises:
-            UserError: the state cannot be read, or is that of another training, or a model lies there without one.
+            UserError: the state cannot be read, the state belongs to another training, or `out` holds a model without a state.
         """
-        if not (out / STATE).exists():
-            if there := [name for name in self.published if os.path.lexists(out / name)]:
-                raise UserError(f"{out} holds a {there[0]} whose training cannot go on; choose another --out")
+        if not (out / STATE_FILE).exists():
+            if outputs := [name for name in self.output_names if os.path.lexists(out / name)]:
+                raise UserError(f"{out} holds a {outputs[0]} whose training cannot be continued; choose another --out")
             return
         try:
-            state: dict[str, Any] = torch.load(out / STATE, map_location=self.network.device, weights_only=True)
-            decides = {k: v for k, v in dataclasses.asdict(self.recipe).items() if k not in LABELS}
-            other = [k for k, v in decides.items() if state["recipe"].get(k) != v]
-            if other:
-                raise UserError(f"{out} holds a training with another {', '.join(other)}; choose another --out")
+            state: dict[str, Any] = torch.load(out / STATE_FILE, map_location=self.network.device, weights_only=True)
+            deciding = {k: v for k, v in dataclasses.asdict(self.recipe).items() if k not in NAME_FIELDS}
+            differing = [k for k, v in deciding.items() if state["recipe"].get(k) != v]
+            if differing:
+                raise UserError(f"{out} holds a training with another {', '.join(differing)}; choose another --out")
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
             self.average.to(self.network.device)
@@ -193,20 +193,29 @@ class Training:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"cannot go on from {out / STATE} ({first_line(error)}); choose another --out") from error
+            raise UserError(f"cannot continue from {out / STATE_FILE} ({first_line(error)}); choose another --out") from error
 
 
 def train(training: Training, steps: int, out: Path, save_every: int, watch: Callable[[Training], None]) -> None:
-    """Advance to `steps`, saving the state every `save_every` steps, at the end, and when the user interrupts.
+    """Advance the training to `steps` steps.
+
+    The state is saved after every `save_every` steps, at the end, and when the user interrupts.
+
+    Args:
+        training: the training, which is changed.
+        steps: total number of steps, earlier ones included.
+        out: directory for the state.
+        save_every: number of steps between two saves.
+        watch: called after each step.
 
     Raises:
-        Interrupted: a signal arrived; the step under way was finished and saved.
-        UserError: the loss left the finite numbers, or the disk does not take the state.
+        Interrupted: a signal arrived; the current step was finished and saved.
+        UserError: the training has already taken more steps, the loss or a weight is not finite, or the disk refuses the state.
     """
     if training.step > steps:
         raise UserError(f"{out} holds a training of {training.step} steps already, more than {steps}; choose another --out")
     try:
-        with noted(patient=True) as interrupts:  # half a step would not go on to the same weights
+        with noted(patient=True) as interrupts:  # a training resumed from half a step would reach other weights
             while training.step < steps and not interrupts:
                 training.advance()
                 watch(training)
@@ -220,12 +229,12 @@ def train(training: Training, steps: int, out: Path, save_every: int, watch: Cal
 
 
 def publish(training: Training, scheduler: SchedulerMixin, out: Path, card: dict[str, object]) -> None:
-    """Write the averaged weights, the schedule and the card into `out`, where `resolve` finds them.
+    """Write the averaged weights, the scheduler and the card into `out`, where `resolve` finds them.
 
     A sample sheet of earlier weights is removed.
 
     Raises:
-        UserError: the disk does not take them.
+        UserError: the files cannot be written.
     """
     training.average.store(training.network.parameters())
     training.average.copy_to(training.network.parameters())
@@ -234,7 +243,7 @@ def publish(training: Training, scheduler: SchedulerMixin, out: Path, card: dict
         training.network.body.save_pretrained(aside / training.network.part, safe_serialization=True)
         scheduler.save_pretrained(aside / "scheduler")
         (aside / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-        for part in sorted(aside.iterdir(), key=lambda path: path.name == CARD):  # the card last
+        for part in sorted(aside.iterdir(), key=lambda path: path.name == CARD):  # the card comes last
             target = out / part.name
             remove(target)
             part.rename(target)
@@ -251,12 +260,12 @@ def draw_sheet(training: Training, out: Path, watch: Callable[[int, int], None])
     """Draw images with the averaged weights by DDIM in `SHEET_STEPS` steps, and save them as one picture, `SHEET`.
 
     Args:
-        training: whose model has been published.
-        out: its directory.
+        training: a training whose model has been published.
+        out: the directory of the model.
         watch: called after each row with its number and the number of rows.
 
     Raises:
-        UserError: the disk does not take it.
+        UserError: the picture cannot be written.
     """
     training.average.store(training.network.parameters())
     training.average.copy_to(training.network.parameters())
@@ -275,13 +284,13 @@ def draw_sheet(training: Training, out: Path, watch: Callable[[int, int], None])
 
 
 def _latents(training: Training) -> Sequence[Tensor]:
-    """Return the noise that each row of the sheet begins with."""
+    """Return the latents of the sheet, one tensor for each row."""
     shape = (SHEET_ROWS * SHEET_COLUMNS, *training.images.shape[1:])
     return torch.randn(shape, generator=stream(training.recipe.seed, "sheet")).chunk(SHEET_ROWS)
 
 
-def _picture(drawn: Tensor) -> Image.Image:
-    enlarged = max(1, SHEET_SIDE // drawn.shape[-1])
-    drawn = drawn.repeat_interleave(enlarged, dim=-1).repeat_interleave(enlarged, dim=-2)
-    unit = make_grid(drawn, nrow=SHEET_COLUMNS, padding=2, pad_value=1.0)
+def _picture(images: Tensor) -> Image.Image:
+    factor = max(1, SHEET_SIDE // images.shape[-1])
+    images = images.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
+    unit = make_grid(images, nrow=SHEET_COLUMNS, padding=2, pad_value=1.0)
     return Image.fromarray((255 * to_unit(unit)).round().astype("uint8"))

@@ -143,7 +143,7 @@ def test_a_damaged_state_is_one_sentence(tmp_path, capsys):
     assert run(tmp_path / "out", 2) == 0
     (tmp_path / "out" / "training.pt").write_bytes(b"nothing")
     assert run(tmp_path / "out", 3) == 2
-    assert "cannot go on" in capsys.readouterr().err
+    assert "cannot continue from" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_ends_it_and_keeps_what_was_saved(training, tmp_path):
@@ -232,7 +232,7 @@ def test_a_signal_keeps_the_steps_taken_and_says_how_to_go_on(tmp_path, number, 
 def test_a_file_of_the_user_that_a_model_would_replace_is_refused(tmp_path, capsys):
     (tmp_path / "samples.png").write_text("mine")
     assert run(tmp_path, 2) == 2
-    assert "holds a samples.png whose training cannot go on" in capsys.readouterr().err
+    assert "holds a samples.png whose training cannot be continued" in capsys.readouterr().err
     assert (tmp_path / "samples.png").read_text() == "mine"
 
 

@@ -6,7 +6,7 @@ import torch
 from benchmark.attacks.dlg import DLG
 from benchmark.base.seeds import stream
 from benchmark.clients.toy import toy
-from benchmark.closed_form.timesteps import CLEAR, Unreadable, read_timesteps, with_timesteps
+from benchmark.closed_form.timesteps import MIN_CONFIDENCE, Unreadable, read_timesteps, with_timesteps
 from benchmark.defenses.dp_sgd import DPSGD
 from benchmark.defenses.gradient_pruning import GradientPruning
 from benchmark.defenses.none import NoDefense
@@ -31,7 +31,7 @@ def test_the_timesteps_of_a_batch_are_read_to_the_last_one(count, seed):
     timesteps = drawn(count, seed)
     reading = read_timesteps(seen_at(timesteps))
     assert reading.timesteps.tolist() == sorted(timesteps)
-    assert reading.confidence > 10 * CLEAR
+    assert reading.confidence > 10 * MIN_CONFIDENCE
 
 
 def test_neighbours_are_told_apart():
@@ -52,7 +52,7 @@ def test_clients_and_local_steps_keep_the_span(practice):
 @pytest.mark.parametrize(
     ("seen", "reason"),
     [
-        (lambda: seen_at((5, 5, 9)), "which are repeated"),
+        (lambda: seen_at((5, 5, 9)), "some are repeated"),
         (lambda: seen_at(drawn(33)), "too many for a time embedding of width 32"),
         (lambda: seen_at(drawn(24)), "stand out"),
         (lambda: seen_at((200,), DPSGD(noise_multiplier=1.0)), "stand out"),

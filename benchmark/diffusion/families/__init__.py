@@ -1,1 +1,1 @@
-"""Families of networks, one file each; see `benchmark.diffusion.family`."""
+"""Families of networks, one file for each; see `benchmark.diffusion.family`."""

@@ -1,4 +1,4 @@
-"""diffusers' unconditional U-Net, `UNet2DModel`."""
+"""The family of `UNet2DModel`, the unconditional U-Net of diffusers."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from benchmark.diffusion.schedulers import quiet_diffusers
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-LARGEST_SETTING = 65_536
-"""Of a whole number in config.json: more channels, layers or groups are a mistake."""
+MAX_SETTING = 65_536
+"""Largest whole number accepted in config.json: more channels, layers or groups are a mistake."""
 
-MOST_LAYERS = 64
-"""Residual layers in a block, and resolutions: more are a mistake, and take minutes to build."""
+MAX_LAYERS = 64
+"""Largest number of residual layers in a block: more are a mistake, and take minutes to build."""
 
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names of an attention layer's parts before diffusers 0.13, as google's DDPM checkpoints have them."""
+"""Current names of the parts of an attention layer, by their names before diffusers 0.13, as in Google's DDPM checkpoints."""
 
-EMBEDDING = "unet.time_embedding.linear_1"
-PROJECTION = ".time_emb_proj"
-DECODER = re.compile(r"\.up_blocks\b|\.conv_norm_out\b|\.conv_out\b")
-"""Where the skip connections come back, and after."""
+EMBEDDING_LAYER = "unet.time_embedding.linear_1"
+PROJECTION_SUFFIX = ".time_emb_proj"
+DECODER_MODULE = re.compile(r"\.up_blocks\b|\.conv_norm_out\b|\.conv_out\b")
+"""Names of modules in the decoder, where the skip connections join, and after it."""
 
 
 class UNet2D(Denoiser):
     """A `UNet2DModel` as a function of (x_t, t).
 
-    Gradient matching differentiates twice, and fused attention has no second derivative, so every attention layer gets
-    diffusers' plain processor.
+    Gradient matching differentiates twice, and fused attention has no second derivative. So every attention layer gets the
+    plain processor of diffusers.
 
     Attributes:
         unet: the network.
@@ -61,10 +61,10 @@ class UNet2D(Denoiser):
         return cast(Tensor, self.unet(x_t, times).sample)
 
     def mixed(self, x_t: Tensor, t: Mixture) -> Tensor:
-        """See `Denoiser.mixed`: the mixture stands in for the embedding in a copy of the U-Net that shares its layers."""
-        every: Tensor = self.unet.time_proj(self.times)
+        """See `Denoiser.mixed`: a copy of the U-Net, which shares its layers, gets the mixture in place of the embedding."""
+        embeddings: Tensor = self.unet.time_proj(self.times)
         unet = copy.copy(self.unet)
-        vars(unet)["_modules"] = {**unet._modules, "time_proj": _Given(t.of(every.to(t.weights.dtype)))}
+        vars(unet)["_modules"] = {**unet._modules, "time_proj": _Constant(t.of(embeddings.to(t.weights.dtype)))}
         return cast(Tensor, unet(x_t, self.times[:1].expand(len(x_t))).sample)
 
     @property
@@ -72,24 +72,24 @@ class UNet2D(Denoiser):
         """See `Denoiser.landmarks`."""
         names = [name for name, _ in self.named_modules()]
         return Landmarks(
-            embedding=EMBEDDING,
-            projections=tuple(name for name in names if name.endswith(PROJECTION)),
+            embedding=EMBEDDING_LAYER,
+            projections=tuple(name for name in names if name.endswith(PROJECTION_SUFFIX)),
             inputs=self._time_inputs,
-            encoder=frozenset(name for name in names if not DECODER.search(name)),
+            encoder=frozenset(name for name in names if not DECODER_MODULE.search(name)),
         )
 
     @torch.no_grad()
     def _time_inputs(self, layer: str) -> Tensor:
         embedding: Tensor = self.unet.time_proj(self.times)
-        if layer == EMBEDDING:
+        if layer == EMBEDDING_LAYER:
             return embedding
-        block = self.get_submodule(layer.removesuffix(PROJECTION))
-        taken: Tensor = block.nonlinearity(self.unet.time_embedding(embedding))  # type: ignore[operator]
-        return taken
+        block = self.get_submodule(layer.removesuffix(PROJECTION_SUFFIX))
+        projection_input: Tensor = block.nonlinearity(self.unet.time_embedding(embedding))  # type: ignore[operator]
+        return projection_input
 
 
-class _Given(nn.Module):
-    """Returns one tensor, whatever it is called with."""
+class _Constant(nn.Module):
+    """A layer that returns one fixed tensor for every input."""
 
     def __init__(self, value: Tensor) -> None:
         super().__init__()
@@ -100,15 +100,15 @@ class _Given(nn.Module):
 
 
 class UNet2DFamily(Family):
-    """See the module."""
+    """The family of `UNet2DModel`."""
 
     name = "UNet2DModel"
     denoiser = UNet2D
 
     def size(self, config: Mapping[str, object], what: str) -> tuple[int, int]:
-        """See `Family.size`: a U-Net halves the image between its resolutions."""
-        _check_kind(config, what)
-        size, stride = _side(config, what), _stride(config, what)
+        """See `Family.size`: a U-Net halves the side of the image from one resolution to the next."""
+        _check_settings(config, what)
+        size, stride = _image_size(config, what), _stride(config, what)
         if size % stride:
             raise UserError(f"{what} is for images of {size}x{size}, and its {stride}-fold downsampling does not divide that")
         return size, stride
@@ -130,8 +130,8 @@ class UNet2DFamily(Family):
 FAMILY = UNet2DFamily()
 
 
-def _check_kind(values: Mapping[str, object], what: str) -> None:
-    """Refuse a network that takes or gives something else than an image."""
+def _check_settings(values: Mapping[str, object], what: str) -> None:
+    """Refuse a network that is conditional, in continuous time, implausibly large, or not from images to images."""
     for name, meaning in (("in_channels", "takes"), ("out_channels", "gives")):
         channels = values.get(name, CHANNELS)
         if channels != CHANNELS:
@@ -146,20 +146,20 @@ def _check_kind(values: Mapping[str, object], what: str) -> None:
         )
     for name, value in values.items():
         for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and number > LARGEST_SETTING:
-                raise UserError(f"{what}: {name} is {number}, which no network has")
+            if isinstance(number, int) and number > MAX_SETTING:
+                raise UserError(f"{what}: {name} is {number}, larger than the limit of {MAX_SETTING}")
     layers = values.get("layers_per_block", 2)
-    if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:
-        raise UserError(f"{what}: layers_per_block should be from 1 to {MOST_LAYERS}, not {shown(layers)}")
+    if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= MAX_LAYERS:
+        raise UserError(f"{what}: layers_per_block should be from 1 to {MAX_LAYERS}, not {shown(layers)}")
 
 
-def _side(values: Mapping[str, object], what: str) -> int:
+def _image_size(values: Mapping[str, object], what: str) -> int:
     size = values.get("sample_size")
     side = size[0] if isinstance(size, list) and size and all(other == size[0] for other in size) else size
     if isinstance(side, bool) or not isinstance(side, int) or side not in SIZES:
         raise UserError(
-            f"{what} does not say a square image size (sample_size in config.json, from {SIZES[0]} to {SIZES[-1]}), "
-            f"but {shown(size)}"
+            f"{what} must have a square image size (sample_size in config.json, from {SIZES[0]} to {SIZES[-1]}), "
+            f"not {shown(size)}"
         )
     return side
 
@@ -167,5 +167,5 @@ def _side(values: Mapping[str, object], what: str) -> int:
 def _stride(values: Mapping[str, object], what: str) -> int:
     channels = values.get("block_out_channels")
     if not isinstance(channels, list) or not 1 <= len(channels) <= 10 or not all(type(c) is int and c > 0 for c in channels):
-        raise UserError(f"{what} does not say the channels of 1 to 10 resolutions (block_out_channels), but {shown(channels)}")
+        raise UserError(f"{what} must list the channels of 1 to 10 resolutions (block_out_channels), not {shown(channels)}")
     return 1 << (len(channels) - 1)
