@@ -1,11 +1,12 @@
-"""From activations that were read to the noisy images behind them. Ours.
+"""Search for noisy images that explain activations and gradient rows read from an update. The method is ours.
 
-The network's layers are differentiable and their weights are known, so images are searched by what the layers on the way down
-make of them: the angle to the activation that was read, and how much of the rows of the weight gradients lies outside the span
-of the patches. That is the least squares distance of each gradient G to D P over every D: whatever flows back, the residual and
-with it the loss, is eliminated layer by layer (variable projection). One evaluation is a pass through
-the way down and back, with first derivatives only. TIGER (arXiv 2606.18312, its abstract) has a distance to such a span for the
-embeddings of text.
+The network's layers are differentiable, and the attacker knows their weights. So the search computes the inputs of the
+encoder's layers for the guessed images and compares them with what was read from the update. The cost has two parts: the angle
+to the activation that was read, and the share of the rows of the weight gradients that lies outside the span of the patches.
+The second part is the least squares distance of each gradient G to D P over all matrices D, where P holds the patches. D holds
+the derivatives that flow back. The fit eliminates it layer by layer (variable projection), so neither the residual nor the
+loss is needed. One evaluation is a pass forward and back through the encoder, with first derivatives only. TIGER (arXiv
+2606.18312, according to its abstract) uses a distance to such a span for the embeddings of text.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from benchmark.matching.problem import defect
 from benchmark.types import Observation
 
 RIDGE = 1e-9
-"""Of a Gram matrix's mean diagonal, added to it: patches may be dependent, as those of a flat image are."""
+"""Added to a Gram matrix's diagonal, as a share of its mean. Patches may be linearly dependent, as in a flat image."""
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A convolution as the network passes it.
+    """A convolution of the network, with the size of its output.
 
     Attributes:
-        name: of the module.
+        name: the name of the module.
         layer: the module.
-        height: of its output.
-        width: of its output.
+        height: the height of its output.
+        width: the width of its output.
     """
 
     name: str
@@ -49,11 +50,11 @@ class Site:
 
     @property
     def overlaps(self) -> bool:
-        """Whether its patches overlap so that its input can be read, see `activations`."""
+        """Return whether the patches overlap in such a way that the layer's input can be read, see `activations`."""
         return (self.layer.kernel_size, self.layer.stride, self.layer.padding) == ((3, 3), (1, 1), (1, 1))
 
     def patches(self, value: Tensor) -> Tensor:
-        """(P, N, C K^2) of an input (P, C, H, W)."""
+        """Return the patches (P, N, C K^2) of an input (P, C, H, W)."""
         layer = self.layer
         assert not isinstance(layer.padding, str)  # `sites` leaves such layers out
         return F.unfold(value, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT
@@ -61,12 +62,12 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """What was read from one update.
+    """The result of reading one update.
 
     Attributes:
-        spans: the spans (R, C K^2) of the weight gradients' rows, by their sites.
-        activation: the input of the first convolution whose input can be read; None where there is none.
-        site: which convolution that is.
+        spans: bases (R, C K^2) of the row spans of the weight gradients, by site.
+        activation: the input of the first convolution whose input can be read; None if there is none.
+        site: that convolution; None if there is none.
     """
 
     spans: Mapping[Site, Tensor]
@@ -75,12 +76,15 @@ class Readout:
 
     @property
     def kind(self) -> object:
-        """What readouts must have in common to be searched together."""
+        """Return what readouts must have in common to be searched together."""
         return (self.site, *((site, len(span)) for site, span in self.spans.items()))
 
 
 def sites(network: Denoiser, image_shape: Sequence[int]) -> list[Site]:
-    """The network's plain convolutions, in the order in which it passes them: without groups, dilation or other padding."""
+    """Return the network's plain convolutions in the order of the forward pass.
+
+    A plain convolution has no groups, no dilation and explicit zero padding.
+    """
     found: list[Site] = []
     layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d) and _plain(layer)]
 
@@ -105,10 +109,10 @@ def _plain(layer: nn.Conv2d) -> bool:
 
 
 def read(seen: Observation, passed: Sequence[Site]) -> Readout:
-    """What the gradients tell of the inputs of the convolutions on the way down: spans, and of one image an activation too.
+    """Read the spans of the encoder's weight gradients and, if one image lies behind the update, an activation too.
 
-    Of one image, spans after the activation are left out: they follow from it, and made the search slower. Nothing is read of
-    a network without landmarks.
+    With one image, the spans of layers after the activation are left out: they follow from it, and they made the search
+    slower. The readout is empty if the network states no landmarks or the update cannot be matched (`defect`).
     """
     known = landmarks(seen.network)
     if known is None or defect(seen):
@@ -128,11 +132,11 @@ def read(seen: Observation, passed: Sequence[Site]) -> Readout:
 
 
 class Inversion:
-    """The costs and gradients of the images of P victims with readouts of one kind; an `Evaluate` of `search.Searches`.
+    """The costs and gradients for P victims whose readouts are of one kind; an `Evaluate` of `search.Searches`.
 
-    What is searched are clean images where the noise is granted, else noisy ones. The cost is the angle to the activation that
-    was read, plus `span_weight` times the mean over sites of how much of the spans lies outside the images' own patches: both
-    are squares of sines, 0 at the truth and 1 at the most.
+    The search variables are clean images if the noise is granted, else noisy images. The cost is the angle to the activation
+    that was read, plus `span_weight` times the mean over sites of the share of the span outside the span of the guessed
+    patches. Both parts are squared sines: 0 at the truth and at most 1.
     """
 
     def __init__(self, observations: Sequence[Observation], readouts: Sequence[Readout], span_weight: float) -> None:
@@ -168,15 +172,15 @@ class Inversion:
 
 
 def _sine(values: Tensor, direction: Tensor) -> Tensor:
-    """(P,): squares of the sines between vectors (P, n) and unit vectors (P, n)."""
+    """Return the squared sines (P,) of the angles between vectors (P, n) and unit vectors (P, n)."""
     beyond = values - (values * direction).sum(1, keepdim=True) * direction
     return beyond.square().sum(1) / values.square().sum(1)
 
 
 def _outside(span: Tensor, patches: Tensor) -> Tensor:
-    """(P,): the share of spans (P, R, n) of orthonormal rows that lies outside the spans of patches (P, N, n); in float64.
+    """Return the share (P,) of spans (P, R, n) with orthonormal rows that lies outside the spans of patches (P, N, n).
 
-    Not a number where the patches are none, are zero or are out of range.
+    It is computed in float64. It is NaN if the patches are NaN, zero or out of range.
     """
     patches = patches.double()
     gram = patches @ patches.mT
@@ -187,11 +191,14 @@ def _outside(span: Tensor, patches: Tensor) -> Tensor:
 
 
 class _Reached(Exception):
-    """The last site was reached."""
+    """Raised by a hook when the last site is reached, to stop the forward pass."""
 
 
 def _trunk(network: Denoiser, names: Sequence[str]) -> Callable[[Tensor, Tensor], Mapping[str, Tensor]]:
-    """From noisy images (P, C, H, W) and timesteps (P,) to the inputs of the named layers; passes no layer after the last."""
+    """Return a function from noisy images (P, C, H, W) and timesteps (P,) to the inputs of the named layers.
+
+    It computes no layer after the last named one.
+    """
     network, values = copy.deepcopy(network).requires_grad_(False), dict[str, Tensor]()
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -2,29 +2,32 @@
 
 Source: ours
 
-Near to it come, by their abstracts, R-GAP (arXiv 2010.07733) and R-CONV (arXiv 2406.04227), which solve for the inputs of
-layers, and DAGER (arXiv 2405.15586) and TIGER (arXiv 2606.18312), which use the span of a gradient's rows to find text.
+Related work, according to the abstracts: R-GAP (arXiv 2010.07733) and R-CONV (arXiv 2406.04227) solve for the inputs of
+layers. DAGER (arXiv 2405.15586) and TIGER (arXiv 2606.18312) use the span of a gradient's rows to find text.
 
-1. A private timestep is read in closed form (`benchmark.closed_form.timesteps`); where that is refused, nothing is rebuilt.
-2. Of one image, the input of the first convolution on the network's way whose output has no more positions than channels is
-   read in closed form, where such a convolution is (`benchmark.closed_form.activations`).
-3. The images are searched by what the network's layers make of them on the way down (`benchmark.attacks._inversion`), by
-   L-BFGS: the angle to that input, and how much of the rows of the weight gradients the images' patches do not explain. Where
-   the noise is private, noisy images are searched from N(0, 1) and by the angle alone at first, since the rows tell more but
-   mislead from afar. Where it is granted, clean images are searched from the mean colour of public ones.
-4. From there L-BFGS on the squared distance over x_t and the residual (`benchmark.attacks._residual`), or over the images where
-   the noise is granted; the distance is adapted to the defense as in `residual`.
+1. A private timestep is read in closed form (`benchmark.closed_form.timesteps`). If that is refused, nothing is reconstructed.
+2. With one image, the attack reads the input of the first convolution of the forward pass whose output has no more positions
+   than channels, if there is one. This is a closed form too (`benchmark.closed_form.activations`).
+3. L-BFGS searches the images by their activations in the encoder (`benchmark.attacks._inversion`). The cost is the angle to
+   the input from step 2, plus the share of the rows of the weight gradients that the images' patches do not explain. If the
+   noise is private, the search variables are noisy images that start at N(0, 1). It first uses the angle alone, since the rows
+   carry more information but mislead far from the truth. If the noise is granted, they are clean images that start at the mean
+   colour of public images.
+4. From there L-BFGS minimises the squared distance over x_t and the residual (`benchmark.attacks._residual`), or over the
+   images if the noise is granted. The distance is adapted to the defense as in `residual`.
 
-With noise on the update or coordinates set to zero, the rows tell nothing and step 3 does not come down: there the rest of the
-budget goes to step 4 from the start of `residual`; and all of it where every convolution has too many positions.
+If a defense adds noise to the update or sets coordinates to zero, the rows carry no usable information. Then step 3 does not
+converge, and step 4 spends the rest of the budget from the start of `residual`. If every convolution has too many positions,
+step 4 has the whole budget.
 
-After several local steps the rows are those of several gradients at weights that drift, and step 3 takes them for one:
-the truth is no longer where its cost is zero, and step 4 has to make up for it.
+After several local steps the rows belong to several gradients at weights that drift, but step 3 treats them as one gradient.
+The truth is then not where its cost is zero, and step 4 has to correct for that.
 
-Shapes: images (B, C, H, W), unbounded. Cost: an evaluation of step 3 is one pass through the way down and back, with a Gram
-matrix of all patches for each convolution in float64, and counts as much as one of step 4, a double backward through the
-network. Not counted: a singular value decomposition of each gradient, and for the reading up to 2,000 steps of conjugate
-gradients on matrices (N, N), N the positions of the output (seen on a busy core: 1 s for 64 positions, 30 to 50 s for 256).
+Shapes: images (B, C, H, W), unbounded. Cost: an evaluation of step 3 is one pass forward and back through the encoder, with a
+Gram matrix of all patches for each convolution in float64. It counts as much as an evaluation of step 4, which is a double
+backward through the network. Not counted: a singular value decomposition of each gradient, and up to 2,000 steps of conjugate
+gradients to read an input. These work on matrices (N, N), where N is the number of positions of the output (measured on a busy
+core: 1 s for 64 positions, 30 to 50 s for 256).
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
 
 COME_DOWN = 0.02
-"""Share of the rows outside the images' patches below which step 3 has come down."""
+"""Step 3 has converged if less than this share of the rows lies outside the images' patches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +63,9 @@ class Activations(MatchingAttack):
     Attributes:
         evaluations: budget for one victim, both searches together.
         inversion_share: share of the budget for step 3.
-        angle_share: share of that for the angle alone.
-        span_weight: weight of the rows against the angle.
-        residual_scale: how far the residual moves before x_t does; large, since x_t is nearly known by then.
+        angle_share: share of step 3's budget that is spent on the angle alone.
+        span_weight: weight of the rows relative to the angle.
+        residual_scale: how far the residual moves before x_t does. It is large because x_t is nearly known in step 4.
     """
 
     adapts_to: ClassVar[frozenset[str]] = DISTANCE_PARAMETERS | {"least_timestep"}
@@ -93,7 +96,7 @@ class Activations(MatchingAttack):
     def _inverted(
         self, observations: Sequence[Observation], readouts: Sequence[Readout], generator: torch.Generator
     ) -> list[_Near]:
-        """Step 3 for victims with readouts of one kind."""
+        """Run step 3 for victims whose readouts are of one kind."""
         plain = [plain_start(seen, generator) for seen in observations]
         if not readouts[0].spans:
             return [_Near(start, 0, "") for start in plain]
@@ -117,7 +120,7 @@ class Activations(MatchingAttack):
         ]
 
     def _finished(self, observations: Sequence[Observation], near: Sequence[_Near]) -> list[Reconstruction]:
-        """Step 4: what was inverted and what was not, each with its own unit of the residual."""
+        """Run step 4 for inverted and for other victims; each group has its own unit of the residual."""
         rebuilt: dict[int, Reconstruction] = {}
         for scale, inverted in ((self.residual_scale, True), (1.0, False)):
             places = [place for place, start in enumerate(near) if bool(start.note) == inverted]
@@ -132,7 +135,7 @@ class Activations(MatchingAttack):
 
 @dataclass(frozen=True, eq=False)
 class _Near:
-    """Where step 4 begins: images, what was spent so far, and what was inverted if that succeeded."""
+    """The start of step 4: images, evaluations spent so far, and a note on what was inverted, empty if that failed."""
 
     x: Tensor
     spent: int

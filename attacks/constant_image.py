@@ -2,7 +2,7 @@
 
 Source: ours
 
-It reads nothing of the update and spends no evaluation.
+It ignores the update and spends no evaluation.
 
 Shapes: images (B, C, H, W) in [-1, 1], constant over H and W.
 """

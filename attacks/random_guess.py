@@ -1,8 +1,8 @@
-"""Control: pixels drawn uniformly. What an attack scores that learned nothing and knows nothing of images.
+"""Control: pixels drawn uniformly. It shows how an attack scores that knows nothing.
 
 Source: ours
 
-It reads nothing of the update and spends no evaluation.
+It ignores the update and spends no evaluation.
 
 Shapes: images (B, C, H, W), independent and uniform in [-1, 1].
 """
