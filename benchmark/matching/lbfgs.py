@@ -1,4 +1,4 @@
-"""L-BFGS with strong Wolfe line searches on many searches at once: each has its own direction, step, memory and end."""
+"""L-BFGS with strong Wolfe line searches on many searches at once. Each has its own direction, step, memory and end."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from benchmark.matching.search import Searches
 from benchmark.matching.wolfe import Talk, strong_wolfe
 
 HISTORY = 100
-"""Moves that are remembered."""
+"""The number of moves that are remembered."""
 
 FIRST_MOVE = 0.1
-"""Root mean square of the first trial move, where nothing is known of the curvature: images live in [-1, 1]."""
+"""Root mean square of the first trial move, before the curvature is known. Images lie in [-1, 1]."""
 
 
 def lbfgs(searches: Searches, history: int = HISTORY) -> None:
-    """Every round evaluates each search once, wherever its own line search stands.
+    """Run L-BFGS on all searches; every round evaluates each search once, at its own stage of its line search.
 
-    A search whose line search finds nothing better forgets its memory and goes downhill; if that fails too, it is done.
+    If a line search finds nothing better, the search clears its memory and goes along the negative gradient. If that fails
+    too, it ends.
     """
     state = _State(searches, history)
     rows = state.begin(searches.open())
@@ -30,7 +31,7 @@ def lbfgs(searches: Searches, history: int = HISTORY) -> None:
 
 
 class _State:
-    """Where each of the P searches stands."""
+    """The state of the P searches."""
 
     def __init__(self, searches: Searches, history: int) -> None:
         self.searches = searches
@@ -45,7 +46,7 @@ class _State:
         self.memory = _Memory(self.x, min(history, max(searches.budgets)))
 
     def begin(self, rows: Sequence[int]) -> list[int]:
-        """The first evaluation; returns the searches that can go on."""
+        """Evaluate the starts and return the searches that can continue."""
         if not rows:
             return []
         values, gradients = self.searches(self.x[rows], rows)
@@ -55,7 +56,7 @@ class _State:
         return self._aim([row for row in rows if math.isfinite(self.value[row])])
 
     def advance(self, rows: Sequence[int]) -> list[int]:
-        """One evaluation for each, and what follows from it."""
+        """Evaluate each search once, act on the result, and return the searches that continue."""
         values, gradients = self.searches(self.x[rows] + self._moves(rows), rows)
         slopes = (gradients * self.direction[rows]).sum(1, dtype=torch.float64).tolist()
         going, kept, arrived = [], [], []
@@ -80,7 +81,7 @@ class _State:
         return steps[:, None] * self.direction[rows]
 
     def _arrive(self, rows: Sequence[int]) -> list[int]:
-        """Ended line searches: move, remember, aim again. Those that found nothing better try once more without memory."""
+        """Finish line searches: move, remember, aim again. One that found nothing better is tried again without memory."""
         moved = [row for row in rows if self.step[row] > 0]
         stuck = [row for row in rows if self.step[row] == 0 and self.memory.count[row]]
         self.memory.forget(stuck)
@@ -94,7 +95,7 @@ class _State:
         return self._aim(sorted(moved + stuck))
 
     def _aim(self, rows: Sequence[int]) -> list[int]:
-        """A new direction and line search for each; one whose gradient is zero is done."""
+        """Start a line search in a new direction for each; return those that continue. One with a zero gradient ends."""
         if not rows:
             return []
         gradient = self.gradient[rows]
@@ -120,7 +121,7 @@ class _State:
 class _Memory:
     """The last m moves s and changes of gradient y of each search, the newest at the end, and their inner products.
 
-    Unused places hold zeros. Products are kept, and systems solved, in float64.
+    Unused places hold zeros. Products are stored, and systems solved, in float64.
     """
 
     def __init__(self, like: Tensor, size: int) -> None:
@@ -137,7 +138,7 @@ class _Memory:
             self.count[row] = 0
 
     def add(self, rows: Sequence[int], s: Tensor, y: Tensor) -> None:
-        """Remember a pair for each, where its curvature is positive."""
+        """Remember a pair for each search whose curvature is positive."""
         curved = ((s * y).sum(1) > 1e-10 * y.square().sum(1)).tolist()
         places = [place for place, good in enumerate(curved) if good]
         if not places:
@@ -151,13 +152,13 @@ class _Memory:
             shifted = torch.zeros_like(values[rows])
             shifted[:, :-1, :-1] = values[rows][:, 1:, 1:]
             shifted[:, :, -1] = _product(left[rows], y)
-            shifted[:, -1, :-1] = shifted[:, :-1, -1]  # S^T Y is read above its diagonal only, Y^T Y is symmetric
+            shifted[:, -1, :-1] = shifted[:, :-1, -1]  # only the upper triangle of S^T Y is used, and Y^T Y is symmetric
             values[rows] = shifted
         for row in rows:
             self.count[row] = min(self.count[row] + 1, self.s.shape[1])
 
     def times(self, rows: Sequence[int], g: Tensor) -> Tensor:
-        """H g, with H the inverse Hessian's estimate: Byrd, Nocedal and Schnabel 1994, their compact form of the inverse.
+        """Return H g, with H the estimate of the inverse Hessian: the compact form of Byrd, Nocedal and Schnabel 1994.
 
         H = gamma I + [S, gamma Y] [[R^-T (D + gamma Y^T Y) R^-1, -R^-T], [-R^-1, 0]] [S^T; gamma Y^T]
         """
@@ -178,10 +179,10 @@ class _Memory:
 
 
 def _product(rows: Tensor, vector: Tensor) -> Tensor:
-    """(A, m, n) times (A, n) -> (A, m), in float64 from here on."""
+    """Return (A, m, n) times (A, n) as (A, m), converted to float64."""
     return torch.bmm(rows, vector[..., None])[..., 0].double()
 
 
 def _combined(rows: Tensor, weights: Tensor) -> Tensor:
-    """The sum over m of (A, m, n) with weights (A, m, 1) -> (A, n)."""
+    """Return the sum (A, n) over m of (A, m, n) with weights (A, m, 1)."""
     return torch.bmm(rows.transpose(1, 2), weights.to(rows))[..., 0]
