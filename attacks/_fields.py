@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-FALL, CONTRAST, SHARED = 1.5, 0.4, 0.9
+SPECTRAL_EXPONENT, CONTRAST, SHARED_VARIANCE = 1.5, 0.4, 0.9
 """The exponent of the amplitudes, the standard deviation of a value, and the share of its variance that all channels share."""
 
 
@@ -21,10 +21,10 @@ def fields(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     Each field is cut out of a periodic field with sides twice as long, so opposite borders do not match.
     """
     *many, channels, height, width = shape
-    white = SHARED**0.5 * torch.randn(*many, 1, 2 * height, 2 * width, generator=generator)
-    white = white + (1 - SHARED) ** 0.5 * torch.randn(*many, channels, 2 * height, 2 * width, generator=generator)
+    white = SHARED_VARIANCE**0.5 * torch.randn(*many, 1, 2 * height, 2 * width, generator=generator)
+    white = white + (1 - SHARED_VARIANCE) ** 0.5 * torch.randn(*many, channels, 2 * height, 2 * width, generator=generator)
     f = torch.hypot(torch.fft.fftfreq(2 * height)[:, None], torch.fft.rfftfreq(2 * width))
-    amplitude = torch.where(f > 0, f.clamp(min=1e-9) ** -FALL, 0)
+    amplitude = torch.where(f > 0, f.clamp(min=1e-9) ** -SPECTRAL_EXPONENT, 0)
     field = torch.fft.irfft2(torch.fft.rfft2(white) * amplitude, (2 * height, 2 * width))[..., :height, :width]
     scaled: Tensor = CONTRAST * field / _deviation(amplitude, width)
     return scaled

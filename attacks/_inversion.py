@@ -85,11 +85,11 @@ def sites(network: Denoiser, image_shape: Sequence[int]) -> list[Site]:
 
     A plain convolution has no groups, no dilation and explicit zero padding.
     """
-    found: list[Site] = []
-    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d) and _plain(layer)]
+    passed: list[Site] = []
+    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d) and _is_plain(layer)]
 
     def note(name: str, layer: nn.Conv2d) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda _, inputs, output: found.append(Site(name, layer, output.shape[-2], output.shape[-1]))
+        return lambda _, inputs, output: passed.append(Site(name, layer, output.shape[-2], output.shape[-1]))
 
     handles = [layer.register_forward_hook(note(name, layer)) for name, layer in layers]
     try:
@@ -100,29 +100,29 @@ def sites(network: Denoiser, image_shape: Sequence[int]) -> list[Site]:
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return passed
 
 
-def _plain(layer: nn.Conv2d) -> bool:
+def _is_plain(layer: nn.Conv2d) -> bool:
     padded = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     return padded and layer.groups == 1 and layer.dilation == (1, 1)
 
 
-def read(seen: Observation, passed: Sequence[Site]) -> Readout:
+def read_update(observation: Observation, network_sites: Sequence[Site]) -> Readout:
     """Read the spans of the encoder's weight gradients and, if one image lies behind the update, an activation too.
 
     With one image, the spans of layers after the activation are left out: they follow from it, and they made the search
     slower. The readout is empty if the network states no landmarks or the update cannot be matched (`defect`).
     """
-    known = landmarks(seen.network)
-    if known is None or defect(seen):
+    known = landmarks(observation.network)
+    if known is None or defect(observation):
         return Readout({})
-    images = seen.batch_shape[0]
-    told = [site for site in passed if f"{site.name}.weight" in seen.update and site.name in known.encoder]
-    gradients = {site: seen.update[f"{site.name}.weight"] for site in told}
-    telling = {site: g for site, g in gradients.items() if g.any() and images * site.height * site.width < g[0].numel()}
-    spans = {site: row_span(gradient) for site, gradient in telling.items()}
-    for site, gradient in telling.items() if images == 1 else ():
+    images = observation.batch_shape[0]
+    received = [site for site in network_sites if f"{site.name}.weight" in observation.update and site.name in known.encoder]
+    gradients = {site: observation.update[f"{site.name}.weight"] for site in received}
+    informative = {site: g for site, g in gradients.items() if g.any() and images * site.height * site.width < g[0].numel()}
+    spans = {site: row_span(gradient) for site, gradient in informative.items()}
+    for site, gradient in informative.items() if images == 1 else ():
         span = patch_span(gradient, site.height * site.width) if site.overlaps else None
         activation = None if span is None else read_activation(span, site.height, site.width)
         if activation is not None:
@@ -140,44 +140,46 @@ class Inversion:
     """
 
     def __init__(self, observations: Sequence[Observation], readouts: Sequence[Readout], span_weight: float) -> None:
-        first, self.seen = readouts[0], observations[0]
+        first, self.observation = readouts[0], observations[0]
         self.site, self.weight = first.site, span_weight
-        held = [readout.activation.value for readout in readouts if readout.activation]
-        self.activation = torch.stack(held).flatten(1) if held else None
+        activations = [readout.activation.value for readout in readouts if readout.activation]
+        self.activation = torch.stack(activations).flatten(1) if activations else None
         self.spans = {site: torch.stack([readout.spans[site] for readout in readouts]) for site in first.spans if span_weight}
-        self.timesteps = torch.stack([seen.timesteps for seen in observations if seen.timesteps is not None])
-        noise = [seen.noise for seen in observations if seen.noise is not None]
+        self.timesteps = torch.stack(
+            [observation.timesteps for observation in observations if observation.timesteps is not None]
+        )
+        noise = [observation.noise for observation in observations if observation.noise is not None]
         self.noise = torch.stack(noise) if noise else None
-        wanted = {*self.spans, *([self.site] if self.site else [])}
-        self.trunk = _trunk(self.seen.network, [site.name for site in first.spans if site in wanted])
+        needed = {*self.spans, *([self.site] if self.site else [])}
+        self.layer_inputs = _layer_inputs(self.observation.network, [site.name for site in first.spans if site in needed])
 
     def __call__(self, x: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """See `search.Evaluate`."""
         rows = list(rows)
         x = x.detach().requires_grad_()
-        values = self.trunk(*self._noisy(x.view(-1, *self.seen.image_shape), rows))
+        values = self.layer_inputs(*self._noisy(x.view(-1, *self.observation.image_shape), rows))
         cost = torch.zeros(len(rows), device=x.device)
         if self.activation is not None and self.site is not None:
-            cost = cost + _sine(values[self.site.name].flatten(1), self.activation[rows])
+            cost = cost + _squared_sine(values[self.site.name].flatten(1), self.activation[rows])
         for site, span in self.spans.items():
             patches = site.patches(values[site.name])
             patches = patches.reshape(len(rows), -1, patches.shape[-1])
-            cost = cost + self.weight / len(self.spans) * _outside(span[rows], patches)
+            cost = cost + self.weight / len(self.spans) * _share_outside(span[rows], patches)
         (gradient,) = grad(cost.sum(), x)
         return cost.detach(), gradient
 
     def _noisy(self, x: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
         t = self.timesteps[rows].flatten()
-        return (x if self.noise is None else self.seen.schedule.add_noise(x, t, self.noise[rows].flatten(0, 1))), t
+        return (x if self.noise is None else self.observation.schedule.add_noise(x, t, self.noise[rows].flatten(0, 1))), t
 
 
-def _sine(values: Tensor, direction: Tensor) -> Tensor:
+def _squared_sine(values: Tensor, direction: Tensor) -> Tensor:
     """Return the squared sines (P,) of the angles between vectors (P, n) and unit vectors (P, n)."""
     beyond = values - (values * direction).sum(1, keepdim=True) * direction
     return beyond.square().sum(1) / values.square().sum(1)
 
 
-def _outside(span: Tensor, patches: Tensor) -> Tensor:
+def _share_outside(span: Tensor, patches: Tensor) -> Tensor:
     """Return the share (P,) of spans (P, R, n) with orthonormal rows that lies outside the spans of patches (P, N, n).
 
     It is computed in float64. It is NaN if the patches are NaN, zero or out of range.
@@ -190,11 +192,11 @@ def _outside(span: Tensor, patches: Tensor) -> Tensor:
     return torch.where(lost > 0, math.nan, 1 - inside.square().sum((1, 2)) / span.shape[1]).float()
 
 
-class _Reached(Exception):
+class _LastSiteReached(Exception):
     """Raised by a hook when the last site is reached, to stop the forward pass."""
 
 
-def _trunk(network: Denoiser, names: Sequence[str]) -> Callable[[Tensor, Tensor], Mapping[str, Tensor]]:
+def _layer_inputs(network: Denoiser, names: Sequence[str]) -> Callable[[Tensor, Tensor], Mapping[str, Tensor]]:
     """Return a function from noisy images (P, C, H, W) and timesteps (P,) to the inputs of the named layers.
 
     It computes no layer after the last named one.
@@ -205,17 +207,17 @@ def _trunk(network: Denoiser, names: Sequence[str]) -> Callable[[Tensor, Tensor]
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             values[name] = inputs[0]
             if name == names[-1]:
-                raise _Reached
+                raise _LastSiteReached
 
         return hook
 
     for name in names:
         network.get_submodule(name).register_forward_pre_hook(keep(name))
 
-    def passed(x_t: Tensor, t: Tensor) -> Mapping[str, Tensor]:
+    def run(x_t: Tensor, t: Tensor) -> Mapping[str, Tensor]:
         values.clear()
-        with suppress(_Reached):
+        with suppress(_LastSiteReached):
             network(x_t, t)
         return values
 
-    return passed
+    return run

@@ -43,35 +43,41 @@ def search(
         assert known.timesteps is not None
         return NoisyGuess(variables["x_t"], known.timesteps, scale * variables["r"])
 
-    tasks = [Task(seen, _variables(seen, x), budget) for seen, x, budget in zip(observations, starts, budgets, strict=True)]
+    tasks = [
+        Task(observation, _start_variables(observation, x), budget)
+        for observation, x, budget in zip(observations, starts, budgets, strict=True)
+    ]
     found = match_defense_aware(tasks, guess, distance, lbfgs)
-    return [_named(seen, solution, scale) for seen, solution in zip(observations, found, strict=True)]
+    return [
+        _with_image_and_noise(observation, solution, scale) for observation, solution in zip(observations, found, strict=True)
+    ]
 
 
-def plain_start(seen: Observation, generator: torch.Generator) -> Tensor:
+def default_start(observation: Observation, generator: torch.Generator) -> Tensor:
     """Return the mean colour of public images (B, C, H, W), noised to the level of the timesteps if the noise is private."""
-    assert seen.timesteps is not None
-    return (
-        flat(seen) if seen.noise is not None else seen.schedule.add_noise(flat(seen), seen.timesteps, gaussian(seen, generator))
-    )
+    assert observation.timesteps is not None
+    if observation.noise is not None:
+        return flat(observation)
+    return observation.schedule.add_noise(flat(observation), observation.timesteps, gaussian(observation, generator))
 
 
-def _variables(seen: Observation, x: Tensor) -> dict[str, Tensor]:
-    if seen.noise is not None:
+def _start_variables(observation: Observation, x: Tensor) -> dict[str, Tensor]:
+    if observation.noise is not None:
         return {"x_0": x}
-    return _implied(seen, x, torch.zeros_like(x)) if step_by_step(seen) else {"x_t": x, "r": torch.zeros_like(x)}
+    r = torch.zeros_like(x)
+    return _image_and_noise(observation, x, r) if step_by_step(observation) else {"x_t": x, "r": r}
 
 
-def _named(seen: Observation, solution: Solution, scale: float) -> Solution:
+def _with_image_and_noise(observation: Observation, solution: Solution, scale: float) -> Solution:
     if "x_0" in solution.variables:
         return solution
-    variables = _implied(seen, solution.variables["x_t"], scale * solution.variables["r"])
+    variables = _image_and_noise(observation, solution.variables["x_t"], scale * solution.variables["r"])
     return dataclasses.replace(solution, variables=variables)
 
 
 @torch.no_grad()
-def _implied(seen: Observation, x_t: Tensor, r: Tensor) -> dict[str, Tensor]:
+def _image_and_noise(observation: Observation, x_t: Tensor, r: Tensor) -> dict[str, Tensor]:
     """Return the image and the noise that follow from a noisy image and its residual at the global weights."""
-    assert seen.timesteps is not None
-    x_0, eps = seen.schedule.denoised(x_t, seen.timesteps, seen.network(x_t, seen.timesteps) - r)
+    assert observation.timesteps is not None
+    x_0, eps = observation.schedule.denoised(x_t, observation.timesteps, observation.network(x_t, observation.timesteps) - r)
     return {"x_0": x_0, "eps": eps}

@@ -37,11 +37,11 @@ from benchmark.matching.problem import Updates, granted, stack
 from benchmark.types import Observation, Update
 
 
-class NothingTold(Exception):
+class NothingToCompare(Exception):
     """Raised if there is nothing to compare. The message is one sentence that gives the reason."""
 
 
-LEAST = 1e-30
+NEGLIGIBLE_LAYER = 1e-30
 """Mean square up to which a layer is ignored: the defense pruned all of it, or every guess explains it."""
 
 
@@ -70,7 +70,7 @@ class Factors:
         return self.left @ matrix @ self.right
 
 
-def whitened_distance(seen: Observation, guesses: Tensor, damping: float) -> Distance:
+def whitened_distance(observation: Observation, guesses: Tensor, damping: float) -> Distance:
     """Return the whitened distance for guesses x_0 (G, N, C, H, W), adapted to pruning and clipping. Its mean over them is 1.
 
     It compares only plain convolutions, linear layers and normalisations. It leaves out layers without places (in the time
@@ -78,52 +78,52 @@ def whitened_distance(seen: Observation, guesses: Tensor, damping: float) -> Dis
     is zero at all guesses.
 
     Args:
-        seen: an observation with timesteps and noise.
+        observation: an observation with timesteps and noise.
         guesses: images at whose updates the covariances are computed.
         damping: what is added to a covariance before its root is taken, as a share of its largest eigenvalue.
 
     Raises:
-        NothingTold: no layer is left to compare, all layers are ignored at these guesses, or a covariance has no
+        NothingToCompare: no layer is left to compare, all layers are ignored at these guesses, or a covariance has no
             decomposition.
     """
-    factors = _read(seen, guesses, damping)
+    factors = _factors(observation, guesses, damping)
     if not factors:
-        raise NothingTold("no layer with places left the client")
+        raise NothingToCompare("no layer that can be whitened left the client")
 
-    known, updates = stack([seen]), Updates(seen, plan_for(seen).backend)
+    known, updates = stack([observation]), Updates(observation, plan_for(observation).backend)
 
     def mean_squares(update: Update, other: Update) -> Tensor:
         difference = {name: update[name] - value for name, value in other.items()}
         return torch.stack([layer.whitened(difference).square().mean((1, 2)) for layer in factors], 1)
 
-    def at(x_0: Tensor) -> Tensor:
+    def mean_squares_at(x_0: Tensor) -> Tensor:
         own = {name: value.detach() for name, value in updates(granted({"x_0": x_0[None]}, known)).items()}
-        return as_released(seen.public, mean_squares)(own, known.update)[0]
+        return as_released(observation.public, mean_squares)(own, known.update)[0]
 
-    start = torch.stack([at(x_0) for x_0 in guesses]).mean(0)
-    sizes = torch.tensor([float(len(layer.left) * len(layer.right)) for layer in factors], device=start.device)
-    told = start > LEAST
-    if not told.any():
-        raise NothingTold("no layer tells these images from the update")
-    weights = torch.where(told, sizes / start, 0) / sizes[told].sum()
-    return as_released(seen.public, lambda update, other: mean_squares(update, other) @ weights)
+    at_guesses = torch.stack([mean_squares_at(x_0) for x_0 in guesses]).mean(0)
+    sizes = torch.tensor([float(len(layer.left) * len(layer.right)) for layer in factors], device=at_guesses.device)
+    informative = at_guesses > NEGLIGIBLE_LAYER
+    if not informative.any():
+        raise NothingToCompare("no layer distinguishes these images from the observed update")
+    weights = torch.where(informative, sizes / at_guesses, 0) / sizes[informative].sum()
+    return as_released(observation.public, lambda update, other: mean_squares(update, other) @ weights)
 
 
-def _read(seen: Observation, guesses: Tensor, damping: float) -> list[Factors]:
+def _factors(observation: Observation, guesses: Tensor, damping: float) -> list[Factors]:
     """Return the factors of all layers, summed over the updates that the guesses would give. Each guess counts as one batch."""
     layers = {
         name: layer
-        for name, layer in seen.network.named_modules()
-        if f"{name}.weight" in seen.update and type(layer) in PLACES and _plain(layer)
+        for name, layer in observation.network.named_modules()
+        if f"{name}.weight" in observation.update and type(layer) in PLACES and _is_plain(layer)
     }
     moments: dict[str, tuple[Tensor, Tensor]] = {}
     for x_0 in guesses:
-        for name, own in _moments(seen, x_0, layers):
+        for name, own in _moments(observation, x_0, layers):
             before = moments.get(name)
             moments[name] = own if before is None else (before[0] + own[0], before[1] + own[1])
     return [
         Factors(
-            _names(name, seen),
+            _sent_names(name, observation),
             isinstance(layers[name], nn.GroupNorm),
             _inverse_root(left, damping),
             _inverse_root(right, damping),
@@ -132,12 +132,14 @@ def _read(seen: Observation, guesses: Tensor, damping: float) -> list[Factors]:
     ]
 
 
-def _moments(seen: Observation, x_0: Tensor, layers: Mapping[str, nn.Module]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+def _moments(
+    observation: Observation, x_0: Tensor, layers: Mapping[str, nn.Module]
+) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
     """Yield, for each active layer, its name and the sums of d d^T (O, O) and a a^T (I, I) over its places.
 
     For a layer with one row, O = 1.
     """
-    assert seen.timesteps is not None and seen.noise is not None
+    assert observation.timesteps is not None and observation.noise is not None
     passed: dict[str, tuple[Tensor, Tensor]] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -149,7 +151,7 @@ def _moments(seen: Observation, x_0: Tensor, layers: Mapping[str, nn.Module]) ->
 
     handles = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
     try:
-        loss = training_loss(seen.network, seen.schedule, x_0, seen.timesteps, seen.noise)
+        loss = training_loss(observation.network, observation.schedule, x_0, observation.timesteps, observation.noise)
     finally:
         for handle in handles:
             handle.remove()
@@ -163,13 +165,13 @@ def _moments(seen: Observation, x_0: Tensor, layers: Mapping[str, nn.Module]) ->
             if not a.any():
                 continue
             is_row = isinstance(layer, nn.GroupNorm)
-            if len(_names(name, seen)) == 2:
+            if len(_sent_names(name, observation)) == 2:
                 a = torch.cat([a, d if is_row else torch.ones_like(a[:, :1])], 1)
             yield name, (_gram(torch.ones_like(d[:, :1]) if is_row else d), _gram(a))
 
 
-def _names(name: str, seen: Observation) -> tuple[str, ...]:
-    return tuple(full for full in (f"{name}.weight", f"{name}.bias") if full in seen.update)
+def _sent_names(name: str, observation: Observation) -> tuple[str, ...]:
+    return tuple(full for full in (f"{name}.weight", f"{name}.bias") if full in observation.update)
 
 
 def _gram(rows: Tensor) -> Tensor:
@@ -179,7 +181,7 @@ def _gram(rows: Tensor) -> Tensor:
     return (scaled.mT @ scaled).double() * largest.double().square()
 
 
-def _plain(layer: nn.Module) -> bool:
+def _is_plain(layer: nn.Module) -> bool:
     if not isinstance(layer, nn.Conv2d):
         return True
     return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
@@ -193,7 +195,7 @@ def _inverse_root(moments: Tensor, damping: float) -> Tensor:
     try:
         values, vectors = torch.linalg.eigh(moments / moments.diagonal().amax())
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # imported under another name
-        raise NothingTold("a covariance could not be decomposed") from error
+        raise NothingToCompare("a covariance could not be decomposed") from error
     roots = (values.clamp(min=0) + damping * values[-1]).rsqrt()
     root: Tensor = ((vectors * roots) @ vectors.mT).float()
     return root

@@ -40,8 +40,8 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from benchmark.attacks._inversion import Inversion, Readout, read, sites
-from benchmark.attacks._residual import plain_start, search
+from benchmark.attacks._inversion import Inversion, Readout, read_update, sites
+from benchmark.attacks._residual import default_start, search
 from benchmark.base.ranges import LARGEST, InnerShare, Positive, Range
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.diffusion.landmarks import landmarks
@@ -52,7 +52,7 @@ from benchmark.matching.search import Searches, Solution
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
 
-COME_DOWN = 0.02
+CONVERGED_SHARE = 0.02
 """Step 3 has converged if less than this share of the rows lies outside the images' patches."""
 
 
@@ -78,63 +78,69 @@ class Activations(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return with_timesteps(observations, lambda told: self._attack(told, generator))
+        return with_timesteps(observations, lambda known: self._attack(known, generator))
 
     def _attack(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        distinct = {(id(seen.network), seen.image_shape): seen for seen in observations}
-        passed = {key: sites(seen.network, seen.image_shape) for key, seen in distinct.items()}
-        readouts = [read(seen, passed[id(seen.network), seen.image_shape]) for seen in observations]
+        distinct = {(id(observation.network), observation.image_shape): observation for observation in observations}
+        sites_by_network = {key: sites(observation.network, observation.image_shape) for key, observation in distinct.items()}
+        readouts = [
+            read_update(observation, sites_by_network[id(observation.network), observation.image_shape])
+            for observation in observations
+        ]
         groups: dict[object, list[int]] = {}
-        for place, (seen, readout) in enumerate(zip(observations, readouts, strict=True)):
-            groups.setdefault((id(seen.network), seen.batch_shape, seen.noise is None, readout.kind), []).append(place)
-        near: dict[int, _Near] = {}
+        for place, (observation, readout) in enumerate(zip(observations, readouts, strict=True)):
+            kind = (id(observation.network), observation.batch_shape, observation.noise is None, readout.kind)
+            groups.setdefault(kind, []).append(place)
+        starts: dict[int, _Start] = {}
         for places in groups.values():
-            found = self._inverted([observations[i] for i in places], [readouts[i] for i in places], generator)
-            near.update(zip(places, found, strict=True))
-        return self._finished(observations, [near[place] for place in range(len(observations))])
+            found = self._step_3([observations[i] for i in places], [readouts[i] for i in places], generator)
+            starts.update(zip(places, found, strict=True))
+        return self._step_4(observations, [starts[place] for place in range(len(observations))])
 
-    def _inverted(
+    def _step_3(
         self, observations: Sequence[Observation], readouts: Sequence[Readout], generator: torch.Generator
-    ) -> list[_Near]:
+    ) -> list[_Start]:
         """Run step 3 for victims whose readouts are of one kind."""
-        plain = [plain_start(seen, generator) for seen in observations]
+        default_starts = [default_start(observation, generator) for observation in observations]
         if not readouts[0].spans:
-            return [_Near(start, 0, "") for start in plain]
+            return [_Start(start, 0, "") for start in default_starts]
         budget = min(max(2, round(self.inversion_share * self.evaluations)), self.evaluations - 1)
-        x, spent = torch.stack(plain).flatten(1), [0] * len(plain)
+        x, spent = torch.stack(default_starts).flatten(1), [0] * len(default_starts)
         if observations[0].noise is None and readouts[0].site:
-            blind = torch.stack([gaussian(seen, generator) for seen in observations]).flatten(1)
-            angle = min(max(1, round(self.angle_share * budget)), budget - 1)
-            searches = _searched(Inversion(observations, readouts, 0.0), blind, [angle] * len(blind))
+            random_starts = torch.stack([gaussian(observation, generator) for observation in observations]).flatten(1)
+            angle_budget = min(max(1, round(self.angle_share * budget)), budget - 1)
+            searches = _invert(Inversion(observations, readouts, 0.0), random_starts, [angle_budget] * len(random_starts))
             x, spent = searches.best, searches.spent
         budgets = [budget - before for before in spent]
-        searches = _searched(Inversion(observations, readouts, self.span_weight), x, budgets)
-        what = f"the input of {readouts[0].site.name}" if readouts[0].site else f"{len(readouts[0].spans)} spans"
+        searches = _invert(Inversion(observations, readouts, self.span_weight), x, budgets)
+        inverted = f"the input of {readouts[0].site.name}" if readouts[0].site else f"{len(readouts[0].spans)} spans"
         return [
-            _Near(
-                best.view_as(start) if loss < COME_DOWN * self.span_weight else start,
+            _Start(
+                best.view_as(start) if loss < CONVERGED_SHARE * self.span_weight else start,
                 before + own,
-                f"inverted {what}" if loss < COME_DOWN * self.span_weight else "",
+                f"inverted {inverted}" if loss < CONVERGED_SHARE * self.span_weight else "",
             )
-            for start, best, loss, before, own in zip(plain, searches.best, searches.loss, spent, searches.spent, strict=True)
+            for start, best, loss, before, own in zip(
+                default_starts, searches.best, searches.loss, spent, searches.spent, strict=True
+            )
         ]
 
-    def _finished(self, observations: Sequence[Observation], near: Sequence[_Near]) -> list[Reconstruction]:
+    def _step_4(self, observations: Sequence[Observation], starts: Sequence[_Start]) -> list[Reconstruction]:
         """Run step 4 for inverted and for other victims; each group has its own unit of the residual."""
         rebuilt: dict[int, Reconstruction] = {}
         for scale, inverted in ((self.residual_scale, True), (1.0, False)):
-            places = [place for place, start in enumerate(near) if bool(start.note) == inverted]
-            budgets = [self.evaluations - near[place].spent for place in places]
-            found = search([observations[i] for i in places], [near[i].x for i in places], budgets, scale)
+            places = [place for place, start in enumerate(starts) if bool(start.note) == inverted]
+            budgets = [self.evaluations - starts[place].spent for place in places]
+            found = search([observations[i] for i in places], [starts[i].x for i in places], budgets, scale)
             rebuilt.update(
-                (place, _rebuilt(observations[place], solution, near[place]))
+                (place, _reconstruction(observations[place], solution, starts[place]))
                 for place, solution in zip(places, found, strict=True)
             )
         return [rebuilt[place] for place in range(len(observations))]
 
 
 @dataclass(frozen=True, eq=False)
-class _Near:
+class _Start:
     """The start of step 4: images, evaluations spent so far, and a note on what was inverted, empty if that failed."""
 
     x: Tensor
@@ -142,15 +148,15 @@ class _Near:
     note: str
 
 
-def _searched(inversion: Inversion, start: Tensor, budgets: Sequence[int]) -> Searches:
+def _invert(inversion: Inversion, start: Tensor, budgets: Sequence[int]) -> Searches:
     searches = Searches(inversion, start, budgets, backend="inversion")
     lbfgs(searches)
     return searches
 
 
-def _rebuilt(seen: Observation, solution: Solution, near: _Near) -> Reconstruction:
+def _reconstruction(observation: Observation, solution: Solution, start: _Start) -> Reconstruction:
     rebuilt = solution.reconstruction()
-    unknown = "" if landmarks(seen.network) else ": the network does not say which layers its encoder has"
+    unknown = "" if landmarks(observation.network) else ": the network does not say which layers its encoder has"
     return dataclasses.replace(
-        rebuilt, evaluations=near.spent + rebuilt.evaluations, note=near.note or f"nothing could be inverted{unknown}"
+        rebuilt, evaluations=start.spent + rebuilt.evaluations, note=start.note or f"nothing could be inverted{unknown}"
     )

@@ -47,9 +47,12 @@ class AdamL2(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return with_timesteps(observations, lambda told: self._search(told, generator))
+        return with_timesteps(observations, lambda known: self._search(known, generator))
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        tasks = [Task(seen, unknowns(seen, gaussian(seen, generator), generator), self.evaluations) for seen in observations]
+        tasks = [
+            Task(observation, unknowns(observation, gaussian(observation, generator), generator), self.evaluations)
+            for observation in observations
+        ]
         optimise = partial(adam, lr=self.lr, decay=cosine_decay)
         return [found.reconstruction() for found in match(tasks, granted, squared_distance, optimise)]

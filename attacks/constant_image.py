@@ -28,4 +28,4 @@ class ConstantImage(Attack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return [Reconstruction(flat(seen), evaluations=0) for seen in observations]
+        return [Reconstruction(flat(observation), evaluations=0) for observation in observations]

@@ -54,13 +54,13 @@ class DLG(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return with_timesteps(observations, lambda told: self._search(told, generator))
+        return with_timesteps(observations, lambda known: self._search(known, generator))
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         share = self.evaluations // self.restarts
         tasks = [
-            Task(seen, unknowns(seen, gaussian(seen, generator), generator), share)
-            for seen in observations
+            Task(observation, unknowns(observation, gaussian(observation, generator), generator), share)
+            for observation in observations
             for _ in range(self.restarts)
         ]
         found = match(tasks, granted, squared_distance, lbfgs)

@@ -95,12 +95,17 @@ class GIDM(MatchingAttack):
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
         preset = PRESETS[self.preset]
-        starts = [gaussian(seen, generator) if preset.start == "gaussian" else flat(seen) for seen in observations]
-        tasks = [Task(seen, {"x_0": start}, self.evaluations) for seen, start in zip(observations, starts, strict=True)]
+        starts = [
+            gaussian(observation, generator) if preset.start == "gaussian" else flat(observation)
+            for observation in observations
+        ]
+        tasks = [
+            Task(observation, {"x_0": start}, self.evaluations) for observation, start in zip(observations, starts, strict=True)
+        ]
         share = preset.latent_share if self.latent_share is None else self.latent_share
         first = self._phase_1([task for task in tasks if share and task.seen.prior], share)
         found = self._phase_2(tasks, first) if share < 1 else first
-        return [_answer(task, found.get(task), bool(share)) for task in tasks]
+        return [_reconstruction(task, found.get(task), bool(share)) for task in tasks]
 
     def _phase_1(self, tasks: Sequence[Task], share: float) -> dict[Task, Solution]:
         """Search the latents and return their images, by task.
@@ -121,17 +126,17 @@ class GIDM(MatchingAttack):
 
         latents = [Task(task.seen, {"z": latent(task)}, evaluations) for task in tasks]
         found = match(latents, guess, preset.latent_distance, preset.search)
-        return {task: _shown(task, solution, steps) for task, solution in zip(tasks, found, strict=True)}
+        return {task: _with_image(task, solution, steps) for task, solution in zip(tasks, found, strict=True)}
 
     def _phase_2(self, tasks: Sequence[Task], first: Mapping[Task, Solution]) -> dict[Task, Solution]:
         """Improve the images with the evaluations that are left, and return them by task."""
-        nothing = {task: Solution(task.start, math.inf, 0) for task in tasks}
-        before = {**nothing, **first}
+        unsearched = {task: Solution(task.start, math.inf, 0) for task in tasks}
+        before = {**unsearched, **first}
         left = {task: self.evaluations - solution.evaluations for task, solution in before.items()}
-        going = [task for task in tasks if left[task]]
-        pixels = [Task(task.seen, before[task].variables, left[task]) for task in going]
+        active = [task for task in tasks if left[task]]
+        pixels = [Task(task.seen, before[task].variables, left[task]) for task in active]
         found = match(pixels, granted, squared_distance, PRESETS[self.preset].search)
-        return {**before, **{task: new.after(before[task]) for task, new in zip(going, found, strict=True)}}
+        return {**before, **{task: new.after(before[task]) for task, new in zip(active, found, strict=True)}}
 
 
 def _sampled(prior: Prior | None, z: Tensor, steps: int) -> Tensor:
@@ -140,12 +145,12 @@ def _sampled(prior: Prior | None, z: Tensor, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def _shown(task: Task, latent: Solution, steps: int) -> Solution:
+def _with_image(task: Task, latent: Solution, steps: int) -> Solution:
     """Return the solution with the image of its latent."""
     return dataclasses.replace(latent, variables={"x_0": _sampled(task.seen.prior, latent.variables["z"], steps)})
 
 
-def _answer(task: Task, found: Solution | None, latent: bool) -> Reconstruction:
+def _reconstruction(task: Task, found: Solution | None, latent: bool) -> Reconstruction:
     if found is None:
         return Reconstruction(task.start["x_0"], 0, diverged="phase 1 alone needs a prior, and none is granted")
     note = "phase 1 skipped: no prior is granted" if latent and not task.seen.prior else ""

@@ -45,9 +45,9 @@ from benchmark.matching.search import Solution, Variables
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
 
-UNMIXED = "the timestep is private, and the network does not mix time embeddings"
+NOT_MIXABLE = "the timestep is private, and the network does not mix time embeddings"
 
-OUT = -1e4
+EXCLUDED_LOGIT = -1e4
 """The logit of an excluded timestep; its weight is zero."""
 
 
@@ -71,13 +71,18 @@ class GIDMPlus(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        tasks = [Task(seen, unknowns(seen, flat(seen), generator), self.evaluations) for seen in observations]
-        going = [task for task in tasks if task.seen.timesteps is not None or task.seen.network.mixes]
-        private = [task for task in going if task.seen.timesteps is None]
+        tasks = [
+            Task(observation, unknowns(observation, flat(observation), generator), self.evaluations)
+            for observation in observations
+        ]
+        attackable = [task for task in tasks if task.seen.timesteps is not None or task.seen.network.mixes]
+        private = [task for task in attackable if task.seen.timesteps is None]
         joint = dict(zip(private, self._joint(private), strict=True))
-        found = match([_after(task, joint.get(task)) for task in going], granted, squared_distance, lbfgs)
-        rebuilt = {task: _rebuilt(solution, joint.get(task)) for task, solution in zip(going, found, strict=True)}
-        return [rebuilt.get(task) or Reconstruction(task.start["x_0"], 0, diverged=UNMIXED) for task in tasks]
+        found = match([_second_phase(task, joint.get(task)) for task in attackable], granted, squared_distance, lbfgs)
+        reconstructions = {
+            task: _reconstruction(solution, joint.get(task)) for task, solution in zip(attackable, found, strict=True)
+        }
+        return [reconstructions.get(task) or Reconstruction(task.start["x_0"], 0, diverged=NOT_MIXABLE) for task in tasks]
 
     def _joint(self, tasks: Sequence[Task]) -> list[Solution]:
         """Run the first phase over image, noise and the logits (N, T) of the timestep."""
@@ -88,26 +93,26 @@ class GIDMPlus(MatchingAttack):
 
 
 def _with_logits(task: Task) -> Variables:
-    return {**task.start, "logits": _equal(task.seen)}
+    return {**task.start, "logits": _equal_logits(task.seen)}
 
 
-def _equal(seen: Observation) -> Tensor:
+def _equal_logits(observation: Observation) -> Tensor:
     """Return logits (N, T) that weigh all timesteps equally, except those that no client trains on."""
-    logits = torch.zeros(seen.image_count, seen.schedule.steps, device=seen.network.device)
-    logits[:, : seen.public.least_timestep or 0] = OUT
+    logits = torch.zeros(observation.image_count, observation.schedule.steps, device=observation.network.device)
+    logits[:, : observation.public.least_timestep or 0] = EXCLUDED_LOGIT
     return logits
 
 
-def _after(task: Task, joint: Solution | None) -> Task:
+def _second_phase(task: Task, joint: Solution | None) -> Task:
     """Return the task of the second phase: continue from the first phase with the timestep fixed to its most likely value."""
     if joint is None:
         return task
     start = {name: joint.variables[name] for name in task.start}
-    believed = dataclasses.replace(task.seen, timesteps=joint.variables["logits"].argmax(dim=-1))
-    return Task(believed, start, task.evaluations - joint.evaluations)
+    fixed = dataclasses.replace(task.seen, timesteps=joint.variables["logits"].argmax(dim=-1))
+    return Task(fixed, start, task.evaluations - joint.evaluations)
 
 
-def _rebuilt(found: Solution, joint: Solution | None) -> Reconstruction:
+def _reconstruction(found: Solution, joint: Solution | None) -> Reconstruction:
     """Return the reconstruction, with the most likely timestep if it was private. Equal logits name no timestep."""
     if joint is None:
         return found.reconstruction()

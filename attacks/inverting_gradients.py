@@ -63,12 +63,16 @@ class InvertingGradients(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return with_timesteps(observations, lambda told: self._search(told, generator))
+        return with_timesteps(observations, lambda known: self._search(known, generator))
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         share = self.evaluations // self.restarts
-        starts = [(seen, {"x_0": gaussian(seen, generator)}) for seen in observations for _ in range(self.restarts)]
-        tasks = [Task(seen, start, share) for seen, start in starts]
+        starts = [
+            (observation, {"x_0": gaussian(observation, generator)})
+            for observation in observations
+            for _ in range(self.restarts)
+        ]
+        tasks = [Task(observation, start, share) for observation, start in starts]
         optimise = partial(signed_adam, lr=self.lr, bounds=(-1.0, 1.0))
         found = match(tasks, granted, cosine_distance, optimise, lambda v: self.tv * total_variation(v["x_0"]))
         return [best.reconstruction() for best in best_of_each(found, self.restarts)]

@@ -16,7 +16,7 @@ from them only the idea that the denoising of a diffusion model compensates for 
 - The prior is Gaussian around an anchor image. The difference to the anchor is smooth (neighbouring pixels are similar, as in
   images), and all pixels are near the anchor. For the first half of the budget the anchor is the mean colour of public images.
   For each of the last two quarters it is the denoiser's estimate of the clean image, given the current image at noise of
-  standard deviation 0.3, then 0.15 (`LEVELS`).
+  standard deviation 0.3, then 0.15 (`NOISE_LEVELS`).
 - Each part is minimised by L-BFGS with a strong Wolfe line search from the current image. The result is the mode, not a
   sample. A sample would score as badly as `prior_sample` if the update carries no information.
 
@@ -59,10 +59,10 @@ from benchmark.matching.search import Solution, Variables
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Capability, Observation, Reconstruction
 
-LEVELS = (0.3, 0.15)
+NOISE_LEVELS = (0.3, 0.15)
 """Standard deviations of the noise that the prior assumes in the current image, in units of the image range [-1, 1]."""
 
-SHARES = (0.5, 0.75)
+ANCHOR_CHANGES = (0.5, 0.75)
 """Shares of the budget after which the anchor changes."""
 
 NEARNESS = 0.1
@@ -86,49 +86,57 @@ class PosteriorMode(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        drawn = [seen for seen in observations if seen.public.draws_per_image]
-        once = [seen for seen in observations if not seen.public.draws_per_image]
+        repeated = [observation for observation in observations if observation.public.draws_per_image]
+        once = [observation for observation in observations if not observation.public.draws_per_image]
         # If clients draw several times per image, their local steps are treated as one batch, see `problem.step_by_step`.
-        several = iter(self._search([dataclasses.replace(seen, order_known=False) for seen in drawn], generator))
-        single = iter(with_timesteps(once, lambda told: self._search(told, generator)))
-        return [next(several if seen.public.draws_per_image else single) for seen in observations]
+        several = iter(
+            self._search([dataclasses.replace(observation, order_known=False) for observation in repeated], generator)
+        )
+        single = iter(with_timesteps(once, lambda known: self._search(known, generator)))
+        return [next(several if observation.public.draws_per_image else single) for observation in observations]
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        found = [Solution(_start(seen, generator), 0.0, 0) for seen in observations]
-        edges = [0, *(int(share * self.evaluations) for share in SHARES), self.evaluations]
-        for level, (begin, end) in zip((None, *LEVELS), itertools.pairwise(edges), strict=True):
-            starts = [_anchored(seen, so_far, level) for seen, so_far in zip(observations, found, strict=True)]
-            tasks = [Task(seen, start, end - begin) for seen, start in zip(observations, starts, strict=True)]
-            solved = match_defense_aware(tasks, _guess, likelihood, lbfgs, self._belief)
+        found = [Solution(_start(observation, generator), 0.0, 0) for observation in observations]
+        edges = [0, *(int(share * self.evaluations) for share in ANCHOR_CHANGES), self.evaluations]
+        for level, (begin, end) in zip((None, *NOISE_LEVELS), itertools.pairwise(edges), strict=True):
+            starts = [_with_anchor(observation, so_far, level) for observation, so_far in zip(observations, found, strict=True)]
+            tasks = [Task(observation, start, end - begin) for observation, start in zip(observations, starts, strict=True)]
+            solved = match_defense_aware(tasks, _guess, likelihood, lbfgs, self._negative_log_prior)
             found = [new.after(so_far) for new, so_far in zip(solved, found, strict=True)]
         return [solution.reconstruction() for solution in found]
 
-    def _belief(self, variables: Variables) -> Tensor:
+    def _negative_log_prior(self, variables: Variables) -> Tensor:
         """Return the negative log-density (P,) of images around their fixed anchors, and of the noise if it is searched."""
-        off = variables["x_0"] - variables["anchor"].detach()
-        neighbours = _energy(off[..., 1:, :] - off[..., :-1, :]) + _energy(off[..., 1:] - off[..., :-1])
-        belief = self.smoothness * (neighbours + NEARNESS * _energy(off))
-        return belief + _energy(variables["eps"]) / 2 if "eps" in variables else belief
+        difference = variables["x_0"] - variables["anchor"].detach()
+        down = _squared_norm(difference[..., 1:, :] - difference[..., :-1, :])
+        across = _squared_norm(difference[..., 1:] - difference[..., :-1])
+        penalty = self.smoothness * (down + across + NEARNESS * _squared_norm(difference))
+        return penalty + _squared_norm(variables["eps"]) / 2 if "eps" in variables else penalty
 
 
-def _start(seen: Observation, generator: torch.Generator) -> Variables:
-    if draws := seen.public.draws_per_image:
-        noise = torch.stack([gaussian(seen, generator) for _ in range(draws)], 1).flatten(0, 1)
-        return {"anchor": flat(seen), "x_0": flat(seen), "draws": noise, "at": _spread(seen, draws).repeat(seen.image_count)}
-    return {"anchor": flat(seen), **unknowns(seen, flat(seen), generator)}
+def _start(observation: Observation, generator: torch.Generator) -> Variables:
+    if draws := observation.public.draws_per_image:
+        noise = torch.stack([gaussian(observation, generator) for _ in range(draws)], 1).flatten(0, 1)
+        return {
+            "anchor": flat(observation),
+            "x_0": flat(observation),
+            "draws": noise,
+            "at": _timesteps_of_draws(observation, draws).repeat(observation.image_count),
+        }
+    return {"anchor": flat(observation), **unknowns(observation, flat(observation), generator)}
 
 
-def _spread(seen: Observation, draws: int) -> Tensor:
+def _timesteps_of_draws(observation: Observation, draws: int) -> Tensor:
     """Return timesteps (draws,) for one image.
 
     They are the common timestep of all draws if it can be read, else evenly spaced over the range that clients train on.
     """
     with suppress(Unreadable):
-        times = read_timesteps(seen).timesteps
+        times = read_timesteps(observation).timesteps
         if bool((times == times[0]).all()):
             return times[:1].expand(draws).float()
-    least, steps = seen.public.least_timestep or 0, seen.schedule.steps
-    return least + (torch.arange(draws, device=seen.network.device) + 0.5) / draws * (steps - least)
+    least, steps = observation.public.least_timestep or 0, observation.schedule.steps
+    return least + (torch.arange(draws, device=observation.network.device) + 0.5) / draws * (steps - least)
 
 
 def _guess(variables: Variables, known: Stack) -> Guess:
@@ -141,13 +149,16 @@ def _guess(variables: Variables, known: Stack) -> Guess:
 
 
 @torch.no_grad()
-def _anchored(seen: Observation, found: Solution, level: float | None) -> Variables:
+def _with_anchor(observation: Observation, found: Solution, level: float | None) -> Variables:
     """Return the variables with a new anchor: the prior's estimate at a noise level, or the old anchor if `level` is None."""
     if level is None:
         return found.variables
-    assert seen.prior is not None
-    return {**found.variables, "anchor": estimate(seen.prior.network, seen.prior.schedule, found.variables["x_0"], level)}
+    assert observation.prior is not None
+    return {
+        **found.variables,
+        "anchor": estimate(observation.prior.network, observation.prior.schedule, found.variables["x_0"], level),
+    }
 
 
-def _energy(values: Tensor) -> Tensor:
+def _squared_norm(values: Tensor) -> Tensor:
     return values.square().flatten(1).sum(1)

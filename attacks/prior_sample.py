@@ -40,7 +40,7 @@ class PriorSample(Attack):
         return [self._draw(observation, generator) for observation in observations]
 
     @torch.no_grad()
-    def _draw(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
-        assert seen.prior is not None
-        images = ddim(seen.prior.network, seen.prior.schedule, gaussian(seen, generator), self.steps)
+    def _draw(self, observation: Observation, generator: torch.Generator) -> Reconstruction:
+        assert observation.prior is not None
+        images = ddim(observation.prior.network, observation.prior.schedule, gaussian(observation, generator), self.steps)
         return Reconstruction(images, evaluations=0)

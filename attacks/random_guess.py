@@ -28,6 +28,8 @@ class RandomGuess(Attack):
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
         return [
-            Reconstruction((2 * torch.rand(seen.batch_shape, generator=generator) - 1).to(seen.network.device), evaluations=0)
-            for seen in observations
+            Reconstruction(
+                (2 * torch.rand(observation.batch_shape, generator=generator) - 1).to(observation.network.device), evaluations=0
+            )
+            for observation in observations
         ]

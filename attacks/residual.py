@@ -26,7 +26,7 @@ from typing import ClassVar
 
 import torch
 
-from benchmark.attacks._residual import plain_start, search
+from benchmark.attacks._residual import default_start, search
 from benchmark.base.ranges import Count
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.defense_aware import DISTANCE_PARAMETERS
@@ -55,10 +55,10 @@ class Residual(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return with_timesteps(observations, lambda told: self._search(told, generator))
+        return with_timesteps(observations, lambda known: self._search(known, generator))
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        each = [seen for seen in observations for _ in range(self.restarts)]
+        each = [observation for observation in observations for _ in range(self.restarts)]
         budgets = [self.evaluations // self.restarts] * len(each)
-        found = search(each, [plain_start(seen, generator) for seen in each], budgets)
+        found = search(each, [default_start(observation, generator) for observation in each], budgets)
         return [best.reconstruction() for best in best_of_each(found, self.restarts)]

@@ -44,7 +44,7 @@ from typing import Annotated, ClassVar
 import torch
 
 from benchmark.attacks._fields import fields
-from benchmark.attacks._whitening import NothingTold, whitened_distance
+from benchmark.attacks._whitening import NothingToCompare, whitened_distance
 from benchmark.base.ranges import LARGEST, Count, Positive, Range
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.defense_aware import COMPARISON_PARAMETERS
@@ -87,25 +87,27 @@ class Whitened(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return with_timesteps(observations, lambda told: self._search(told, generator))
+        return with_timesteps(observations, lambda known: self._search(known, generator))
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        victims = [_Victim(seen, Solution({"x_0": flat(seen)}, math.inf, 0)) for seen in observations]
+        victims = [
+            _VictimSearch(observation, Solution({"x_0": flat(observation)}, math.inf, 0)) for observation in observations
+        ]
         for number, spread in enumerate(chain(SPREADS, repeat(SPREADS[-1]))):
             if not self._stage(victims, self.stage << max(0, number - 1), spread, generator):
                 break
         return [victim.reconstruction() for victim in victims]
 
-    def _stage(self, victims: Sequence[_Victim], length: int, spread: float, generator: torch.Generator) -> bool:
+    def _stage(self, victims: Sequence[_VictimSearch], length: int, spread: float, generator: torch.Generator) -> bool:
         """Run one stage and return whether any victim was searched. On return, the memory of its distances is free."""
         tasks = [self._task(victim, length, spread, generator) for victim in victims]
-        going = [(victim, task) for victim, task in zip(victims, tasks, strict=True) if task]
-        solutions = match([task for _, task in going], granted, squared_distance, lbfgs)  # each task has its own distance
-        for (victim, _), solution in zip(going, solutions, strict=True):
-            victim.take(solution)
-        return bool(going)
+        active = [(victim, task) for victim, task in zip(victims, tasks, strict=True) if task]
+        solutions = match([task for _, task in active], granted, squared_distance, lbfgs)  # each task has its own distance
+        for (victim, _), solution in zip(active, solutions, strict=True):
+            victim.accept(solution)
+        return bool(active)
 
-    def _task(self, victim: _Victim, length: int, spread: float, generator: torch.Generator) -> Task | None:
+    def _task(self, victim: _VictimSearch, length: int, spread: float, generator: torch.Generator) -> Task | None:
         """Return a victim's search of one stage, and charge its guesses. Return None if the victim has ended or lacks budget.
 
         A search needs at least two evaluations: the first one evaluates its start.
@@ -117,30 +119,30 @@ class Whitened(MatchingAttack):
         guesses = x_0 + spread * fields((size, *x_0.shape), generator).to(x_0)
         victim.spent += size
         try:
-            distance = whitened_distance(victim.seen, guesses, self.damping)
-        except NothingTold as reason:
+            distance = whitened_distance(victim.observation, guesses, self.damping)
+        except NothingToCompare as reason:
             victim.ended = str(reason)
             return None
-        return Task(victim.seen, {"x_0": x_0}, min(length, left) - size, distance)
+        return Task(victim.observation, {"x_0": x_0}, min(length, left) - size, distance)
 
 
 @dataclass(eq=False)
-class _Victim:
+class _VictimSearch:
     """The state of one victim's search.
 
     Attributes:
-        seen: the observation.
+        observation: what the attack received.
         found: the result of the last finished stage, at first the flat image.
         spent: evaluations so far.
         ended: why no further stage runs although budget is left; None while the search may continue.
     """
 
-    seen: Observation
+    observation: Observation
     found: Solution
     spent: int = 0
     ended: str | None = None
 
-    def take(self, solution: Solution) -> None:
+    def accept(self, solution: Solution) -> None:
         """Replace the current images by the result of a stage. If the stage diverged, keep them and end the search."""
         self.spent += solution.evaluations
         if solution.diverged:

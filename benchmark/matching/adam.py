@@ -56,11 +56,11 @@ def signed_adam(searches: Searches, lr: float, bounds: tuple[float, float], deca
 
 
 def _descend(
-    searches: Searches, move: Callable[[Tensor, Tensor, Sequence[int]], Tensor], shown: Callable[[Tensor], Tensor]
+    searches: Searches, move: Callable[[Tensor, Tensor, Sequence[int]], Tensor], transform: Callable[[Tensor], Tensor]
 ) -> None:
     """Run all searches in lockstep.
 
-    `shown` maps a gradient to the one that the moments use; `move` takes a step of length about 1.
+    `transform` maps a gradient to the one that the moments use; `move` takes a step of length about 1.
     """
     x = searches.start.clone()
     first, second = torch.zeros_like(x), torch.zeros_like(x)
@@ -69,7 +69,7 @@ def _descend(
         losses, gradients = searches(x[rows], rows)
         count += 1
         finite = [place for place, loss in enumerate(losses) if math.isfinite(loss)]
-        rows, gradient = [rows[place] for place in finite], shown(gradients[finite])
+        rows, gradient = [rows[place] for place in finite], transform(gradients[finite])
         first[rows] = BETA_1 * first[rows] + (1 - BETA_1) * gradient
         second[rows] = BETA_2 * second[rows] + (1 - BETA_2) * gradient.square()
         deviation = (second[rows] / (1 - BETA_2**count)).sqrt() + EPS

@@ -72,7 +72,7 @@ def likelihood(public: PublicParameters) -> Distance:
     if public.noise_std:
         return as_released(public, gaussian_nll(public.noise_std, plain))
     if ratio := public.laplace_ratio or public.gaussian_ratio:
-        return as_released(public, _over_relative(ratio, bool(public.laplace_ratio), plain))
+        return as_released(public, _scaled_by_noise(ratio, bool(public.laplace_ratio), plain))
     return as_released(public, profile_nll(plain))
 
 
@@ -93,7 +93,7 @@ def as_released(public: PublicParameters, compare: Distance) -> Distance:
     return compare
 
 
-def _over_relative(ratio: float, laplace: bool, compare: Distance) -> Distance:
+def _scaled_by_noise(ratio: float, laplace: bool, compare: Distance) -> Distance:
     """Return the comparison divided by the noise scale in its log-density: sigma / sqrt(2) for Laplace, 2 sigma^2 for Gauss."""
 
     def scaled(update: Update, observed: Update) -> Tensor:

@@ -95,12 +95,19 @@ def match(
 
 def _kind(task: Task) -> object:
     """Return what tasks must have in common to be evaluated together."""
-    seen = task.seen
-    schedule = (seen.schedule.prediction_type, seen.schedule.path, seen.schedule.level.cpu().numpy().tobytes())
+    observation = task.seen
+    schedule = observation.schedule
+    process = (schedule.prediction_type, schedule.path, schedule.level.cpu().numpy().tobytes())
     shapes = tuple((name, value.shape) for name, value in task.start.items())
-    practice = (seen.batch_shape, seen.local_steps, seen.local_lr, seen.clients, seen.order_known)
-    held = (tuple(seen.update), seen.grants, id(seen.prior and seen.prior.network))
-    return (id(seen.network), schedule, shapes, practice, held)
+    practice = (
+        observation.batch_shape,
+        observation.local_steps,
+        observation.local_lr,
+        observation.clients,
+        observation.order_known,
+    )
+    held = (tuple(observation.update), observation.grants, id(observation.prior and observation.prior.network))
+    return (id(observation.network), process, shapes, practice, held)
 
 
 def _solve(matching: Matching, optimise: Optimiser) -> list[Solution]:
@@ -114,13 +121,13 @@ def _solve(matching: Matching, optimise: Optimiser) -> list[Solution]:
     finally:
         matching.close()
     best = matching.named(searches.best)
-    lost = "the matching loss was never finite"
+    reason = "the matching loss was never finite"
     return [
         Solution(
             {name: value[place] for name, value in best.items()},
             loss,
             searches.spent[place],
-            None if math.isfinite(loss) or not searches.spent[place] else lost,
+            None if math.isfinite(loss) or not searches.spent[place] else reason,
         )
         for place, loss in enumerate(searches.loss)
     ]
@@ -144,13 +151,13 @@ class Matching:
         regularise: Callable[[Variables], Tensor] | None = None,
     ) -> None:
         self.tasks, self.guess, self.distance, self.regularise = tasks, guess, distance, regularise
-        seen = tasks[0].seen
-        self.device = torch.device(seen.network.device)
+        observation = tasks[0].seen
+        self.device = torch.device(observation.network.device)
         self.shapes = {name: value.shape for name, value in tasks[0].start.items()}
-        plan = plan_for(seen)
-        self.updates = Updates(seen, plan.backend)
-        room = int(MEMORY_SHARE * available(self.device)) - self._searching()
-        stacked = len(tasks) * sum(value.nbytes for value in seen.update.values())
+        plan = plan_for(observation)
+        self.updates = Updates(observation, plan.backend)
+        room = int(MEMORY_SHARE * available(self.device)) - self._optimiser_bytes()
+        stacked = len(tasks) * sum(value.nbytes for value in observation.update.values())
         self.keeps_stacks = stacked < room / 2
         fitting = max(1, int((room - stacked * self.keeps_stacks) / plan.need))
         self.largest = fitting if self.device.type == "cuda" else min(fitting, CPU_CHUNK, math.ceil(len(tasks) / 2))
@@ -158,7 +165,7 @@ class Matching:
         self.workers = max(1, min(cpus, fitting // self.largest))
         self.stacks: dict[tuple[int, ...], Stack] = {}
 
-    def _searching(self) -> int:
+    def _optimiser_bytes(self) -> int:
         """Return the most bytes that an optimiser stores about its path: the pairs of L-BFGS."""
         kept = min(HISTORY, max(task.evaluations for task in self.tasks))
         return 2 * kept * sum(value.nbytes for task in self.tasks for value in task.start.values())
@@ -173,7 +180,7 @@ class Matching:
             wanted = set(map(tuple, chunks))
             self.stacks = {key: value for key, value in self.stacks.items() if key in wanted}
             try:
-                found = self._all(x, chunks)
+                found = self._evaluate(x, chunks)
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or self.largest == self.workers == 1:
                     raise
@@ -196,7 +203,7 @@ class Matching:
             pieces = max(pieces, min(count, 2))
         return [round(piece * count / pieces) for piece in range(pieces + 1)]
 
-    def _all(self, x: Tensor, chunks: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
+    def _evaluate(self, x: Tensor, chunks: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
         points = torch.split(x, [len(chunk) for chunk in chunks])
         if self.workers == 1 or len(chunks) == 1:
             return [self._chunk(*both) for both in zip(points, map(tuple, chunks), strict=True)]
@@ -257,8 +264,8 @@ def seconds_per_evaluation(observations: Sequence[Observation]) -> float:
 
     All observations with the first one's shape are evaluated together. Timesteps and noise must be granted.
     """
-    alike = [seen for seen in observations if seen.batch_shape == observations[0].batch_shape]
-    tasks = [Task(seen, {"x_0": flat(seen)}, 1) for seen in alike]
+    alike = [observation for observation in observations if observation.batch_shape == observations[0].batch_shape]
+    tasks = [Task(observation, {"x_0": flat(observation)}, 1) for observation in alike]
     matching = Matching(tasks, granted, squared_distance)
     x, rows = torch.stack([task.start["x_0"].flatten() for task in tasks]), range(len(tasks))
     matching(x, rows)

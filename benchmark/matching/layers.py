@@ -61,11 +61,11 @@ def _leaf(parameter: Tensor, victims: int) -> Tensor:
     return parameter.new_zeros(1).expand(victims, *parameter.shape).requires_grad_()
 
 
-def _split(x: Tensor, victims: int) -> Tensor:
+def _split_by_victim(x: Tensor, victims: int) -> Tensor:
     return x.reshape(victims, -1, *x.shape[1:])
 
 
-def _wanted(ctx: Any, index: int) -> bool:
+def _is_needed(ctx: Any, index: int) -> bool:
     """Return whether the gradient of that input, a leaf, is needed: see the module's docstring."""
     return ctx.needs_input_grad[index] and torch.is_grad_enabled()
 
@@ -85,8 +85,8 @@ class _Convolution(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Leaf, ...]:
         x, w = ctx.saved_tensors
         dx = _InputGradient.apply(dy, w, x.shape, ctx.geometry) if ctx.needs_input_grad[0] else None
-        dw = _WeightGradient.apply(x, dy, w.shape, ctx.victims, ctx.geometry) if _wanted(ctx, 3) else None
-        db = _split(dy, ctx.victims).sum((1, 3, 4)) if _wanted(ctx, 4) else None
+        dw = _WeightGradient.apply(x, dy, w.shape, ctx.victims, ctx.geometry) if _is_needed(ctx, 3) else None
+        db = _split_by_victim(dy, ctx.victims).sum((1, 3, 4)) if _is_needed(ctx, 4) else None
         return dx, None, None, dw, db, None, None
 
 
@@ -133,7 +133,7 @@ class _WeightGradient(Function):
 
 def _as_groups(x: Tensor, victims: int) -> Tensor:
     """Return (V B, C, H, W) as (B, V C, H, W)."""
-    return _split(x, victims).transpose(0, 1).flatten(1, 2)
+    return _split_by_victim(x, victims).transpose(0, 1).flatten(1, 2)
 
 
 def _from_groups(x: Tensor, victims: int) -> Tensor:
@@ -154,8 +154,8 @@ class _Linear(Function):
         x, w = ctx.saved_tensors
         dx = dy @ w if ctx.needs_input_grad[0] else None
         x, dy = (value.reshape(ctx.victims, -1, value.shape[-1]) for value in (x, dy))
-        dw = torch.bmm(dy.transpose(1, 2), x) if _wanted(ctx, 3) else None
-        db = dy.sum(1) if _wanted(ctx, 4) else None
+        dw = torch.bmm(dy.transpose(1, 2), x) if _is_needed(ctx, 3) else None
+        db = dy.sum(1) if _is_needed(ctx, 4) else None
         return dx, None, None, dw, db, None
 
 
@@ -173,9 +173,9 @@ class _Affine(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Leaf, ...]:
         n, w = ctx.saved_tensors
         dn = dy * w.view(1, -1, *[1] * (n.dim() - 2))
-        n, dy = (_split(value, ctx.victims).flatten(3) for value in (n, dy))
-        dw = (n * dy).sum((1, 3)) if _wanted(ctx, 3) else None
-        db = dy.sum((1, 3)) if _wanted(ctx, 4) else None
+        n, dy = (_split_by_victim(value, ctx.victims).flatten(3) for value in (n, dy))
+        dw = (n * dy).sum((1, 3)) if _is_needed(ctx, 3) else None
+        db = dy.sum((1, 3)) if _is_needed(ctx, 4) else None
         return dn, None, None, dw, db, None
 
 
@@ -205,13 +205,13 @@ class _NormalisationGradient(Function):
     def forward(ctx: Any, x: Tensor, mean: Tensor, r: Tensor, d: Tensor, groups: int) -> Tensor:
         ctx.save_for_backward(x, mean, r, d)
         ctx.groups = groups
-        return _projected(d, x, mean, r, groups)
+        return _normalisation_gradient(d, x, mean, r, groups)
 
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> tuple[Leaf, ...]:
         x, mean, r, d = ctx.saved_tensors
         c = c.contiguous()
-        gd = _projected(c, x, mean, r, ctx.groups)
+        gd = _normalisation_gradient(c, x, mean, r, ctx.groups)
         rows = (x.shape[0] * ctx.groups, -1)
         x_, c_, d_, mean, r = x.view(rows), c.view(rows), d.view(rows), mean.view(-1, 1), r.view(-1, 1)
         m_c, m_d = c_.mean(1, keepdim=True), d_.mean(1, keepdim=True)
@@ -224,7 +224,7 @@ class _NormalisationGradient(Function):
         return gx.view_as(x), None, None, gd, None
 
 
-def _projected(d: Tensor, x: Tensor, mean: Tensor, r: Tensor, groups: int) -> Tensor:
+def _normalisation_gradient(d: Tensor, x: Tensor, mean: Tensor, r: Tensor, groups: int) -> Tensor:
     sizes, only_x = _sizes(x), [True, False, False]
     found: Tensor = torch.ops.aten.native_group_norm_backward(d, x, mean, r, None, *sizes, groups, only_x)[0]
     return found

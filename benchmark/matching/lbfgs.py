@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmark.matching.search import Searches
-from benchmark.matching.wolfe import Talk, strong_wolfe
+from benchmark.matching.wolfe import LineSearch, strong_wolfe
 
 HISTORY = 100
 """The number of moves that are remembered."""
@@ -42,7 +42,7 @@ class _State:
         self.low_value = [math.inf] * len(self.x)
         self.direction = torch.zeros_like(self.x)
         self.step = [0.0] * len(self.x)
-        self.talks: dict[int, Talk] = {}
+        self.line_searches: dict[int, LineSearch] = {}
         self.memory = _Memory(self.x, min(history, max(searches.budgets)))
 
     def begin(self, rows: Sequence[int]) -> list[int]:
@@ -53,34 +53,34 @@ class _State:
         for row, value in zip(rows, values, strict=True):
             self.value[row] = value
         self.gradient[rows] = gradients
-        return self._aim([row for row in rows if math.isfinite(self.value[row])])
+        return self._start_line_searches([row for row in rows if math.isfinite(self.value[row])])
 
     def advance(self, rows: Sequence[int]) -> list[int]:
         """Evaluate each search once, act on the result, and return the searches that continue."""
         values, gradients = self.searches(self.x[rows] + self._moves(rows), rows)
         slopes = (gradients * self.direction[rows]).sum(1, dtype=torch.float64).tolist()
-        going, kept, arrived = [], [], []
+        running, kept, ended = [], [], []
         for place, row in enumerate(rows):
             tried = self.step[row]
             try:
-                self.step[row], low = self.talks[row].send((values[place], slopes[place]))
-                going.append(row)
-                taken = low == tried
+                self.step[row], low = self.line_searches[row].send((values[place], slopes[place]))
+                running.append(row)
+                is_best = low == tried
             except StopIteration as end:
                 self.step[row] = end.value
-                arrived.append(row)
-                taken = end.value == tried
-            if taken:
+                ended.append(row)
+                is_best = end.value == tried
+            if is_best:
                 self.low_value[row] = values[place]
                 kept.append(place)
         self.low_gradient[[rows[place] for place in kept]] = gradients[kept]
-        return sorted(going + self._arrive(arrived))
+        return sorted(running + self._finish_line_searches(ended))
 
     def _moves(self, rows: Sequence[int]) -> Tensor:
         steps = torch.tensor([self.step[row] for row in rows], dtype=torch.float64).to(self.x)
         return steps[:, None] * self.direction[rows]
 
-    def _arrive(self, rows: Sequence[int]) -> list[int]:
+    def _finish_line_searches(self, rows: Sequence[int]) -> list[int]:
         """Finish line searches: move, remember, aim again. One that found nothing better is tried again without memory."""
         moved = [row for row in rows if self.step[row] > 0]
         stuck = [row for row in rows if self.step[row] == 0 and self.memory.count[row]]
@@ -92,9 +92,9 @@ class _State:
             self.gradient[moved] = self.low_gradient[moved]
             for row in moved:
                 self.value[row] = self.low_value[row]
-        return self._aim(sorted(moved + stuck))
+        return self._start_line_searches(sorted(moved + stuck))
 
-    def _aim(self, rows: Sequence[int]) -> list[int]:
+    def _start_line_searches(self, rows: Sequence[int]) -> list[int]:
         """Start a line search in a new direction for each; return those that continue. One with a zero gradient ends."""
         if not rows:
             return []
@@ -102,7 +102,7 @@ class _State:
         direction = -self.memory.times(rows, gradient)
         slopes = (gradient * direction).sum(1, dtype=torch.float64).tolist()
         sizes = gradient.square().mean(1, dtype=torch.float64).sqrt().tolist()
-        aimed = []
+        started = []
         for place, row in enumerate(rows):
             if not (math.isfinite(slopes[place]) and slopes[place] < 0):
                 if not (self.memory.count[row] and sizes[place] > 0):
@@ -111,11 +111,11 @@ class _State:
                 direction[place] = -gradient[place]
                 slopes[place] = -float(gradient[place].square().sum(dtype=torch.float64))
             first = 1.0 if self.memory.count[row] else FIRST_MOVE / sizes[place]
-            self.talks[row] = strong_wolfe(self.value[row], slopes[place], first)
-            self.step[row], _ = next(self.talks[row])
-            aimed.append(row)
+            self.line_searches[row] = strong_wolfe(self.value[row], slopes[place], first)
+            self.step[row], _ = next(self.line_searches[row])
+            started.append(row)
         self.direction[rows] = direction
-        return aimed
+        return started
 
 
 class _Memory:

@@ -20,13 +20,13 @@ from benchmark.vectors import level_width
 Distance = Callable[[Update, Update], Tensor]
 """A function that returns distances (P,) between the first update, the guess, and the second, the observed update."""
 
-NO_DIRECTION = 1e-5
+ROUNDING_SHARE = 1e-5
 """A layer's gradient counts as rounding below this share of the largest layer's norm."""
 
-SMOOTH = 0.5
+SMOOTHING_SHARE = 0.5
 """Differences below this share of the standard deviation of Laplace noise count by their square."""
 
-TINY = 1e-38
+MIN_SQUARED_NORM = 1e-38
 """Minimum of a squared norm before its root or logarithm is taken: neither has a derivative at zero."""
 
 
@@ -49,8 +49,8 @@ def layerwise_cosine_distance(update: Update, observed: Update) -> Tensor:
     up to rounding, such as the key biases of attention: they have no direction.
     """
     inner, own, other = _products(update, observed)
-    told = other.sqrt() > NO_DIRECTION * other.sqrt().amax(0)
-    return torch.where(told, 1 - inner / (_root(own) * _root(other)), 0).sum(0) / told.sum(0)
+    has_direction = other.sqrt() > ROUNDING_SHARE * other.sqrt().amax(0)
+    return torch.where(has_direction, 1 - inner / (_root(own) * _root(other)), 0).sum(0) / has_direction.sum(0)
 
 
 def masked(distance: Distance) -> Distance:
@@ -62,7 +62,7 @@ def weighted(distance: Distance, weights: Callable[[Update], Update]) -> Distanc
     """Return the distance between w g and w g*, where `weights` gives w (P,) for each parameter of the observed update."""
 
     def scaled(update: Update, observed: Update) -> Tensor:
-        w = {name: _spread(value, observed[name]) for name, value in weights(observed).items()}
+        w = {name: _broadcast(value, observed[name]) for name, value in weights(observed).items()}
         return distance(
             {name: update[name] * w[name] for name in observed}, {name: observed[name] * w[name] for name in observed}
         )
@@ -73,7 +73,7 @@ def weighted(distance: Distance, weights: Callable[[Update], Update]) -> Distanc
 def by_norm(observed: Update) -> Update:
     """Return weights that make every parameter count equally: 1 / (norm of its observed gradient), or 0 for rounding."""
     norms = {name: value.flatten(1).norm(dim=1) for name, value in observed.items()}
-    least = NO_DIRECTION * torch.stack(list(norms.values())).amax(0)
+    least = ROUNDING_SHARE * torch.stack(list(norms.values())).amax(0)
     return {name: torch.where(norm > least, 1 / norm, 0) for name, norm in norms.items()}
 
 
@@ -83,7 +83,7 @@ def clipped(distance: Distance, clip_norm: float) -> Distance:
     def limited(update: Update, observed: Update) -> Tensor:
         norm = _root(torch.stack([update[name].flatten(1).square().sum(1) for name in observed]).sum(0))
         factor = (clip_norm / norm).clamp(max=1)
-        return distance({name: update[name] * _spread(factor, update[name]) for name in observed}, observed)
+        return distance({name: update[name] * _broadcast(factor, update[name]) for name in observed}, observed)
 
     return limited
 
@@ -103,7 +103,7 @@ def profile_nll(distance: Distance = squared_distance) -> Distance:
     """
 
     def profiled(update: Update, observed: Update) -> Tensor:
-        return _told(observed) / 2 * distance(update, observed).clamp(min=TINY).log()
+        return _nonzero_count(observed) / 2 * distance(update, observed).clamp(min=MIN_SQUARED_NORM).log()
 
     return profiled
 
@@ -111,14 +111,14 @@ def profile_nll(distance: Distance = squared_distance) -> Distance:
 def laplace_distance(ratio: float) -> Distance:
     """Return sum (sqrt((g - g*)^2 + d^2) - d): close to the absolute value for large differences, as under Laplace noise.
 
-    It is smooth at 0, since L-BFGS needs a gradient that changes smoothly. d is `SMOOTH` times the most likely standard
-    deviation of the noise (`relative_noise`).
+    It is smooth at 0, since L-BFGS needs a gradient that changes smoothly. d is `SMOOTHING_SHARE` times the most likely
+    standard deviation of the noise (`relative_noise`).
     """
 
     def smooth(update: Update, observed: Update) -> Tensor:
-        d = SMOOTH * relative_noise(ratio, observed)
-        each = [(update[name] - value).square() + _spread(d, value).square() for name, value in observed.items()]
-        return torch.stack([(value.sqrt() - _spread(d, value)).flatten(1).sum(1) for value in each]).sum(0)
+        d = SMOOTHING_SHARE * relative_noise(ratio, observed)
+        each = [(update[name] - value).square() + _broadcast(d, value).square() for name, value in observed.items()]
+        return torch.stack([(value.sqrt() - _broadcast(d, value)).flatten(1).sum(1) for value in each]).sum(0)
 
     return smooth
 
@@ -131,20 +131,20 @@ def outside_cells(bits: int) -> Distance:
 
     def to_level(g: Tensor, level: Tensor) -> Tensor:
         width = torch.stack([level_width(value, bits) for value in level])
-        return ((g - level).abs() - _spread(width, g) / 2).clamp(min=0).square().flatten(1).sum(1)
+        return ((g - level).abs() - _broadcast(width, g) / 2).clamp(min=0).square().flatten(1).sum(1)
 
     def to_sign(g: Tensor, level: Tensor) -> Tensor:
         size = g.abs().flatten(1).mean(1) - level.abs().flatten(1).amax(1)
         return (-g * level.sign()).clamp(min=0).square().flatten(1).sum(1) + g[0].numel() * size.square()
 
-    one = to_sign if bits == 1 else to_level
-    return lambda update, observed: torch.stack([one(update[name], value) for name, value in observed.items()]).sum(0)
+    to_cell = to_sign if bits == 1 else to_level
+    return lambda update, observed: torch.stack([to_cell(update[name], value) for name, value in observed.items()]).sum(0)
 
 
 def relative_noise(ratio: float, observed: Update) -> Tensor:
     """Return the most likely standard deviation (P,) of noise that is `ratio` times as large as the update it was added to."""
-    mean_square = torch.stack([value.flatten(1).square().sum(1) for value in observed.values()]).sum(0) / _told(observed)
-    return mean_square.sqrt() * ratio / math.sqrt(1 + ratio**2)
+    square = torch.stack([value.flatten(1).square().sum(1) for value in observed.values()]).sum(0)
+    return (square / _nonzero_count(observed)).sqrt() * ratio / math.sqrt(1 + ratio**2)
 
 
 def total_variation(images: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class _Squared(Function):
 
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = [_spread(2 * c, difference) * difference for difference in ctx.saved_tensors]
+        gradients = [_broadcast(2 * c, difference) * difference for difference in ctx.saved_tensors]
         return *gradients, *[None] * len(gradients)
 
 
@@ -184,15 +184,15 @@ def _products(update: Update, observed: Update) -> tuple[Tensor, Tensor, Tensor]
     return inner, own, others
 
 
-def _told(observed: Update) -> Tensor:
+def _nonzero_count(observed: Update) -> Tensor:
     """Return the number (P,) of nonzero coordinates; pruned ones carry no information."""
     return torch.stack([(value != 0).flatten(1).sum(1) for value in observed.values()]).sum(0).clamp(min=1)
 
 
 def _root(square: Tensor) -> Tensor:
-    return square.clamp(min=TINY).sqrt()
+    return square.clamp(min=MIN_SQUARED_NORM).sqrt()
 
 
-def _spread(weights: Tensor, like: Tensor) -> Tensor:
+def _broadcast(weights: Tensor, like: Tensor) -> Tensor:
     """Reshape (P,) to (P, 1, ...) with the dimensions of `like`."""
     return weights.view(-1, *[1] * (like.dim() - 1))

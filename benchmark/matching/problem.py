@@ -107,36 +107,36 @@ def stack(observations: Sequence[Observation]) -> Stack:
     """Stack observations that agree in everything except their tensors."""
     first = observations[0]
     return Stack(
-        {name: torch.stack([seen.update[name] for seen in observations]) for name in first.update},
+        {name: torch.stack([observation.update[name] for observation in observations]) for name in first.update},
         first.network,
         first.schedule,
-        _stacked([seen.timesteps for seen in observations]),
-        _stacked([seen.noise for seen in observations]),
+        _stacked([observation.timesteps for observation in observations]),
+        _stacked([observation.noise for observation in observations]),
         first.prior,
     )
 
 
 def _stacked(values: Sequence[Tensor | None]) -> Tensor | None:
-    held = [value for value in values if value is not None]
-    return torch.stack(held) if held else None
+    granted_values = [value for value in values if value is not None]
+    return torch.stack(granted_values) if granted_values else None
 
 
-LOOP_ALONE = 2_000_000
+MIN_PARAMETERS_TO_BATCH_ONE = 2_000_000
 """In networks with fewer parameters a single guess is evaluated with the plain loop, which has less Python overhead."""
 
 
-AGREEMENT, NEGLIGIBLE = 1e-2, 1e-4
+MAX_DISAGREEMENT, NEGLIGIBLE_SHARE = 1e-2, 1e-4
 """Largest relative difference between a batched and a single gradient; share of the largest gradient that is rounding."""
 
 
-def step_by_step(seen: Observation) -> bool:
+def step_by_step(observation: Observation) -> bool:
     """Return whether the updates of guesses go through the clients' local steps, one after the other.
 
     This is exact, but requires knowing which example belongs to which step. If that is unknown, all N images are treated as
     one batch at the global weights. That is exact for clients that take one step. Otherwise its error is of the order of the
     step size.
     """
-    return seen.local_steps > 1 and seen.order_known
+    return observation.local_steps > 1 and observation.order_known
 
 
 class Backend(StrEnum):
@@ -154,22 +154,23 @@ class Updates:
         backend: the result of `choose_backend` for the observation.
     """
 
-    def __init__(self, seen: Observation, backend: Backend) -> None:
-        self.seen, self.network, self.schedule, self.names = seen, seen.network, seen.schedule, list(seen.update)
-        self.backend = backend
+    def __init__(self, observation: Observation, backend: Backend) -> None:
+        self.observation, self.backend = observation, backend
+        self.network, self.schedule, self.names = observation.network, observation.schedule, list(observation.update)
         self.copies: dict[int, tuple[nn.Module, dict[str, Tensor]]] = {}
-        self.fewest = 2 if sum(parameter.numel() for parameter in self.network.parameters()) < LOOP_ALONE else 1
+        parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        self.min_batched = 2 if parameters < MIN_PARAMETERS_TO_BATCH_ONE else 1
 
     def __call__(self, guess: Guess) -> Update:
         """Return the updates (P, *shape), by parameter."""
-        ways = {Backend.BATCHED: self._together, Backend.LOOP: self._one_by_one, Backend.UNROLLED: self._unrolled}
-        return ways[self.way(len(guess))](guess)
+        functions = {Backend.BATCHED: self._batched, Backend.LOOP: self._looped, Backend.UNROLLED: self._unrolled}
+        return functions[self.way(len(guess))](guess)
 
     def way(self, victims: int) -> Backend:
         """Return the backend for this number of guesses at once."""
-        return self.backend if victims >= self.fewest or self.backend is Backend.UNROLLED else Backend.LOOP
+        return self.backend if victims >= self.min_batched or self.backend is Backend.UNROLLED else Backend.LOOP
 
-    def _together(self, guess: Guess) -> Update:
+    def _batched(self, guess: Guess) -> Update:
         victims = len(guess)
         if victims not in self.copies:
             self.copies[victims] = per_victim(self.network, self.names, victims)
@@ -177,27 +178,27 @@ class Updates:
         loss = guess.losses(network, self.schedule).mean(1).sum()
         return dict(zip(leaves, grad(loss, list(leaves.values()), create_graph=True), strict=True))
 
-    def _one_by_one(self, guess: Guess) -> Update:
+    def _looped(self, guess: Guess) -> Update:
         losses = [alone.losses(self.network, self.schedule).mean() for alone in guess.one_by_one()]
-        return self._side_by_side([parameter_gradient(self.network, loss, create_graph=True) for loss in losses])
+        return self._stack([parameter_gradient(self.network, loss, create_graph=True) for loss in losses])
 
     def _unrolled(self, guess: Guess) -> Update:
         # Local weights replace the network's own for a while, so each thread needs its own copy.
         network = copy.deepcopy(self.network, {id(parameter): parameter for parameter in self.network.parameters()})
-        return self._side_by_side([self._round(network, alone) for alone in guess.one_by_one()])
+        return self._stack([self._local_training(network, alone) for alone in guess.one_by_one()])
 
-    def _round(self, network: nn.Module, guess: Guess) -> dict[str, Tensor]:
+    def _local_training(self, network: nn.Module, guess: Guess) -> dict[str, Tensor]:
         """Return the update of one guess, through the local steps of each client."""
 
         def loss(forward: Forward, batch: slice) -> Tensor:
             return guess.examples(batch).losses(forward, self.schedule).mean()
 
-        seen, lr = self.seen, self.seen.local_lr
+        observation, lr = self.observation, self.observation.local_lr
         assert lr is not None
-        clients = local_batches(seen.image_count, seen.clients, seen.local_steps)
+        clients = local_batches(observation.image_count, observation.clients, observation.local_steps)
         return mean_update([local_update(network, loss, batches, lr) for batches in clients])
 
-    def _side_by_side(self, updates: Sequence[Update]) -> Update:
+    def _stack(self, updates: Sequence[Update]) -> Update:
         return {name: torch.stack([update[name] for update in updates]) for name in self.names}
 
 
@@ -229,9 +230,9 @@ def _batches_agree(observation: Observation) -> bool:
             raise
         return False
     alone = {name: value.detach() for name, value in Updates(observation, Backend.LOOP)(guess).items()}
-    least = NEGLIGIBLE * max(float(value.norm()) for value in alone.values())
+    least = NEGLIGIBLE_SHARE * max(float(value.norm()) for value in alone.values())
     return all(
-        float((together[name].detach() - value).norm()) <= AGREEMENT * max(float(value.norm()), least)
+        float((together[name].detach() - value).norm()) <= MAX_DISAGREEMENT * max(float(value.norm()), least)
         for name, value in alone.items()
     )
 
@@ -252,7 +253,7 @@ def defect(observation: Observation) -> str | None:
     shapes = {name: p.shape for name, p in observation.network.named_parameters() if p.requires_grad}
     for name, value in observation.update.items():
         if name not in shapes:
-            return f"the update holds '{name}', which the network does not"
+            return f"the update contains '{name}', which the network lacks"
         if value.shape != shapes[name]:
             return f"the update's '{name}' has shape {tuple(value.shape)}, the network's {tuple(shapes[name])}"
         if not torch.isfinite(value).all():

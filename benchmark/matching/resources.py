@@ -63,19 +63,19 @@ def predicted(observation: Observation, backend: Backend) -> int:
     try:
         hollow = {id(value): nn.Parameter(value.to("meta"), value.requires_grad) for value in parameters.values()}
         network = copy.deepcopy(observation.network, hollow).to("meta")
-        return _played(dataclasses.replace(observation, network=network, schedule=observation.schedule.to("meta")), backend)
+        return _measured(dataclasses.replace(observation, network=network, schedule=observation.schedule.to("meta")), backend)
     except Exception:  # a network that reads its numbers, or holds tensors that do not move: run it with numbers
-        return _played(observation, backend)
+        return _measured(observation, backend)
 
 
-def _played(seen: Observation, backend: Backend) -> int:
-    device, dtype = seen.schedule.level.device, next(seen.network.parameters()).dtype
-    updates = Updates(seen, backend)
+def _measured(observation: Observation, backend: Backend) -> int:
+    device, dtype = observation.schedule.level.device, next(observation.network.parameters()).dtype
+    updates = Updates(observation, backend)
     with Peak() as memory:
-        x = torch.zeros(2, *seen.batch_shape, device=device, dtype=dtype, requires_grad=True)
-        t = torch.zeros(2, seen.image_count, dtype=torch.int64, device=device)
-        shapes = {name: seen.network.get_parameter(name).shape for name in seen.update}
-        goal = {name: torch.empty(2, *shape, device=device, dtype=dtype) for name, shape in shapes.items()}
-        cost = squared_distance(updates(CleanGuess(x, t, torch.zeros_like(x))), goal)
+        x = torch.zeros(2, *observation.batch_shape, device=device, dtype=dtype, requires_grad=True)
+        t = torch.zeros(2, observation.image_count, dtype=torch.int64, device=device)
+        shapes = {name: observation.network.get_parameter(name).shape for name in observation.update}
+        observed = {name: torch.empty(2, *shape, device=device, dtype=dtype) for name, shape in shapes.items()}
+        cost = squared_distance(updates(CleanGuess(x, t, torch.zeros_like(x))), observed)
         grad(cost.sum(), x)
     return int(memory.peak) // 2

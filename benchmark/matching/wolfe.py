@@ -12,8 +12,8 @@ from dataclasses import dataclass
 C_1, C_2 = 1e-4, 0.9
 """The constants of sufficient decrease and of curvature, with the usual values for quasi-Newton directions."""
 
-TRIALS = 15
-"""The number of steps that are tried before the best of them is taken."""
+MAX_TRIALS = 15
+"""The most steps that are tried before the best of them is taken."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,20 @@ class Point:
     slope: float
 
 
-Talk = Generator[tuple[float, float], tuple[float, float], float]
+LineSearch = Generator[tuple[float, float], tuple[float, float], float]
 """Yields (the step to try, the best step so far), receives (value, slope), returns the accepted step, 0 if no step helps.
 
 The accepted step is the last one tried or the best step so far.
 """
 
 
-def strong_wolfe(value: float, slope: float, step: float) -> Talk:
+def strong_wolfe(value: float, slope: float, step: float) -> LineSearch:
     """Search along a line from `value` with `slope` < 0, trying `step` > 0 first. The values sent in may be infinite or NaN."""
     start = low = Point(0.0, value, slope)
     high: Point | None = None
-    for _ in range(TRIALS):
-        found = yield step, low.step
-        here = Point(step, *found)
+    for _ in range(MAX_TRIALS):
+        result = yield step, low.step
+        here = Point(step, *result)
         if not _descends(here, start) or here.value >= low.value:
             high = here
         elif abs(here.slope) <= -C_2 * slope:
