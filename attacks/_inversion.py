@@ -1,11 +1,12 @@
-"""From activations that were read to the noisy images behind them. Ours.
+"""Search for noisy images that explain activations and gradient rows read from an update. The method is ours.
 
-The network's layers are differentiable and their weights are known, so images are searched by what the layers on the way down
-make of them: the angle to the activation that was read, and how much of the rows of the weight gradients lies outside the span
-of the patches. That is the least squares distance of each gradient G to D P over every D: whatever flows back, the residual and
-with it the loss, is eliminated layer by layer (variable projection). One evaluation is a pass through
-the way down and back, with first derivatives only. TIGER (arXiv 2606.18312, its abstract) has a distance to such a span for the
-embeddings of text.
+The network's layers are differentiable, and the attacker knows their weights. So the search computes the inputs of the
+encoder's layers for the guessed images and compares them with what was read from the update. The cost has two parts: the angle
+to the activation that was read, and the share of the rows of the weight gradients that lies outside the span of the patches.
+The second part is the least squares distance of each gradient G to D P over all matrices D, where P holds the patches. D holds
+the derivatives that flow back. The fit eliminates it layer by layer (variable projection), so neither the residual nor the
+loss is needed. One evaluation is a pass forward and back through the encoder, with first derivatives only. TIGER (arXiv
+2606.18312, according to its abstract) uses a distance to such a span for the embeddings of text.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from benchmark.matching.problem import defect
 from benchmark.types import Observation
 
 RIDGE = 1e-9
-"""Of a Gram matrix's mean diagonal, added to it: patches may be dependent, as those of a flat image are."""
+"""Added to a Gram matrix's diagonal, as a share of its mean. Patches may be linearly dependent, as in a flat image."""
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A convolution as the network passes it.
+    """A convolution of the network, with the size of its output.
 
     Attributes:
-        name: of the module.
+        name: the name of the module.
         layer: the module.
-        height: of its output.
-        width: of its output.
+        height: the height of its output.
+        width: the width of its output.
     """
 
     name: str
@@ -49,11 +50,11 @@ class Site:
 
     @property
     def overlaps(self) -> bool:
-        """Whether its patches overlap so that its input can be read, see `activations`."""
+        """Return whether the patches overlap in such a way that the layer's input can be read, see `activations`."""
         return (self.layer.kernel_size, self.layer.stride, self.layer.padding) == ((3, 3), (1, 1), (1, 1))
 
     def patches(self, value: Tensor) -> Tensor:
-        """(P, N, C K^2) of an input (P, C, H, W)."""
+        """Return the patches (P, N, C K^2) of an input (P, C, H, W)."""
         layer = self.layer
         assert not isinstance(layer.padding, str)  # `sites` leaves such layers out
         return F.unfold(value, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT
@@ -61,12 +62,12 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """What was read from one update.
+    """The result of reading one update.
 
     Attributes:
-        spans: the spans (R, C K^2) of the weight gradients' rows, by their sites.
-        activation: the input of the first convolution whose input can be read; None where there is none.
-        site: which convolution that is.
+        spans: bases (R, C K^2) of the row spans of the weight gradients, by site.
+        activation: the input of the first convolution whose input can be read; None if there is none.
+        site: that convolution; None if there is none.
     """
 
     spans: Mapping[Site, Tensor]
@@ -75,17 +76,20 @@ class Readout:
 
     @property
     def kind(self) -> object:
-        """What readouts must have in common to be searched together."""
+        """Return what readouts must have in common to be searched together."""
         return (self.site, *((site, len(span)) for site, span in self.spans.items()))
 
 
 def sites(network: Denoiser, image_shape: Sequence[int]) -> list[Site]:
-    """The network's plain convolutions, in the order in which it passes them: without groups, dilation or other padding."""
-    found: list[Site] = []
-    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d) and _plain(layer)]
+    """Return the network's plain convolutions in the order of the forward pass.
+
+    A plain convolution has no groups, no dilation and explicit zero padding.
+    """
+    passed: list[Site] = []
+    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d) and _is_plain(layer)]
 
     def note(name: str, layer: nn.Conv2d) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda _, inputs, output: found.append(Site(name, layer, output.shape[-2], output.shape[-1]))
+        return lambda _, inputs, output: passed.append(Site(name, layer, output.shape[-2], output.shape[-1]))
 
     handles = [layer.register_forward_hook(note(name, layer)) for name, layer in layers]
     try:
@@ -96,29 +100,29 @@ def sites(network: Denoiser, image_shape: Sequence[int]) -> list[Site]:
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return passed
 
 
-def _plain(layer: nn.Conv2d) -> bool:
+def _is_plain(layer: nn.Conv2d) -> bool:
     padded = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     return padded and layer.groups == 1 and layer.dilation == (1, 1)
 
 
-def read(seen: Observation, passed: Sequence[Site]) -> Readout:
-    """What the gradients tell of the inputs of the convolutions on the way down: spans, and of one image an activation too.
+def read_update(observation: Observation, network_sites: Sequence[Site]) -> Readout:
+    """Read the spans of the encoder's weight gradients and, if one image lies behind the update, an activation too.
 
-    Of one image, spans after the activation are left out: they follow from it, and made the search slower. Nothing is read of
-    a network without landmarks.
+    With one image, the spans of layers after the activation are left out: they follow from it, and they made the search
+    slower. The readout is empty if the network states no landmarks or the update cannot be matched (`defect`).
     """
-    known = landmarks(seen.network)
-    if known is None or defect(seen):
+    known = landmarks(observation.network)
+    if known is None or defect(observation):
         return Readout({})
-    images = seen.batch_shape[0]
-    told = [site for site in passed if f"{site.name}.weight" in seen.update and site.name in known.encoder]
-    gradients = {site: seen.update[f"{site.name}.weight"] for site in told}
-    telling = {site: g for site, g in gradients.items() if g.any() and images * site.height * site.width < g[0].numel()}
-    spans = {site: row_span(gradient) for site, gradient in telling.items()}
-    for site, gradient in telling.items() if images == 1 else ():
+    images = observation.batch_shape[0]
+    received = [site for site in network_sites if f"{site.name}.weight" in observation.update and site.name in known.encoder]
+    gradients = {site: observation.update[f"{site.name}.weight"] for site in received}
+    informative = {site: g for site, g in gradients.items() if g.any() and images * site.height * site.width < g[0].numel()}
+    spans = {site: row_span(gradient) for site, gradient in informative.items()}
+    for site, gradient in informative.items() if images == 1 else ():
         span = patch_span(gradient, site.height * site.width) if site.overlaps else None
         activation = None if span is None else read_activation(span, site.height, site.width)
         if activation is not None:
@@ -128,55 +132,57 @@ def read(seen: Observation, passed: Sequence[Site]) -> Readout:
 
 
 class Inversion:
-    """The costs and gradients of the images of P victims with readouts of one kind; an `Evaluate` of `search.Searches`.
+    """The costs and gradients for P victims whose readouts are of one kind; an `Evaluate` of `search.Searches`.
 
-    What is searched are clean images where the noise is granted, else noisy ones. The cost is the angle to the activation that
-    was read, plus `span_weight` times the mean over sites of how much of the spans lies outside the images' own patches: both
-    are squares of sines, 0 at the truth and 1 at the most.
+    The search variables are clean images if the noise is granted, else noisy images. The cost is the angle to the activation
+    that was read, plus `span_weight` times the mean over sites of the share of the span outside the span of the guessed
+    patches. Both parts are squared sines: 0 at the truth and at most 1.
     """
 
     def __init__(self, observations: Sequence[Observation], readouts: Sequence[Readout], span_weight: float) -> None:
-        first, self.seen = readouts[0], observations[0]
+        first, self.observation = readouts[0], observations[0]
         self.site, self.weight = first.site, span_weight
-        held = [readout.activation.value for readout in readouts if readout.activation]
-        self.activation = torch.stack(held).flatten(1) if held else None
+        activations = [readout.activation.value for readout in readouts if readout.activation]
+        self.activation = torch.stack(activations).flatten(1) if activations else None
         self.spans = {site: torch.stack([readout.spans[site] for readout in readouts]) for site in first.spans if span_weight}
-        self.timesteps = torch.stack([seen.timesteps for seen in observations if seen.timesteps is not None])
-        noise = [seen.noise for seen in observations if seen.noise is not None]
+        self.timesteps = torch.stack(
+            [observation.timesteps for observation in observations if observation.timesteps is not None]
+        )
+        noise = [observation.noise for observation in observations if observation.noise is not None]
         self.noise = torch.stack(noise) if noise else None
-        wanted = {*self.spans, *([self.site] if self.site else [])}
-        self.trunk = _trunk(self.seen.network, [site.name for site in first.spans if site in wanted])
+        needed = {*self.spans, *([self.site] if self.site else [])}
+        self.layer_inputs = _layer_inputs(self.observation.network, [site.name for site in first.spans if site in needed])
 
     def __call__(self, x: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """See `search.Evaluate`."""
         rows = list(rows)
         x = x.detach().requires_grad_()
-        values = self.trunk(*self._noisy(x.view(-1, *self.seen.image_shape), rows))
+        values = self.layer_inputs(*self._noisy(x.view(-1, *self.observation.image_shape), rows))
         cost = torch.zeros(len(rows), device=x.device)
         if self.activation is not None and self.site is not None:
-            cost = cost + _sine(values[self.site.name].flatten(1), self.activation[rows])
+            cost = cost + _squared_sine(values[self.site.name].flatten(1), self.activation[rows])
         for site, span in self.spans.items():
             patches = site.patches(values[site.name])
             patches = patches.reshape(len(rows), -1, patches.shape[-1])
-            cost = cost + self.weight / len(self.spans) * _outside(span[rows], patches)
+            cost = cost + self.weight / len(self.spans) * _share_outside(span[rows], patches)
         (gradient,) = grad(cost.sum(), x)
         return cost.detach(), gradient
 
     def _noisy(self, x: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
         t = self.timesteps[rows].flatten()
-        return (x if self.noise is None else self.seen.schedule.add_noise(x, t, self.noise[rows].flatten(0, 1))), t
+        return (x if self.noise is None else self.observation.schedule.add_noise(x, t, self.noise[rows].flatten(0, 1))), t
 
 
-def _sine(values: Tensor, direction: Tensor) -> Tensor:
-    """(P,): squares of the sines between vectors (P, n) and unit vectors (P, n)."""
+def _squared_sine(values: Tensor, direction: Tensor) -> Tensor:
+    """Return the squared sines (P,) of the angles between vectors (P, n) and unit vectors (P, n)."""
     beyond = values - (values * direction).sum(1, keepdim=True) * direction
     return beyond.square().sum(1) / values.square().sum(1)
 
 
-def _outside(span: Tensor, patches: Tensor) -> Tensor:
-    """(P,): the share of spans (P, R, n) of orthonormal rows that lies outside the spans of patches (P, N, n); in float64.
+def _share_outside(span: Tensor, patches: Tensor) -> Tensor:
+    """Return the share (P,) of spans (P, R, n) with orthonormal rows that lies outside the spans of patches (P, N, n).
 
-    Not a number where the patches are none, are zero or are out of range.
+    It is computed in float64. It is NaN if the patches are NaN, zero or out of range.
     """
     patches = patches.double()
     gram = patches @ patches.mT
@@ -186,29 +192,32 @@ def _outside(span: Tensor, patches: Tensor) -> Tensor:
     return torch.where(lost > 0, math.nan, 1 - inside.square().sum((1, 2)) / span.shape[1]).float()
 
 
-class _Reached(Exception):
-    """The last site was reached."""
+class _LastSiteReached(Exception):
+    """Raised by a hook when the last site is reached, to stop the forward pass."""
 
 
-def _trunk(network: Denoiser, names: Sequence[str]) -> Callable[[Tensor, Tensor], Mapping[str, Tensor]]:
-    """From noisy images (P, C, H, W) and timesteps (P,) to the inputs of the named layers; passes no layer after the last."""
+def _layer_inputs(network: Denoiser, names: Sequence[str]) -> Callable[[Tensor, Tensor], Mapping[str, Tensor]]:
+    """Return a function from noisy images (P, C, H, W) and timesteps (P,) to the inputs of the named layers.
+
+    It computes no layer after the last named one.
+    """
     network, values = copy.deepcopy(network).requires_grad_(False), dict[str, Tensor]()
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             values[name] = inputs[0]
             if name == names[-1]:
-                raise _Reached
+                raise _LastSiteReached
 
         return hook
 
     for name in names:
         network.get_submodule(name).register_forward_pre_hook(keep(name))
 
-    def passed(x_t: Tensor, t: Tensor) -> Mapping[str, Tensor]:
+    def run(x_t: Tensor, t: Tensor) -> Mapping[str, Tensor]:
         values.clear()
-        with suppress(_Reached):
+        with suppress(_LastSiteReached):
             network(x_t, t)
         return values
 
-    return passed
+    return run

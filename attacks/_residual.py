@@ -1,7 +1,7 @@
-"""The search over noisy images and residuals, in place of images and noise.
+"""Search over noisy images and residuals instead of clean images and noise.
 
-At a fixed noisy image x_t the update is linear in the residual r = net(x_t, t) - target, so half of the unknowns are those of a
-least-squares problem; image and noise follow from x_t and r at the end. The number of unknowns is the same either way.
+At a fixed noisy image x_t the update is linear in the residual r = net(x_t, t) - target. So half of the unknowns solve a
+least-squares problem. Image and noise follow from x_t and r at the end. The number of unknowns stays the same.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from benchmark.types import Observation
 def search(
     observations: Sequence[Observation], starts: Sequence[Tensor], budgets: Sequence[int], scale: float = 1.0
 ) -> list[Solution]:
-    """L-BFGS on the squared distance, adapted to the defense, over x_t and r, or over x_0 where the noise is granted.
+    """Minimise the squared distance, adapted to the defense, by L-BFGS over x_t and r, or over x_0 if the noise is granted.
 
-    Where local steps are simulated, a residual belongs to the weights of its own step: there x_0 and eps are searched.
+    If local steps are simulated, each residual belongs to the weights of its own step. Then x_0 and eps are searched instead.
 
     Args:
-        observations: with their timesteps.
-        starts: (B, C, H, W) each, noisy images, or clean ones where the noise is granted; r starts at zero.
-        budgets: evaluations of each.
-        scale: the residual's unit, in units of x_t: the larger it is, the longer x_t stays where it is.
+        observations: observations with known timesteps.
+        starts: (B, C, H, W) each, noisy images, or clean images if the noise is granted. r starts at zero.
+        budgets: evaluations for each observation.
+        scale: the unit of the residual in units of x_t. The larger it is, the longer x_t stays near its start.
 
     Returns:
-        Solutions with `x_0` and, where the noise was private, `eps`.
+        Solutions with `x_0` and, if the noise was private, `eps`.
     """
 
     def guess(variables: Mapping[str, Tensor], known: Stack) -> Guess:
@@ -43,35 +43,41 @@ def search(
         assert known.timesteps is not None
         return NoisyGuess(variables["x_t"], known.timesteps, scale * variables["r"])
 
-    tasks = [Task(seen, _variables(seen, x), budget) for seen, x, budget in zip(observations, starts, budgets, strict=True)]
+    tasks = [
+        Task(observation, _start_variables(observation, x), budget)
+        for observation, x, budget in zip(observations, starts, budgets, strict=True)
+    ]
     found = match_defense_aware(tasks, guess, distance, lbfgs)
-    return [_named(seen, solution, scale) for seen, solution in zip(observations, found, strict=True)]
+    return [
+        _with_image_and_noise(observation, solution, scale) for observation, solution in zip(observations, found, strict=True)
+    ]
 
 
-def plain_start(seen: Observation, generator: torch.Generator) -> Tensor:
-    """(B, C, H, W): the mean colour of public images, with noise on it as the timesteps ask for where the noise is private."""
-    assert seen.timesteps is not None
-    return (
-        flat(seen) if seen.noise is not None else seen.schedule.add_noise(flat(seen), seen.timesteps, gaussian(seen, generator))
-    )
+def default_start(observation: Observation, generator: torch.Generator) -> Tensor:
+    """Return the mean colour of public images (B, C, H, W), noised to the level of the timesteps if the noise is private."""
+    assert observation.timesteps is not None
+    if observation.noise is not None:
+        return flat(observation)
+    return observation.schedule.add_noise(flat(observation), observation.timesteps, gaussian(observation, generator))
 
 
-def _variables(seen: Observation, x: Tensor) -> dict[str, Tensor]:
-    if seen.noise is not None:
+def _start_variables(observation: Observation, x: Tensor) -> dict[str, Tensor]:
+    if observation.noise is not None:
         return {"x_0": x}
-    return _implied(seen, x, torch.zeros_like(x)) if step_by_step(seen) else {"x_t": x, "r": torch.zeros_like(x)}
+    r = torch.zeros_like(x)
+    return _image_and_noise(observation, x, r) if step_by_step(observation) else {"x_t": x, "r": r}
 
 
-def _named(seen: Observation, solution: Solution, scale: float) -> Solution:
+def _with_image_and_noise(observation: Observation, solution: Solution, scale: float) -> Solution:
     if "x_0" in solution.variables:
         return solution
-    variables = _implied(seen, solution.variables["x_t"], scale * solution.variables["r"])
+    variables = _image_and_noise(observation, solution.variables["x_t"], scale * solution.variables["r"])
     return dataclasses.replace(solution, variables=variables)
 
 
 @torch.no_grad()
-def _implied(seen: Observation, x_t: Tensor, r: Tensor) -> dict[str, Tensor]:
-    """The image and noise behind a noisy image and its residual at the global weights."""
-    assert seen.timesteps is not None
-    x_0, eps = seen.schedule.denoised(x_t, seen.timesteps, seen.network(x_t, seen.timesteps) - r)
+def _image_and_noise(observation: Observation, x_t: Tensor, r: Tensor) -> dict[str, Tensor]:
+    """Return the image and the noise that follow from a noisy image and its residual at the global weights."""
+    assert observation.timesteps is not None
+    x_0, eps = observation.schedule.denoised(x_t, observation.timesteps, observation.network(x_t, observation.timesteps) - r)
     return {"x_0": x_0, "eps": eps}

@@ -1,20 +1,21 @@
-"""The squared distance of gradients that are whitened layer by layer. Ours.
+"""A squared distance between gradients that are whitened layer by layer. The method is ours.
 
-A layer's gradient is a sum over the N places of its input: G = sum_p d_p a_p^T, with the patch a_p that the layer sees there
-(and a 1 for the bias) and the derivative d_p of the loss in what it makes of it. On large images the squared distance can come
-down while the image gets worse: seen on one crop of 64x64 pixels. The thought behind whitening, not shown by itself: the sum's
-large parts are those that many images share, and its small parts tell which patch is where.
+A layer's gradient is a sum over the N places of its input: G = sum_p d_p a_p^T. Here a_p is the input patch at place p (with a
+1 for the bias), and d_p is the derivative of the loss with respect to the layer's output at p. On large images the squared
+distance can fall while the image gets worse; we observed this on one crop of 64x64 pixels. The idea behind whitening is not
+tested by itself: many images share the large parts of the sum, and its small parts show which patch lies where.
 
-Were places independent, and d of a, the sum's covariance would be N E[d d^T] x E[a a^T]: one Kronecker product for each layer,
-as the abstract of Martens and Grosse 2015 (arXiv 1503.05671) has it for the Fisher information. Both factors are known for a
-guess of the images. So the difference of two gradients is whitened by them, E[d d^T]^-1/2 (G - G*) E[a a^T]^-1/2, which is the
-Mahalanobis distance. A layer's share is divided by its own mean square at the guess: how wrong that is, nobody knows.
+If places were independent, and d independent of a, the covariance of the sum would be N E[d d^T] x E[a a^T]. This is one
+Kronecker product for each layer, as in the abstract of Martens and Grosse 2015 (arXiv 1503.05671) for the Fisher information.
+A guess of the images gives both factors. The difference of two gradients is whitened by them: E[d d^T]^-1/2 (G - G*)
+E[a a^T]^-1/2. The norm of the result is a Mahalanobis distance. The share of each layer is divided by its own mean square at
+the guess. How wrong these assumptions are has not been tested.
 
-Of several guesses, which are as far from the truth as what is found so far may be, the mean squares are the means, and the
-covariances those of all their places. Of a single image of one colour they are those of the noise; on large images neither was
-shown to do better.
+With several guesses, mean squares are averaged and covariances are pooled over all places. The guesses should be about as far
+from the truth as the current image may be. With one guess of a single colour, the covariances reflect the diffusion noise
+only. On large images neither choice was shown to be better.
 
-At the truth the distance is zero, whatever the guesses.
+At the truth the distance is zero, whatever the guesses are.
 """
 
 from __future__ import annotations
@@ -36,23 +37,23 @@ from benchmark.matching.problem import Updates, granted, stack
 from benchmark.types import Observation, Update
 
 
-class NothingTold(Exception):
-    """There is nothing to compare; the message is one sentence that says why."""
+class NothingToCompare(Exception):
+    """Raised if there is nothing to compare. The message is one sentence that gives the reason."""
 
 
-LEAST = 1e-30
-"""Mean square up to which a layer tells nothing: all of it was pruned, or every guess explains it."""
+NEGLIGIBLE_LAYER = 1e-30
+"""Mean square up to which a layer is ignored: the defense pruned all of it, or every guess explains it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """Of one layer's gradient as a matrix (O, I), of weight and bias side by side.
+    """The whitening factors of one layer. Its gradient is a matrix (O, I) with weight and bias side by side.
 
     Attributes:
-        names: of weight and bias, as far as they left the client; of a normalisation they make one row, O = 1.
-        is_row: whether that is so.
-        left: (O, O) E[d d^T]^-1/2, but for a factor.
-        right: (I, I) E[a a^T]^-1/2, likewise.
+        names: the names of weight and bias, if they left the client. For a normalisation they form one row, O = 1.
+        is_row: whether they form one row.
+        left: (O, O) E[d d^T]^-1/2, up to a factor.
+        right: (I, I) E[a a^T]^-1/2, up to a factor.
     """
 
     names: tuple[str, ...]
@@ -61,7 +62,7 @@ class Factors:
     right: Tensor
 
     def whitened(self, difference: Update) -> Tensor:
-        """(P, O, I) of differences (P, *shape) of updates."""
+        """Return the whitened differences (P, O, I) for differences (P, *shape) of updates."""
         parts = [
             difference[name].flatten(2) if difference[name].dim() > 2 else difference[name][..., None] for name in self.names
         ]
@@ -69,60 +70,60 @@ class Factors:
         return self.left @ matrix @ self.right
 
 
-def whitened_distance(seen: Observation, guesses: Tensor, damping: float) -> Distance:
-    """The distance made for guesses x_0 (G, N, C, H, W); its mean over them is 1. It is adapted to pruning and clips.
+def whitened_distance(observation: Observation, guesses: Tensor, damping: float) -> Distance:
+    """Return the whitened distance for guesses x_0 (G, N, C, H, W), adapted to pruning and clipping. Its mean over them is 1.
 
-    Not compared are layers without places (the time embedding's: what they tell, others tell too), layers whose weight did not
-    leave the client or whose update is zero at all guesses, and the parameters of other layers than plain convolutions, linear
-    layers and normalisations.
+    It compares only plain convolutions, linear layers and normalisations. It leaves out layers without places (in the time
+    embedding, whose information other layers carry too), layers whose weight did not leave the client, and layers whose update
+    is zero at all guesses.
 
     Args:
-        seen: with timesteps and noise.
-        guesses: where the covariances are those of the update.
+        observation: an observation with timesteps and noise.
+        guesses: images at whose updates the covariances are computed.
         damping: what is added to a covariance before its root is taken, as a share of its largest eigenvalue.
 
     Raises:
-        NothingTold: no layer is left to compare, none tells anything at these guesses, or a covariance has no
+        NothingToCompare: no layer is left to compare, all layers are ignored at these guesses, or a covariance has no
             decomposition.
     """
-    factors = _read(seen, guesses, damping)
+    factors = _factors(observation, guesses, damping)
     if not factors:
-        raise NothingTold("no layer with places left the client")
+        raise NothingToCompare("no layer that can be whitened left the client")
 
-    known, updates = stack([seen]), Updates(seen, plan_for(seen).backend)
+    known, updates = stack([observation]), Updates(observation, plan_for(observation).backend)
 
     def mean_squares(update: Update, other: Update) -> Tensor:
         difference = {name: update[name] - value for name, value in other.items()}
         return torch.stack([layer.whitened(difference).square().mean((1, 2)) for layer in factors], 1)
 
-    def at(x_0: Tensor) -> Tensor:
+    def mean_squares_at(x_0: Tensor) -> Tensor:
         own = {name: value.detach() for name, value in updates(granted({"x_0": x_0[None]}, known)).items()}
-        return as_released(seen.public, mean_squares)(own, known.update)[0]
+        return as_released(observation.public, mean_squares)(own, known.update)[0]
 
-    start = torch.stack([at(x_0) for x_0 in guesses]).mean(0)
-    sizes = torch.tensor([float(len(layer.left) * len(layer.right)) for layer in factors], device=start.device)
-    told = start > LEAST
-    if not told.any():
-        raise NothingTold("no layer tells these images from the update")
-    weights = torch.where(told, sizes / start, 0) / sizes[told].sum()
-    return as_released(seen.public, lambda update, other: mean_squares(update, other) @ weights)
+    at_guesses = torch.stack([mean_squares_at(x_0) for x_0 in guesses]).mean(0)
+    sizes = torch.tensor([float(len(layer.left) * len(layer.right)) for layer in factors], device=at_guesses.device)
+    informative = at_guesses > NEGLIGIBLE_LAYER
+    if not informative.any():
+        raise NothingToCompare("no layer distinguishes these images from the observed update")
+    weights = torch.where(informative, sizes / at_guesses, 0) / sizes[informative].sum()
+    return as_released(observation.public, lambda update, other: mean_squares(update, other) @ weights)
 
 
-def _read(seen: Observation, guesses: Tensor, damping: float) -> list[Factors]:
-    """The factors of the layers of the update that the guesses would give, each guess read as one batch."""
+def _factors(observation: Observation, guesses: Tensor, damping: float) -> list[Factors]:
+    """Return the factors of all layers, summed over the updates that the guesses would give. Each guess counts as one batch."""
     layers = {
         name: layer
-        for name, layer in seen.network.named_modules()
-        if f"{name}.weight" in seen.update and type(layer) in PLACES and _plain(layer)
+        for name, layer in observation.network.named_modules()
+        if f"{name}.weight" in observation.update and type(layer) in PLACES and _is_plain(layer)
     }
     moments: dict[str, tuple[Tensor, Tensor]] = {}
     for x_0 in guesses:
-        for name, own in _moments(seen, x_0, layers):
+        for name, own in _moments(observation, x_0, layers):
             before = moments.get(name)
             moments[name] = own if before is None else (before[0] + own[0], before[1] + own[1])
     return [
         Factors(
-            _names(name, seen),
+            _sent_names(name, observation),
             isinstance(layers[name], nn.GroupNorm),
             _inverse_root(left, damping),
             _inverse_root(right, damping),
@@ -131,9 +132,14 @@ def _read(seen: Observation, guesses: Tensor, damping: float) -> list[Factors]:
     ]
 
 
-def _moments(seen: Observation, x_0: Tensor, layers: Mapping[str, nn.Module]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    """Of each layer that is at work, sums of d d^T (O, O) and a a^T (I, I) over its places; with one row O = 1."""
-    assert seen.timesteps is not None and seen.noise is not None
+def _moments(
+    observation: Observation, x_0: Tensor, layers: Mapping[str, nn.Module]
+) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """Yield, for each active layer, its name and the sums of d d^T (O, O) and a a^T (I, I) over its places.
+
+    For a layer with one row, O = 1.
+    """
+    assert observation.timesteps is not None and observation.noise is not None
     passed: dict[str, tuple[Tensor, Tensor]] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -145,7 +151,7 @@ def _moments(seen: Observation, x_0: Tensor, layers: Mapping[str, nn.Module]) ->
 
     handles = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
     try:
-        loss = training_loss(seen.network, seen.schedule, x_0, seen.timesteps, seen.noise)
+        loss = training_loss(observation.network, observation.schedule, x_0, observation.timesteps, observation.noise)
     finally:
         for handle in handles:
             handle.remove()
@@ -159,34 +165,37 @@ def _moments(seen: Observation, x_0: Tensor, layers: Mapping[str, nn.Module]) ->
             if not a.any():
                 continue
             is_row = isinstance(layer, nn.GroupNorm)
-            if len(_names(name, seen)) == 2:
+            if len(_sent_names(name, observation)) == 2:
                 a = torch.cat([a, d if is_row else torch.ones_like(a[:, :1])], 1)
             yield name, (_gram(torch.ones_like(d[:, :1]) if is_row else d), _gram(a))
 
 
-def _names(name: str, seen: Observation) -> tuple[str, ...]:
-    return tuple(full for full in (f"{name}.weight", f"{name}.bias") if full in seen.update)
+def _sent_names(name: str, observation: Observation) -> tuple[str, ...]:
+    return tuple(full for full in (f"{name}.weight", f"{name}.bias") if full in observation.update)
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """(n, n) float64: the sum of v v^T over rows (N, n)."""
-    largest = rows.abs().amax()  # squares of small derivatives are no float32
+    """Return the sum (n, n) of v v^T over rows (N, n), in float64."""
+    largest = rows.abs().amax()  # squares of small derivatives underflow in float32
     scaled = rows / largest
     return (scaled.mT @ scaled).double() * largest.double().square()
 
 
-def _plain(layer: nn.Module) -> bool:
+def _is_plain(layer: nn.Module) -> bool:
     if not isinstance(layer, nn.Conv2d):
         return True
     return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 def _inverse_root(moments: Tensor, damping: float) -> Tensor:
-    """(n, n) float32: the damped root of a sum of v v^T, inverted; but for a factor, as a layer is divided by its own size."""
+    """Return the inverse of the damped root (n, n) of a sum of v v^T, in float32.
+
+    It is correct up to a factor only, since each layer is divided by its own size.
+    """
     try:
         values, vectors = torch.linalg.eigh(moments / moments.diagonal().amax())
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # imported under another name
-        raise NothingTold("a covariance could not be decomposed") from error
+        raise NothingToCompare("a covariance could not be decomposed") from error
     roots = (values.clamp(min=0) + damping * values[-1]).rsqrt()
     root: Tensor = ((vectors * roots) @ vectors.mT).float()
     return root
@@ -202,7 +211,7 @@ def _of_linear(layer: Any, inputs: Tensor, derivative: Tensor) -> tuple[Tensor, 
 
 
 def _of_normalisation(layer: Any, inputs: Tensor, derivative: Tensor) -> tuple[Tensor, Tensor]:
-    """Its gradients are sums over places of n d and d, with the normalised input n."""
+    """Return n d and d at each place, with the normalised input n. The gradients are their sums over the places."""
     d = derivative.flatten(2)
     n = F.group_norm(inputs, layer.num_groups, eps=layer.eps).view_as(d)
     return (n * d).mT.flatten(0, 1), d.mT.flatten(0, 1)
@@ -213,4 +222,4 @@ PLACES: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], tuple[Tensor, Tens
     nn.Linear: _of_linear,
     nn.GroupNorm: _of_normalisation,
 }
-"""For each kind of layer: a (N, I) and d (N, O) at its places, of its inputs and the derivative in its output."""
+"""For each kind of layer: a (N, I) and d (N, O) at its places, from its inputs and the derivative in its output."""

@@ -2,29 +2,32 @@
 
 Source: ours
 
-Near to it come, by their abstracts, R-GAP (arXiv 2010.07733) and R-CONV (arXiv 2406.04227), which solve for the inputs of
-layers, and DAGER (arXiv 2405.15586) and TIGER (arXiv 2606.18312), which use the span of a gradient's rows to find text.
+Related work, according to the abstracts: R-GAP (arXiv 2010.07733) and R-CONV (arXiv 2406.04227) solve for the inputs of
+layers. DAGER (arXiv 2405.15586) and TIGER (arXiv 2606.18312) use the span of a gradient's rows to find text.
 
-1. A private timestep is read in closed form (`benchmark.closed_form.timesteps`); where that is refused, nothing is rebuilt.
-2. Of one image, the input of the first convolution on the network's way whose output has no more positions than channels is
-   read in closed form, where such a convolution is (`benchmark.closed_form.activations`).
-3. The images are searched by what the network's layers make of them on the way down (`benchmark.attacks._inversion`), by
-   L-BFGS: the angle to that input, and how much of the rows of the weight gradients the images' patches do not explain. Where
-   the noise is private, noisy images are searched from N(0, 1) and by the angle alone at first, since the rows tell more but
-   mislead from afar. Where it is granted, clean images are searched from the mean colour of public ones.
-4. From there L-BFGS on the squared distance over x_t and the residual (`benchmark.attacks._residual`), or over the images where
-   the noise is granted; the distance is adapted to the defense as in `residual`.
+1. A private timestep is read in closed form (`benchmark.closed_form.timesteps`). If that is refused, nothing is reconstructed.
+2. With one image, the attack reads the input of the first convolution of the forward pass whose output has no more positions
+   than channels, if there is one. This is a closed form too (`benchmark.closed_form.activations`).
+3. L-BFGS searches the images by their activations in the encoder (`benchmark.attacks._inversion`). The cost is the angle to
+   the input from step 2, plus the share of the rows of the weight gradients that the images' patches do not explain. If the
+   noise is private, the search variables are noisy images that start at N(0, 1). It first uses the angle alone, since the rows
+   carry more information but mislead far from the truth. If the noise is granted, they are clean images that start at the mean
+   colour of public images.
+4. From there L-BFGS minimises the squared distance over x_t and the residual (`benchmark.attacks._residual`), or over the
+   images if the noise is granted. The distance is adapted to the defense as in `residual`.
 
-With noise on the update or coordinates set to zero, the rows tell nothing and step 3 does not come down: there the rest of the
-budget goes to step 4 from the start of `residual`; and all of it where every convolution has too many positions.
+If a defense adds noise to the update or sets coordinates to zero, the rows carry no usable information. Then step 3 does not
+converge, and step 4 spends the rest of the budget from the start of `residual`. If every convolution has too many positions,
+step 4 has the whole budget.
 
-After several local steps the rows are those of several gradients at weights that drift, and step 3 takes them for one:
-the truth is no longer where its cost is zero, and step 4 has to make up for it.
+After several local steps the rows belong to several gradients at weights that drift, but step 3 treats them as one gradient.
+The truth is then not where its cost is zero, and step 4 has to correct for that.
 
-Shapes: images (B, C, H, W), unbounded. Cost: an evaluation of step 3 is one pass through the way down and back, with a Gram
-matrix of all patches for each convolution in float64, and counts as much as one of step 4, a double backward through the
-network. Not counted: a singular value decomposition of each gradient, and for the reading up to 2,000 steps of conjugate
-gradients on matrices (N, N), N the positions of the output (seen on a busy core: 1 s for 64 positions, 30 to 50 s for 256).
+Shapes: images (B, C, H, W), unbounded. Cost: an evaluation of step 3 is one pass forward and back through the encoder, with a
+Gram matrix of all patches for each convolution in float64. It counts as much as an evaluation of step 4, which is a double
+backward through the network. Not counted: a singular value decomposition of each gradient, and up to 2,000 steps of conjugate
+gradients to read an input. These work on matrices (N, N), where N is the number of positions of the output (measured on a busy
+core: 1 s for 64 positions, 30 to 50 s for 256).
 """
 
 from __future__ import annotations
@@ -37,8 +40,8 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from benchmark.attacks._inversion import Inversion, Readout, read, sites
-from benchmark.attacks._residual import plain_start, search
+from benchmark.attacks._inversion import Inversion, Readout, read_update, sites
+from benchmark.attacks._residual import default_start, search
 from benchmark.base.ranges import LARGEST, InnerShare, Positive, Range
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.diffusion.landmarks import landmarks
@@ -49,8 +52,8 @@ from benchmark.matching.search import Searches, Solution
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
 
-COME_DOWN = 0.02
-"""Share of the rows outside the images' patches below which step 3 has come down."""
+CONVERGED_SHARE = 0.02
+"""Step 3 has converged if less than this share of the rows lies outside the images' patches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +63,9 @@ class Activations(MatchingAttack):
     Attributes:
         evaluations: budget for one victim, both searches together.
         inversion_share: share of the budget for step 3.
-        angle_share: share of that for the angle alone.
-        span_weight: weight of the rows against the angle.
-        residual_scale: how far the residual moves before x_t does; large, since x_t is nearly known by then.
+        angle_share: share of step 3's budget that is spent on the angle alone.
+        span_weight: weight of the rows relative to the angle.
+        residual_scale: how far the residual moves before x_t does. It is large because x_t is nearly known in step 4.
     """
 
     adapts_to: ClassVar[frozenset[str]] = DISTANCE_PARAMETERS | {"least_timestep"}
@@ -75,79 +78,85 @@ class Activations(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return with_timesteps(observations, lambda told: self._attack(told, generator))
+        return with_timesteps(observations, lambda known: self._attack(known, generator))
 
     def _attack(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        distinct = {(id(seen.network), seen.image_shape): seen for seen in observations}
-        passed = {key: sites(seen.network, seen.image_shape) for key, seen in distinct.items()}
-        readouts = [read(seen, passed[id(seen.network), seen.image_shape]) for seen in observations]
+        distinct = {(id(observation.network), observation.image_shape): observation for observation in observations}
+        sites_by_network = {key: sites(observation.network, observation.image_shape) for key, observation in distinct.items()}
+        readouts = [
+            read_update(observation, sites_by_network[id(observation.network), observation.image_shape])
+            for observation in observations
+        ]
         groups: dict[object, list[int]] = {}
-        for place, (seen, readout) in enumerate(zip(observations, readouts, strict=True)):
-            groups.setdefault((id(seen.network), seen.batch_shape, seen.noise is None, readout.kind), []).append(place)
-        near: dict[int, _Near] = {}
+        for place, (observation, readout) in enumerate(zip(observations, readouts, strict=True)):
+            kind = (id(observation.network), observation.batch_shape, observation.noise is None, readout.kind)
+            groups.setdefault(kind, []).append(place)
+        starts: dict[int, _Start] = {}
         for places in groups.values():
-            found = self._inverted([observations[i] for i in places], [readouts[i] for i in places], generator)
-            near.update(zip(places, found, strict=True))
-        return self._finished(observations, [near[place] for place in range(len(observations))])
+            found = self._step_3([observations[i] for i in places], [readouts[i] for i in places], generator)
+            starts.update(zip(places, found, strict=True))
+        return self._step_4(observations, [starts[place] for place in range(len(observations))])
 
-    def _inverted(
+    def _step_3(
         self, observations: Sequence[Observation], readouts: Sequence[Readout], generator: torch.Generator
-    ) -> list[_Near]:
-        """Step 3 for victims with readouts of one kind."""
-        plain = [plain_start(seen, generator) for seen in observations]
+    ) -> list[_Start]:
+        """Run step 3 for victims whose readouts are of one kind."""
+        default_starts = [default_start(observation, generator) for observation in observations]
         if not readouts[0].spans:
-            return [_Near(start, 0, "") for start in plain]
+            return [_Start(start, 0, "") for start in default_starts]
         budget = min(max(2, round(self.inversion_share * self.evaluations)), self.evaluations - 1)
-        x, spent = torch.stack(plain).flatten(1), [0] * len(plain)
+        x, spent = torch.stack(default_starts).flatten(1), [0] * len(default_starts)
         if observations[0].noise is None and readouts[0].site:
-            blind = torch.stack([gaussian(seen, generator) for seen in observations]).flatten(1)
-            angle = min(max(1, round(self.angle_share * budget)), budget - 1)
-            searches = _searched(Inversion(observations, readouts, 0.0), blind, [angle] * len(blind))
+            random_starts = torch.stack([gaussian(observation, generator) for observation in observations]).flatten(1)
+            angle_budget = min(max(1, round(self.angle_share * budget)), budget - 1)
+            searches = _invert(Inversion(observations, readouts, 0.0), random_starts, [angle_budget] * len(random_starts))
             x, spent = searches.best, searches.spent
         budgets = [budget - before for before in spent]
-        searches = _searched(Inversion(observations, readouts, self.span_weight), x, budgets)
-        what = f"the input of {readouts[0].site.name}" if readouts[0].site else f"{len(readouts[0].spans)} spans"
+        searches = _invert(Inversion(observations, readouts, self.span_weight), x, budgets)
+        inverted = f"the input of {readouts[0].site.name}" if readouts[0].site else f"{len(readouts[0].spans)} spans"
         return [
-            _Near(
-                best.view_as(start) if loss < COME_DOWN * self.span_weight else start,
+            _Start(
+                best.view_as(start) if loss < CONVERGED_SHARE * self.span_weight else start,
                 before + own,
-                f"inverted {what}" if loss < COME_DOWN * self.span_weight else "",
+                f"inverted {inverted}" if loss < CONVERGED_SHARE * self.span_weight else "",
             )
-            for start, best, loss, before, own in zip(plain, searches.best, searches.loss, spent, searches.spent, strict=True)
+            for start, best, loss, before, own in zip(
+                default_starts, searches.best, searches.loss, spent, searches.spent, strict=True
+            )
         ]
 
-    def _finished(self, observations: Sequence[Observation], near: Sequence[_Near]) -> list[Reconstruction]:
-        """Step 4: what was inverted and what was not, each with its own unit of the residual."""
+    def _step_4(self, observations: Sequence[Observation], starts: Sequence[_Start]) -> list[Reconstruction]:
+        """Run step 4 for inverted and for other victims; each group has its own unit of the residual."""
         rebuilt: dict[int, Reconstruction] = {}
         for scale, inverted in ((self.residual_scale, True), (1.0, False)):
-            places = [place for place, start in enumerate(near) if bool(start.note) == inverted]
-            budgets = [self.evaluations - near[place].spent for place in places]
-            found = search([observations[i] for i in places], [near[i].x for i in places], budgets, scale)
+            places = [place for place, start in enumerate(starts) if bool(start.note) == inverted]
+            budgets = [self.evaluations - starts[place].spent for place in places]
+            found = search([observations[i] for i in places], [starts[i].x for i in places], budgets, scale)
             rebuilt.update(
-                (place, _rebuilt(observations[place], solution, near[place]))
+                (place, _reconstruction(observations[place], solution, starts[place]))
                 for place, solution in zip(places, found, strict=True)
             )
         return [rebuilt[place] for place in range(len(observations))]
 
 
 @dataclass(frozen=True, eq=False)
-class _Near:
-    """Where step 4 begins: images, what was spent so far, and what was inverted if that succeeded."""
+class _Start:
+    """The start of step 4: images, evaluations spent so far, and a note on what was inverted, empty if that failed."""
 
     x: Tensor
     spent: int
     note: str
 
 
-def _searched(inversion: Inversion, start: Tensor, budgets: Sequence[int]) -> Searches:
+def _invert(inversion: Inversion, start: Tensor, budgets: Sequence[int]) -> Searches:
     searches = Searches(inversion, start, budgets, backend="inversion")
     lbfgs(searches)
     return searches
 
 
-def _rebuilt(seen: Observation, solution: Solution, near: _Near) -> Reconstruction:
+def _reconstruction(observation: Observation, solution: Solution, start: _Start) -> Reconstruction:
     rebuilt = solution.reconstruction()
-    unknown = "" if landmarks(seen.network) else ": the network does not say which layers its encoder has"
+    unknown = "" if landmarks(observation.network) else ": the network does not say which layers its encoder has"
     return dataclasses.replace(
-        rebuilt, evaluations=near.spent + rebuilt.evaluations, note=near.note or f"nothing could be inverted{unknown}"
+        rebuilt, evaluations=start.spent + rebuilt.evaluations, note=start.note or f"nothing could be inverted{unknown}"
     )

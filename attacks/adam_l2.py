@@ -1,13 +1,13 @@
-"""Plain Adam on the squared distance between the guessed and the seen update: the loop that everybody writes first.
+"""Plain Adam on the squared distance between the guessed and the observed update: the loop that everybody writes first.
 
-Source: ours, as the reference that stronger attacks are held against
+Source: ours, as the reference that stronger attacks are compared with
 
-Start from N(0, 1), Adam with step 0.05 that falls to zero along a half cosine, the squared distance summed over all
-parameters, no regulariser, no bounds. The budget of 300 evaluations is ours: that of `dlg`, so that the two differ in the
-optimiser alone.
+The search starts from N(0, 1). Adam's step of 0.05 falls to zero along a half cosine. The squared distance is summed over all
+parameters. There is no regulariser and no bound. The budget of 300 evaluations is ours. It equals the budget of `dlg`, so the
+two differ in the optimiser alone.
 
-Assumes the timestep is known, as `dlg` does: a private one is read in closed form. Where the noise is private it is searched
-jointly with the images, as in `dlg`.
+The attack assumes that the timestep is known, as `dlg` does. A private timestep is read in closed form, and private noise is
+searched jointly with the images, as in `dlg`.
 
 Shapes: images (B, C, H, W), unbounded during the search. Cost: one double backward through the network per evaluation.
 """
@@ -37,7 +37,7 @@ class AdamL2(MatchingAttack):
 
     Attributes:
         evaluations: budget for one victim.
-        lr: first step of Adam, in units of the image range [-1, 1] and of the noise's deviation.
+        lr: first step of Adam, in units of the image range [-1, 1] and of the noise's standard deviation.
     """
 
     adapts_to: ClassVar[frozenset[str]] = frozenset({"least_timestep"})
@@ -47,9 +47,12 @@ class AdamL2(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return with_timesteps(observations, lambda told: self._search(told, generator))
+        return with_timesteps(observations, lambda known: self._search(known, generator))
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        tasks = [Task(seen, unknowns(seen, gaussian(seen, generator), generator), self.evaluations) for seen in observations]
+        tasks = [
+            Task(observation, unknowns(observation, gaussian(observation, generator), generator), self.evaluations)
+            for observation in observations
+        ]
         optimise = partial(adam, lr=self.lr, decay=cosine_decay)
         return [found.reconstruction() for found in match(tasks, granted, squared_distance, optimise)]

@@ -2,7 +2,7 @@
 
 Source: ours
 
-It reads nothing of the update and spends no evaluation.
+It ignores the update and spends no evaluation.
 
 Shapes: images (B, C, H, W) in [-1, 1], constant over H and W.
 """
@@ -28,4 +28,4 @@ class ConstantImage(Attack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return [Reconstruction(flat(seen), evaluations=0) for seen in observations]
+        return [Reconstruction(flat(observation), evaluations=0) for observation in observations]

@@ -1,16 +1,16 @@
-"""Deep Leakage from Gradients: L-BFGS on the squared distance between the guessed and the seen update.
+"""Deep Leakage from Gradients: L-BFGS on the squared distance between the guessed and the observed update.
 
 Source: Zhu, Liu and Han 2019 (arXiv 1906.08935); github mit-han-lab/dlg at commit 00d4f86, main.py
 
-As there: dummy data from N(0, 1), the squared distance summed over all parameters, torch's L-BFGS with step 1.
+As in the source: dummy data from N(0, 1), the squared distance summed over all parameters, torch's L-BFGS with step 1.
 
-Needs the timestep: a private one is read in closed form (ours, `benchmark.closed_form.timesteps`), and where that is refused
-nothing is rebuilt. Where the noise is private it is a second dummy variable, optimised together with the images,
-as the paper does with labels.
+The attack needs the timestep. A private one is read in closed form (ours, `benchmark.closed_form.timesteps`); if that is
+refused, nothing is reconstructed. Private noise is a second dummy variable, optimised together with the images, as the paper
+does with labels.
 
-Deviations, ours: a strong Wolfe line search (the reference code has none); the budget counts evaluations
-(one loss with gradient), where the reference takes 300 steps of up to 20 iterations each; restarts share the budget and the
-lowest matching loss wins (the reference has one start).
+Deviations, ours: a strong Wolfe line search (the reference code has none). The budget counts evaluations (one loss with
+gradient); the reference takes 300 steps of up to 20 iterations each. Restarts share the budget, and the lowest matching loss
+wins (the reference has one start).
 
 Shapes: images (B, C, H, W), unbounded during the search. Cost: one double backward through the network per evaluation.
 """
@@ -40,7 +40,7 @@ class DLG(MatchingAttack):
 
     Attributes:
         evaluations: budget for one victim, restarts included.
-        restarts: independent starts among which the matching loss chooses.
+        restarts: independent starts; the one with the lowest matching loss wins.
     """
 
     adapts_to: ClassVar[frozenset[str]] = frozenset({"least_timestep"})
@@ -54,13 +54,13 @@ class DLG(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return with_timesteps(observations, lambda told: self._search(told, generator))
+        return with_timesteps(observations, lambda known: self._search(known, generator))
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         share = self.evaluations // self.restarts
         tasks = [
-            Task(seen, unknowns(seen, gaussian(seen, generator), generator), share)
-            for seen in observations
+            Task(observation, unknowns(observation, gaussian(observation, generator), generator), share)
+            for observation in observations
             for _ in range(self.restarts)
         ]
         found = match(tasks, granted, squared_distance, lbfgs)

@@ -1,26 +1,28 @@
-"""GIDM: search the latent of a trained model's own sampler, then the pixels, for what explains the update.
+"""GIDM: search the latent of a trained model's own sampler, then the pixels, for an image that explains the update.
 
 Source: after the abstract of Huang, Hong, Chen and Roos 2024 (arXiv 2405.20380); github
 GillHuang-Xtler/GIDM_diffusion_inversion at commit 3dcd42d
 
-Phase 1 searches z such that x_0 = Sampler(z), DDIM through the granted prior, explains the update:
-min_z || grad_theta L(Sampler(z), t, eps) - g* ||^2. Phase 2 starts from that image and minimises the same distance over pixels.
-Where no prior is granted, phase 1 is skipped, phase 2 has the whole budget, and the row says so.
+Phase 1 searches a latent z such that the image x_0 = Sampler(z) explains the update. It minimises the distance
+|| grad_theta L(Sampler(z), t, eps) - g* ||^2 over z. The sampler is DDIM through the granted prior. Phase 2 starts from that
+image and minimises the same distance over pixels. If no prior is granted, phase 1 is skipped and phase 2 has the whole budget.
+A note in the tables states this.
 
-`preset=reference` is what the reference code does: z from N(0, 1), 2,501 iterations through 16 sampler steps and then 5,001
-over pixels, Adam with step 0.01, the squared distance summed over all parameters, no regulariser.
+`preset=reference` follows the reference code: z from N(0, 1), 2,501 iterations through 16 sampler steps and then 5,001 over
+pixels, Adam with step 0.01, the squared distance summed over all parameters, no regulariser.
 
-`preset=tuned` is ours: L-BFGS with a strong Wolfe line search in both phases, the cosine distance and a tenth of the budget
-for phase 1, and a start at the latent of one flat colour, the mean of public images, by the sampler run backwards; without a
-prior, phase 2 starts at that colour. It was chosen on three training images of CIFAR-10 at 16x16, t = 20, after first trials
-on crops of the photographs of `photos` at 16x16: the crops that the tables show were not used, their photographs were.
+`preset=tuned` is ours. Both phases use L-BFGS with a strong Wolfe line search. Phase 1 uses the cosine distance and a tenth of
+the budget. It starts at the latent of one flat colour, the mean of public images, found by running the sampler backwards.
+Without a prior, phase 2 starts at that colour. We chose this preset on three training images of CIFAR-10 at 16x16, t = 20.
+First trials used crops of the photographs of `photos` at 16x16: other crops than the tables show, but of the same photographs.
 
-Deviations, ours: one network and one noise for both phases, those of the observation (the reference code draws new ones for
-each); the best iterate by the matching loss is kept, not the last; the sampler clips each step's image to [-1, 1]; gradient
-memory of the sampler is one step's. The loss that a row shows is that of its last phase.
+Deviations, ours: both phases use one network and one noise, those of the observation (the reference code draws new ones for
+each phase). The best iterate by the matching loss is kept, not the last. The sampler clips each step's image to [-1, 1]. The
+sampler's gradient keeps the activations of one step in memory at a time. The loss in a row is the loss of the last phase.
 
-Assumes timestep and noise are known. Shapes: images (B, C, H, W), unbounded in phase 2. Cost: one double backward through the
-network per evaluation; in phase 1, for each sampler step, two forward passes and one backward pass of the prior more.
+The attack assumes that timestep and noise are known. Shapes: images (B, C, H, W), unbounded in phase 2. Cost: one double
+backward through the network per evaluation. Phase 1 adds two forward passes and one backward pass of the prior per sampler
+step.
 """
 
 from __future__ import annotations
@@ -49,14 +51,14 @@ from benchmark.types import Capability, Observation, Prior, Reconstruction
 
 @dataclass(frozen=True)
 class Preset:
-    """What a preset stands for.
+    """The settings behind a preset's name.
 
     Attributes:
         search: the optimiser of both phases.
-        latent_distance: what phase 1 minimises; phase 2 minimises the squared distance.
+        latent_distance: the distance that phase 1 minimises; phase 2 minimises the squared distance.
         latent_share: share of the budget for phase 1.
         sampler_steps: steps of DDIM.
-        start: `gaussian` latents and pixels, or those of the `flat` mean colour.
+        start: `gaussian` latents and pixels, or the `flat` mean colour and its latent.
     """
 
     search: Optimiser
@@ -79,7 +81,7 @@ class GIDM(MatchingAttack):
     Attributes:
         preset: `reference` or `tuned`, see above.
         evaluations: budget for one victim, both phases together.
-        latent_share: share of the budget for phase 1, None for the preset's own; 0 is phase 2 alone, 1 phase 1 alone.
+        latent_share: share of the budget for phase 1, None for the preset's own; 0 means phase 2 alone, 1 means phase 1 alone.
         sampler_steps: steps of DDIM, None for the preset's own.
     """
 
@@ -93,15 +95,23 @@ class GIDM(MatchingAttack):
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
         preset = PRESETS[self.preset]
-        starts = [gaussian(seen, generator) if preset.start == "gaussian" else flat(seen) for seen in observations]
-        tasks = [Task(seen, {"x_0": start}, self.evaluations) for seen, start in zip(observations, starts, strict=True)]
+        starts = [
+            gaussian(observation, generator) if preset.start == "gaussian" else flat(observation)
+            for observation in observations
+        ]
+        tasks = [
+            Task(observation, {"x_0": start}, self.evaluations) for observation, start in zip(observations, starts, strict=True)
+        ]
         share = preset.latent_share if self.latent_share is None else self.latent_share
         first = self._phase_1([task for task in tasks if share and task.seen.prior], share)
         found = self._phase_2(tasks, first) if share < 1 else first
-        return [_answer(task, found.get(task), bool(share)) for task in tasks]
+        return [_reconstruction(task, found.get(task), bool(share)) for task in tasks]
 
     def _phase_1(self, tasks: Sequence[Task], share: float) -> dict[Task, Solution]:
-        """From latents to images, by task; a start is the latent itself, or the flat image whose latent is looked for."""
+        """Search the latents and return their images, by task.
+
+        A start is a latent, or the flat image whose latent is computed first.
+        """
         preset, evaluations = PRESETS[self.preset], max(1, round(share * self.evaluations))
         steps = self.sampler_steps or preset.sampler_steps
 
@@ -116,17 +126,17 @@ class GIDM(MatchingAttack):
 
         latents = [Task(task.seen, {"z": latent(task)}, evaluations) for task in tasks]
         found = match(latents, guess, preset.latent_distance, preset.search)
-        return {task: _shown(task, solution, steps) for task, solution in zip(tasks, found, strict=True)}
+        return {task: _with_image(task, solution, steps) for task, solution in zip(tasks, found, strict=True)}
 
     def _phase_2(self, tasks: Sequence[Task], first: Mapping[Task, Solution]) -> dict[Task, Solution]:
-        """From images to better ones, with the evaluations that are left, by task."""
-        nothing = {task: Solution(task.start, math.inf, 0) for task in tasks}
-        before = {**nothing, **first}
+        """Improve the images with the evaluations that are left, and return them by task."""
+        unsearched = {task: Solution(task.start, math.inf, 0) for task in tasks}
+        before = {**unsearched, **first}
         left = {task: self.evaluations - solution.evaluations for task, solution in before.items()}
-        going = [task for task in tasks if left[task]]
-        pixels = [Task(task.seen, before[task].variables, left[task]) for task in going]
+        active = [task for task in tasks if left[task]]
+        pixels = [Task(task.seen, before[task].variables, left[task]) for task in active]
         found = match(pixels, granted, squared_distance, PRESETS[self.preset].search)
-        return {**before, **{task: new.after(before[task]) for task, new in zip(going, found, strict=True)}}
+        return {**before, **{task: new.after(before[task]) for task, new in zip(active, found, strict=True)}}
 
 
 def _sampled(prior: Prior | None, z: Tensor, steps: int) -> Tensor:
@@ -135,12 +145,12 @@ def _sampled(prior: Prior | None, z: Tensor, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def _shown(task: Task, latent: Solution, steps: int) -> Solution:
-    """The solution with the image that its latent stands for."""
+def _with_image(task: Task, latent: Solution, steps: int) -> Solution:
+    """Return the solution with the image of its latent."""
     return dataclasses.replace(latent, variables={"x_0": _sampled(task.seen.prior, latent.variables["z"], steps)})
 
 
-def _answer(task: Task, found: Solution | None, latent: bool) -> Reconstruction:
+def _reconstruction(task: Task, found: Solution | None, latent: bool) -> Reconstruction:
     if found is None:
         return Reconstruction(task.start["x_0"], 0, diverged="phase 1 alone needs a prior, and none is granted")
     note = "phase 1 skipped: no prior is granted" if latent and not task.seen.prior else ""

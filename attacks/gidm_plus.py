@@ -1,23 +1,23 @@
-"""GIDM+: image, noise and timestep searched together, where the client keeps noise and timestep to itself.
+"""GIDM+: image, noise and timestep searched together, for clients that keep noise and timestep private.
 
 Source: after the abstract of Huang, Hong, Chen and Roos 2024 (arXiv 2405.20380)
 
-The abstract names a joint triple optimisation. How it goes on is ours throughout, the relaxation and the schedule included:
+The abstract names a joint triple optimisation. All details are ours, including the relaxation and the schedule:
 
-1. All three together: Adam on the mean of the layers' cosine distances. The timestep is a softmax over all T of them, mixing
-   their embeddings and their alpha_bar, from equal weights, or none for those that the defense is known to leave out. Every
-   layer counts alike, so that those of the time embedding have a say; with the plain distance the timestep was missed in
-   trials on training images of CIFAR-10.
-2. The timestep is then the likeliest one, and image and noise go on together: L-BFGS with a strong Wolfe line search on
-   the squared distance.
+1. All three together: Adam minimises the mean of the layers' cosine distances. The timestep is a softmax over all T timesteps,
+   which mixes their embeddings and their alpha_bar. All weights start equal, except that timesteps which the defense is known
+   to exclude have weight zero. Every layer counts equally, so that the layers of the time embedding matter. With the plain
+   distance the attack missed the timestep in trials on training images of CIFAR-10.
+2. The timestep is fixed to its most likely value. L-BFGS with a strong Wolfe line search then continues with image and noise
+   on the squared distance.
 
-Nothing of the truth is in any initial value: the image starts at the mean colour of public images, the noise at N(0, 1). In
-the reference code (github GillHuang-Xtler/GIDM_diffusion_inversion at commit 3dcd42d) the noise starts at the truth plus 1e-4
-randn and stays there, and the timestep, which gets no gradient, is the truth from the start; the defense `near_noise` is that
+No initial value uses the truth: the image starts at the mean colour of public images, the noise at N(0, 1). In the reference
+code (github GillHuang-Xtler/GIDM_diffusion_inversion at commit 3dcd42d) the noise starts at the truth plus 1e-4 randn and
+stays there. The timestep there gets no gradient and is the truth from the start. The defense `near_noise` reproduces that
 scene.
 
-No prior is used: searching a latent instead of pixels, the first phase missed timesteps in the same trials. What the client
-does grant is used as it is; where the timestep is granted, all of the budget goes to the second phase.
+The attack uses no prior: with a latent in place of pixels, the first phase missed timesteps in the same trials. Granted values
+are used as they are. If the timestep is granted, the second phase has the whole budget.
 
 Shapes: images (B, C, H, W), unbounded. Cost: one double backward through the network per evaluation.
 """
@@ -45,10 +45,10 @@ from benchmark.matching.search import Solution, Variables
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
 
-UNMIXED = "the timestep is private, and the network does not mix time embeddings"
+NOT_MIXABLE = "the timestep is private, and the network does not mix time embeddings"
 
-OUT = -1e4
-"""The logit of a timestep whose weight is zero."""
+EXCLUDED_LOGIT = -1e4
+"""The logit of an excluded timestep; its weight is zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class GIDMPlus(MatchingAttack):
     Attributes:
         evaluations: budget for one victim, both phases together.
         joint_share: share of the budget for the first phase.
-        lr: step of Adam for image and noise, in units of the image range [-1, 1] and of the noise's deviation.
+        lr: step of Adam for image and noise, in units of the image range [-1, 1] and of the noise's standard deviation.
         timestep_lr: step of Adam for the logits of the timestep.
     """
 
@@ -71,16 +71,21 @@ class GIDMPlus(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        tasks = [Task(seen, unknowns(seen, flat(seen), generator), self.evaluations) for seen in observations]
-        going = [task for task in tasks if task.seen.timesteps is not None or task.seen.network.mixes]
-        private = [task for task in going if task.seen.timesteps is None]
+        tasks = [
+            Task(observation, unknowns(observation, flat(observation), generator), self.evaluations)
+            for observation in observations
+        ]
+        attackable = [task for task in tasks if task.seen.timesteps is not None or task.seen.network.mixes]
+        private = [task for task in attackable if task.seen.timesteps is None]
         joint = dict(zip(private, self._joint(private), strict=True))
-        found = match([_after(task, joint.get(task)) for task in going], granted, squared_distance, lbfgs)
-        rebuilt = {task: _rebuilt(solution, joint.get(task)) for task, solution in zip(going, found, strict=True)}
-        return [rebuilt.get(task) or Reconstruction(task.start["x_0"], 0, diverged=UNMIXED) for task in tasks]
+        found = match([_second_phase(task, joint.get(task)) for task in attackable], granted, squared_distance, lbfgs)
+        reconstructions = {
+            task: _reconstruction(solution, joint.get(task)) for task, solution in zip(attackable, found, strict=True)
+        }
+        return [reconstructions.get(task) or Reconstruction(task.start["x_0"], 0, diverged=NOT_MIXABLE) for task in tasks]
 
     def _joint(self, tasks: Sequence[Task]) -> list[Solution]:
-        """The first phase: image, noise and the logits (B, T) of the timestep."""
+        """Run the first phase over image, noise and the logits (N, T) of the timestep."""
         evaluations = min(max(1, round(self.joint_share * self.evaluations)), self.evaluations - 1)
         tasks = [dataclasses.replace(task, start=_with_logits(task), evaluations=evaluations) for task in tasks]
         rates = {"x_0": self.lr, "eps": self.lr, "logits": self.timestep_lr}
@@ -88,27 +93,27 @@ class GIDMPlus(MatchingAttack):
 
 
 def _with_logits(task: Task) -> Variables:
-    return {**task.start, "logits": _equal(task.seen)}
+    return {**task.start, "logits": _equal_logits(task.seen)}
 
 
-def _equal(seen: Observation) -> Tensor:
-    """(N, T) logits that weigh all timesteps alike, but for those that no client trains on."""
-    logits = torch.zeros(seen.image_count, seen.schedule.steps, device=seen.network.device)
-    logits[:, : seen.public.least_timestep or 0] = OUT
+def _equal_logits(observation: Observation) -> Tensor:
+    """Return logits (N, T) that weigh all timesteps equally, except those that no client trains on."""
+    logits = torch.zeros(observation.image_count, observation.schedule.steps, device=observation.network.device)
+    logits[:, : observation.public.least_timestep or 0] = EXCLUDED_LOGIT
     return logits
 
 
-def _after(task: Task, joint: Solution | None) -> Task:
-    """The second phase: from where the first came to, with its likeliest timestep taken for granted."""
+def _second_phase(task: Task, joint: Solution | None) -> Task:
+    """Return the task of the second phase: continue from the first phase with the timestep fixed to its most likely value."""
     if joint is None:
         return task
     start = {name: joint.variables[name] for name in task.start}
-    believed = dataclasses.replace(task.seen, timesteps=joint.variables["logits"].argmax(dim=-1))
-    return Task(believed, start, task.evaluations - joint.evaluations)
+    fixed = dataclasses.replace(task.seen, timesteps=joint.variables["logits"].argmax(dim=-1))
+    return Task(fixed, start, task.evaluations - joint.evaluations)
 
 
-def _rebuilt(found: Solution, joint: Solution | None) -> Reconstruction:
-    """What was found, with the likeliest timestep where that was private; equal logits name none."""
+def _reconstruction(found: Solution, joint: Solution | None) -> Reconstruction:
+    """Return the reconstruction, with the most likely timestep if it was private. Equal logits name no timestep."""
     if joint is None:
         return found.reconstruction()
     logits = joint.variables["logits"]
@@ -118,11 +123,11 @@ def _rebuilt(found: Solution, joint: Solution | None) -> Reconstruction:
 
 @dataclass(frozen=True, eq=False)
 class RelaxedGuess(Guess):
-    """Images, relaxed timesteps and noise.
+    """A guess of images, relaxed timesteps and noise.
 
     Attributes:
         x_0: (P, N, C, H, W) images.
-        weights: (P, N, T) over the timesteps.
+        weights: (P, N, T) weights of the timesteps, which sum to 1 over T.
         eps: (P, N, C, H, W) noise.
     """
 
@@ -131,7 +136,7 @@ class RelaxedGuess(Guess):
     eps: Tensor
 
     def losses(self, network: Forward, schedule: Process) -> Tensor:
-        """See `Guess.losses`: the client's own training losses."""
+        """See `Guess.losses`: return the client's own training losses."""
         x_0, weights, eps = (part.flatten(0, 1) for part in self.parts())
         return losses(network, schedule, x_0, Mixture(weights), eps).view(self.x_0.shape[:2])
 

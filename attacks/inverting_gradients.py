@@ -3,16 +3,17 @@
 Source: after the abstract of Geiping et al. 2020 (arXiv 2003.14053); github JonasGeiping/invertinggradients at commit
 0356675
 
-As in reconstruct_image.py (`--optim ours`) and inversefed/reconstruction_algorithms.py there: start from N(0, 1), Adam on
-the gradient's sign with step 0.1, divided by ten at 3/8, 5/8 and 7/8 of 4,000 iterations, clipped to the image range after
-each one. A restart is scored by its matching loss.
+As in reconstruct_image.py (`--optim ours`) and inversefed/reconstruction_algorithms.py of that repository: start from N(0, 1),
+Adam on the gradient's sign with step 0.1, divided by ten at 3/8, 5/8 and 7/8 of 4,000 iterations, clipped to the image range
+after each one. A restart is scored by its matching loss.
 
-Assumes timestep and noise are known. A private timestep is read in closed form (ours, `benchmark.closed_form.timesteps`), and
-where that is refused nothing is rebuilt.
+The attack assumes that timestep and noise are known. A private timestep is read in closed form (ours,
+`benchmark.closed_form.timesteps`); if that is refused, nothing is reconstructed.
 
-Deviations, ours: images live in [-1, 1] (the reference normalises by the data set's mean and deviation, so step and total
-variation weigh somewhat differently); restarts share the budget; the best iterate by the regularised loss is returned, not
-the last; the weight of the total variation is chosen for images in [-1, 1] (the reference leaves it to its command line).
+Deviations, ours: images lie in [-1, 1]. The reference normalises by the data set's mean and standard deviation, so step and
+total variation have somewhat different weights there. Restarts share the budget. The best iterate by the regularised loss is
+returned, not the last. The weight of the total variation is chosen for images in [-1, 1] (the reference leaves it to its
+command line).
 
 Shapes: images (B, C, H, W) in [-1, 1]. Cost: one double backward through the network per evaluation.
 """
@@ -45,7 +46,7 @@ class InvertingGradients(MatchingAttack):
         evaluations: budget for one victim, restarts included.
         lr: first step of Adam, in units of the image range [-1, 1].
         tv: weight of the total variation.
-        restarts: independent starts among which the matching loss chooses.
+        restarts: independent starts; the one with the lowest matching loss wins.
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.NOISE})
@@ -62,12 +63,16 @@ class InvertingGradients(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return with_timesteps(observations, lambda told: self._search(told, generator))
+        return with_timesteps(observations, lambda known: self._search(known, generator))
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         share = self.evaluations // self.restarts
-        starts = [(seen, {"x_0": gaussian(seen, generator)}) for seen in observations for _ in range(self.restarts)]
-        tasks = [Task(seen, start, share) for seen, start in starts]
+        starts = [
+            (observation, {"x_0": gaussian(observation, generator)})
+            for observation in observations
+            for _ in range(self.restarts)
+        ]
+        tasks = [Task(observation, start, share) for observation, start in starts]
         optimise = partial(signed_adam, lr=self.lr, bounds=(-1.0, 1.0))
         found = match(tasks, granted, cosine_distance, optimise, lambda v: self.tv * total_variation(v["x_0"]))
         return [best.reconstruction() for best in best_of_each(found, self.restarts)]

@@ -1,33 +1,36 @@
-"""The likeliest image behind a noisy update: its likelihood under the disclosed noise, times what a diffusion prior believes.
+"""The most likely image behind a noisy update: the likelihood under the disclosed noise, times a diffusion prior.
 
 Source: after the abstracts of Huang et al. 2024 (arXiv 2411.03053) and Meng et al. 2025 (arXiv 2511.10423)
 
-The abstracts name diffusion models that gradients guide, to rebuild images from updates with Gaussian noise. That the
-denoising of a diffusion model makes up for such noise is all that is taken from them. How is ours throughout:
+The abstracts describe diffusion models, guided by gradients, that reconstruct images from updates with Gaussian noise. We take
+from them only the idea that the denoising of a diffusion model compensates for such noise. All details are ours:
 
-- Where the defense discloses its noise the likelihood is || clip(g) - g* ||^2 / (2 sigma^2), the guessed gradient clipped as
-  the client clips: exact for one image in one step of one client with a batch of fixed size. Else the gradient of the mean is
-  clipped, since single gradients are not at hand, and a Poisson batch is not divided by its expected size as the client does.
-  Other defenses have likelihoods of their own (`benchmark.matching.defense_aware`). Where sigma is not disclosed or 0, its most
-  likely value is put in: N / 2 log || clip(g) - g* ||^2 for N coordinates.
-- Where a gradient is the mean over K private draws of noise and timestep (`dpdm`), the guess is a mean over K draws too: noise
-  of the attack's own, and the timestep that all draws have, where one can be read, else K in the middles of equal parts of what
-  clients train on.
-- The belief is Gaussian around an anchor: differences of neighbouring pixels are small, as they are in images, and all
-  pixels lie near. The first half of the budget has the mean colour of public images for its anchor; two quarters then have what
-  the prior sees in the image so far at noise of deviation 0.3, then 0.15 (`LEVELS`), its estimate of the clean image.
-- Each is minimised by L-BFGS with a strong Wolfe line search from the image so far: the mode, not a sample, which would score
-  as badly as `prior_sample` where the update tells nothing.
+- If the defense discloses its noise, the likelihood is || clip(g) - g* ||^2 / (2 sigma^2). The guessed gradient is clipped as
+  the client clips it. This is exact for one image in one step of one client with a batch of fixed size. Otherwise the gradient
+  of the mean is clipped, since the gradients of single images are not available. Unlike the client, the attack does not divide
+  a Poisson batch by its expected size. Other defenses have likelihoods of their own (`benchmark.matching.defense_aware`). If
+  sigma is 0 or not disclosed, its most likely value is used: N / 2 log || clip(g) - g* ||^2 for N coordinates.
+- If a gradient is the mean over K private draws of noise and timestep (`dpdm`), the guess is a mean over K draws too. The
+  attack draws its own noise. If all draws share one timestep and it can be read, the attack uses it. Otherwise it uses the
+  middles of K equal parts of the range that clients train on.
+- The prior is Gaussian around an anchor image. The difference to the anchor is smooth (neighbouring pixels are similar, as in
+  images), and all pixels are near the anchor. For the first half of the budget the anchor is the mean colour of public images.
+  For each of the last two quarters it is the denoiser's estimate of the clean image, given the current image at noise of
+  standard deviation 0.3, then 0.15 (`NOISE_LEVELS`).
+- Each part is minimised by L-BFGS with a strong Wolfe line search from the current image. The result is the mode, not a
+  sample. A sample would score as badly as `prior_sample` if the update carries no information.
 
-Levels and smoothness were chosen on four training images of CIFAR-10 at 16x16, t = 200, `tiny:trained`, under `dp_sgd` with
-noise multipliers 0.003 and 0.03. Guidance of the sampler's own steps, without the prior's derivative, stayed behind at both;
-the diffusion loss as a regulariser stayed behind at 0.003 and was level at 0.03. Smoothness does most of the work: against it
-alone, around the mean colour for the whole budget of 120, the prior (of three scenes) added about 1 dB on three images at 0.003
-and lost 9 dB on the fourth, and took 0.2 dB in the mean at 0.03. That the prior helps is not shown.
+We chose levels and smoothness on four training images of CIFAR-10 at 16x16, t = 200, `tiny:trained`, under `dp_sgd` with noise
+multipliers 0.003 and 0.03. Guidance of the sampler's own steps, without the prior's derivative, did worse at both multipliers.
+The diffusion loss as a regulariser did worse at 0.003 and equally well at 0.03. Smoothness has most of the effect. The
+comparison is with smoothness alone, around the mean colour for the whole budget of 120. The prior (trained on three scenes)
+added about 1 dB on three images at 0.003 and lost 9 dB on the fourth. At 0.03 it lost 0.2 dB on average. So it is not shown
+that the prior helps.
 
-Assumes the timestep is known; a private one is read in closed form (`benchmark.closed_form.timesteps`), and where that is
-refused nothing is rebuilt. Where the noise is private it is searched jointly with the images, with || eps ||^2 / 2, its own
-negative log-density. Skipped where no prior is granted. The loss that a row shows is that of the last quarter, belief included.
+The attack assumes that the timestep is known. A private one is read in closed form (`benchmark.closed_form.timesteps`); if
+that is refused, nothing is reconstructed. Private noise is searched jointly with the images, with || eps ||^2 / 2, its own
+negative log-density. The attack is skipped if no prior is granted. The loss in a row is the loss of the last quarter, prior
+included.
 
 Shapes: images (B, C, H, W), unbounded. Cost: one double backward through the network per evaluation, and two forward passes of
 the prior in all.
@@ -56,14 +59,14 @@ from benchmark.matching.search import Solution, Variables
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Capability, Observation, Reconstruction
 
-LEVELS = (0.3, 0.15)
-"""Deviations of the noise that the prior is to see in the image so far, in units of the image range [-1, 1]."""
+NOISE_LEVELS = (0.3, 0.15)
+"""Standard deviations of the noise that the prior assumes in the current image, in units of the image range [-1, 1]."""
 
-SHARES = (0.5, 0.75)
+ANCHOR_CHANGES = (0.5, 0.75)
 """Shares of the budget after which the anchor changes."""
 
 NEARNESS = 0.1
-"""Weight of a pixel's own distance to the anchor, as a share of that of a difference of neighbours."""
+"""Weight of a pixel's own distance to the anchor, as a share of the weight of a difference of neighbours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,50 +86,61 @@ class PosteriorMode(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        drawn = [seen for seen in observations if seen.public.draws_per_image]
-        once = [seen for seen in observations if not seen.public.draws_per_image]
-        # The local steps of clients who draw several times are read as one batch, see `problem.step_by_step`.
-        several = iter(self._search([dataclasses.replace(seen, order_known=False) for seen in drawn], generator))
-        single = iter(with_timesteps(once, lambda told: self._search(told, generator)))
-        return [next(several if seen.public.draws_per_image else single) for seen in observations]
+        repeated = [observation for observation in observations if observation.public.draws_per_image]
+        once = [observation for observation in observations if not observation.public.draws_per_image]
+        # If clients draw several times per image, their local steps are treated as one batch, see `problem.step_by_step`.
+        several = iter(
+            self._search([dataclasses.replace(observation, order_known=False) for observation in repeated], generator)
+        )
+        single = iter(with_timesteps(once, lambda known: self._search(known, generator)))
+        return [next(several if observation.public.draws_per_image else single) for observation in observations]
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        found = [Solution(_start(seen, generator), 0.0, 0) for seen in observations]
-        edges = [0, *(int(share * self.evaluations) for share in SHARES), self.evaluations]
-        for level, (begin, end) in zip((None, *LEVELS), itertools.pairwise(edges), strict=True):
-            starts = [_anchored(seen, so_far, level) for seen, so_far in zip(observations, found, strict=True)]
-            tasks = [Task(seen, start, end - begin) for seen, start in zip(observations, starts, strict=True)]
-            solved = match_defense_aware(tasks, _guess, likelihood, lbfgs, self._belief)
+        found = [Solution(_start(observation, generator), 0.0, 0) for observation in observations]
+        edges = [0, *(int(share * self.evaluations) for share in ANCHOR_CHANGES), self.evaluations]
+        for level, (begin, end) in zip((None, *NOISE_LEVELS), itertools.pairwise(edges), strict=True):
+            starts = [_with_anchor(observation, so_far, level) for observation, so_far in zip(observations, found, strict=True)]
+            tasks = [Task(observation, start, end - begin) for observation, start in zip(observations, starts, strict=True)]
+            solved = match_defense_aware(tasks, _guess, likelihood, lbfgs, self._negative_log_prior)
             found = [new.after(so_far) for new, so_far in zip(solved, found, strict=True)]
         return [solution.reconstruction() for solution in found]
 
-    def _belief(self, variables: Variables) -> Tensor:
-        """(P,) the negative log-density of images around their anchors, and of noise that is searched; the anchors stay."""
-        off = variables["x_0"] - variables["anchor"].detach()
-        neighbours = _energy(off[..., 1:, :] - off[..., :-1, :]) + _energy(off[..., 1:] - off[..., :-1])
-        belief = self.smoothness * (neighbours + NEARNESS * _energy(off))
-        return belief + _energy(variables["eps"]) / 2 if "eps" in variables else belief
+    def _negative_log_prior(self, variables: Variables) -> Tensor:
+        """Return the negative log-density (P,) of images around their fixed anchors, and of the noise if it is searched."""
+        difference = variables["x_0"] - variables["anchor"].detach()
+        down = _squared_norm(difference[..., 1:, :] - difference[..., :-1, :])
+        across = _squared_norm(difference[..., 1:] - difference[..., :-1])
+        penalty = self.smoothness * (down + across + NEARNESS * _squared_norm(difference))
+        return penalty + _squared_norm(variables["eps"]) / 2 if "eps" in variables else penalty
 
 
-def _start(seen: Observation, generator: torch.Generator) -> Variables:
-    if draws := seen.public.draws_per_image:
-        noise = torch.stack([gaussian(seen, generator) for _ in range(draws)], 1).flatten(0, 1)
-        return {"anchor": flat(seen), "x_0": flat(seen), "draws": noise, "at": _spread(seen, draws).repeat(seen.image_count)}
-    return {"anchor": flat(seen), **unknowns(seen, flat(seen), generator)}
+def _start(observation: Observation, generator: torch.Generator) -> Variables:
+    if draws := observation.public.draws_per_image:
+        noise = torch.stack([gaussian(observation, generator) for _ in range(draws)], 1).flatten(0, 1)
+        return {
+            "anchor": flat(observation),
+            "x_0": flat(observation),
+            "draws": noise,
+            "at": _timesteps_of_draws(observation, draws).repeat(observation.image_count),
+        }
+    return {"anchor": flat(observation), **unknowns(observation, flat(observation), generator)}
 
 
-def _spread(seen: Observation, draws: int) -> Tensor:
-    """(draws,) timesteps for one image: the one that all have, where it can be read, else evenly over what clients train on."""
+def _timesteps_of_draws(observation: Observation, draws: int) -> Tensor:
+    """Return timesteps (draws,) for one image.
+
+    They are the common timestep of all draws if it can be read, else evenly spaced over the range that clients train on.
+    """
     with suppress(Unreadable):
-        times = read_timesteps(seen).timesteps
+        times = read_timesteps(observation).timesteps
         if bool((times == times[0]).all()):
             return times[:1].expand(draws).float()
-    least, steps = seen.public.least_timestep or 0, seen.schedule.steps
-    return least + (torch.arange(draws, device=seen.network.device) + 0.5) / draws * (steps - least)
+    least, steps = observation.public.least_timestep or 0, observation.schedule.steps
+    return least + (torch.arange(draws, device=observation.network.device) + 0.5) / draws * (steps - least)
 
 
 def _guess(variables: Variables, known: Stack) -> Guess:
-    """As `granted`, or with every image at each of its draws, which stay as they are."""
+    """Return the guess of `granted`, or one with every image at each of its draws, which stay fixed."""
     if "draws" not in variables:
         return granted(variables, known)
     noise, images = variables["draws"].detach(), variables["x_0"]
@@ -135,13 +149,16 @@ def _guess(variables: Variables, known: Stack) -> Guess:
 
 
 @torch.no_grad()
-def _anchored(seen: Observation, found: Solution, level: float | None) -> Variables:
-    """What was found, with what the prior sees in it at that level for its anchor; the one it has where there is no level."""
+def _with_anchor(observation: Observation, found: Solution, level: float | None) -> Variables:
+    """Return the variables with a new anchor: the prior's estimate at a noise level, or the old anchor if `level` is None."""
     if level is None:
         return found.variables
-    assert seen.prior is not None
-    return {**found.variables, "anchor": estimate(seen.prior.network, seen.prior.schedule, found.variables["x_0"], level)}
+    assert observation.prior is not None
+    return {
+        **found.variables,
+        "anchor": estimate(observation.prior.network, observation.prior.schedule, found.variables["x_0"], level),
+    }
 
 
-def _energy(values: Tensor) -> Tensor:
+def _squared_norm(values: Tensor) -> Tensor:
     return values.square().flatten(1).sum(1)

@@ -1,8 +1,8 @@
-"""Control: draws from the prior by DDIM, for every victim. What an attack scores that knows images but learned nothing.
+"""Control: draws from the prior by DDIM, for every victim. The score of an attack that ignores the update.
 
 Source: ours
 
-It reads nothing of the update and spends no evaluation. Skipped where no prior is granted.
+It ignores the update and spends no evaluation. It is skipped if no prior is granted.
 
 Shapes: images (B, C, H, W), in [-1, 1]. Cost: `steps` passes through the prior.
 """
@@ -40,7 +40,7 @@ class PriorSample(Attack):
         return [self._draw(observation, generator) for observation in observations]
 
     @torch.no_grad()
-    def _draw(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
-        assert seen.prior is not None
-        images = ddim(seen.prior.network, seen.prior.schedule, gaussian(seen, generator), self.steps)
+    def _draw(self, observation: Observation, generator: torch.Generator) -> Reconstruction:
+        assert observation.prior is not None
+        images = ddim(observation.prior.network, observation.prior.schedule, gaussian(observation, generator), self.steps)
         return Reconstruction(images, evaluations=0)

@@ -1,8 +1,8 @@
-"""Control: pixels drawn uniformly. What an attack scores that learned nothing and knows nothing of images.
+"""Control: pixels drawn uniformly. It shows how an attack scores that knows nothing.
 
 Source: ours
 
-It reads nothing of the update and spends no evaluation.
+It ignores the update and spends no evaluation.
 
 Shapes: images (B, C, H, W), independent and uniform in [-1, 1].
 """
@@ -28,6 +28,8 @@ class RandomGuess(Attack):
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
         return [
-            Reconstruction((2 * torch.rand(seen.batch_shape, generator=generator) - 1).to(seen.network.device), evaluations=0)
-            for seen in observations
+            Reconstruction(
+                (2 * torch.rand(observation.batch_shape, generator=generator) - 1).to(observation.network.device), evaluations=0
+            )
+            for observation in observations
         ]

@@ -1,18 +1,19 @@
-"""The search over the noisy image and the residual, for clients that keep their noise to themselves.
+"""The search over the noisy image and the residual, for clients that keep their noise private.
 
 Source: ours
 
-At a fixed noisy image x_t the update is linear in the residual r = net(x_t, t) - target (`benchmark.attacks._residual`), so x_t
-and r are searched in place of image and noise, by L-BFGS on the squared distance; image and noise follow from both. Where
-several local steps are simulated, image and noise are searched after all: there r belongs to weights that the server never saw.
+At a fixed noisy image x_t the update is linear in the residual r = net(x_t, t) - target (`benchmark.attacks._residual`). So
+L-BFGS minimises the squared distance over x_t and r instead of image and noise, and both follow from x_t and r. If several
+local steps are simulated, image and noise are searched after all. Then each r belongs to local weights that the server never
+received.
 
-A private timestep is read in closed form (`benchmark.closed_form.timesteps`); where that is refused, nothing is rebuilt.
-Where the noise is granted the image alone is searched. x_t starts at the mean colour of public images with noise on it, r at
-zero. Restarts share the budget, and the lowest matching loss wins.
+A private timestep is read in closed form (`benchmark.closed_form.timesteps`); if that is refused, nothing is reconstructed. If
+the noise is granted, the image alone is searched. x_t starts at the mean colour of public images with noise added, r at zero.
+Restarts share the budget, and the lowest matching loss wins.
 
 The distance is adapted to the defense (`benchmark.matching.defense_aware`): pruned coordinates are left out, the guess is
-clipped, cells of rounded coordinates and Laplace noise have distances of their own. What adapters, withheld layers and summed
-clients leave to be seen is what is compared, for all clients' images at once.
+clipped, and rounded coordinates and Laplace noise have distances of their own. With adapters, withheld layers or summed
+clients, the attack compares only what the server receives, for all clients' images at once.
 
 Shapes: images (B, C, H, W), unbounded. Cost: one double backward through the network per evaluation.
 """
@@ -25,7 +26,7 @@ from typing import ClassVar
 
 import torch
 
-from benchmark.attacks._residual import plain_start, search
+from benchmark.attacks._residual import default_start, search
 from benchmark.base.ranges import Count
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.defense_aware import DISTANCE_PARAMETERS
@@ -40,7 +41,7 @@ class Residual(MatchingAttack):
 
     Attributes:
         evaluations: budget for one victim, restarts included.
-        restarts: independent starts among which the matching loss chooses.
+        restarts: independent starts; the one with the lowest matching loss wins.
     """
 
     adapts_to: ClassVar[frozenset[str]] = DISTANCE_PARAMETERS | {"least_timestep"}
@@ -54,10 +55,10 @@ class Residual(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return with_timesteps(observations, lambda told: self._search(told, generator))
+        return with_timesteps(observations, lambda known: self._search(known, generator))
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        each = [seen for seen in observations for _ in range(self.restarts)]
+        each = [observation for observation in observations for _ in range(self.restarts)]
         budgets = [self.evaluations // self.restarts] * len(each)
-        found = search(each, [plain_start(seen, generator) for seen in each], budgets)
+        found = search(each, [default_start(observation, generator) for observation in each], budgets)
         return [best.reconstruction() for best in best_of_each(found, self.restarts)]

@@ -1,4 +1,4 @@
-"""Adam (Kingma and Ba 2015, arXiv 1412.6980) on many searches at once, each by itself."""
+"""Adam (Kingma and Ba 2015, arXiv 1412.6980) on many independent searches at once."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ MILESTONES = (3 / 8, 5 / 8, 7 / 8)
 
 
 def constant(spent: float) -> float:
-    """1, whatever share of the budget is spent."""
+    """Return 1 for any spent share of the budget."""
     return 1.0
 
 
 def cosine_decay(spent: float) -> float:
-    """From 1 to 0 along a half cosine, by the share of the budget that is spent."""
+    """Return a factor that falls from 1 to 0 along a half cosine with the spent share of the budget."""
     return (1 + math.cos(math.pi * spent)) / 2
 
 
 def adam(searches: Searches, lr: float | Mapping[str, float], decay: Callable[[float], float] = constant) -> None:
-    """Adam with a step size `lr`, one for all variables or each its own, times its `decay`; by default it stays.
+    """Run Adam with step size `lr`, one for all variables or one for each, times `decay`. By default the step size is constant.
 
-    A search's first step comes after one evaluation, and is the whole `lr` under every decay.
+    A search's first step follows its first evaluation, and has the full size `lr` under every decay.
     """
     rate = searches.by_variable(lr)
 
@@ -41,9 +41,10 @@ def adam(searches: Searches, lr: float | Mapping[str, float], decay: Callable[[f
 
 
 def signed_adam(searches: Searches, lr: float, bounds: tuple[float, float], decay: float = 0.1) -> None:
-    """Adam on the sign of the gradient, the step times `decay` at 3/8, 5/8 and 7/8 of the budget, clipped to `bounds`.
+    """Run Adam on the sign of the gradient, clipped to `bounds`.
 
-    The optimiser of Geiping et al. 2020 (arXiv 2003.14053), as in their published code.
+    The step is multiplied by `decay` at 3/8, 5/8 and 7/8 of the budget. This is the optimiser of Geiping et al. 2020 (arXiv
+    2003.14053), as in their published code.
     """
 
     def move(x: Tensor, step: Tensor, rows: Sequence[int]) -> Tensor:
@@ -55,9 +56,12 @@ def signed_adam(searches: Searches, lr: float, bounds: tuple[float, float], deca
 
 
 def _descend(
-    searches: Searches, move: Callable[[Tensor, Tensor, Sequence[int]], Tensor], shown: Callable[[Tensor], Tensor]
+    searches: Searches, move: Callable[[Tensor, Tensor, Sequence[int]], Tensor], transform: Callable[[Tensor], Tensor]
 ) -> None:
-    """All searches in step: `shown` is what the moments see of a gradient, `move` goes one step of length about 1."""
+    """Run all searches in lockstep.
+
+    `transform` maps a gradient to the one that the moments use; `move` takes a step of length about 1.
+    """
     x = searches.start.clone()
     first, second = torch.zeros_like(x), torch.zeros_like(x)
     rows, count = searches.open(), 0
@@ -65,7 +69,7 @@ def _descend(
         losses, gradients = searches(x[rows], rows)
         count += 1
         finite = [place for place, loss in enumerate(losses) if math.isfinite(loss)]
-        rows, gradient = [rows[place] for place in finite], shown(gradients[finite])
+        rows, gradient = [rows[place] for place in finite], transform(gradients[finite])
         first[rows] = BETA_1 * first[rows] + (1 - BETA_1) * gradient
         second[rows] = BETA_2 * second[rows] + (1 - BETA_2) * gradient.square()
         deviation = (second[rows] / (1 - BETA_2**count)).sqrt() + EPS

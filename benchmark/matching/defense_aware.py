@@ -1,4 +1,7 @@
-"""What an attacker who knows the defense compares: what the client did to its update is done to the guess, or allowed for."""
+"""Distances for an attacker who knows the defense.
+
+They apply the client's known transformations to the guessed update before the comparison, or allow for them in the comparison.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,13 @@ from benchmark.matching.search import Optimiser, Solution, Variables
 from benchmark.types import PublicParameters, Update
 
 COMPARISON_PARAMETERS = PublicParameters.used_by(User.COMPARISON)
-"""The public parameters that `as_released` takes account of."""
+"""The public parameters that `as_released` uses."""
 
 DISTANCE_PARAMETERS = PublicParameters.used_by(User.COMPARISON, User.DISTANCE)
-"""The public parameters that `distance` takes account of."""
+"""The public parameters that `distance` uses."""
 
 LIKELIHOOD_PARAMETERS = PublicParameters.used_by(User.COMPARISON, User.DISTANCE, User.LIKELIHOOD)
-"""The public parameters that `likelihood` takes account of."""
+"""The public parameters that `likelihood` uses."""
 
 
 def match_defense_aware(
@@ -40,7 +43,7 @@ def match_defense_aware(
     optimise: Optimiser,
     regularise: Callable[[Variables], Tensor] | None = None,
 ) -> list[Solution]:
-    """Return what `match` finds with the distance that `fit` makes of each task's public parameters."""
+    """Return the solutions of `match`, with the distance that `fit` builds from each task's public parameters."""
     found: dict[Task, Solution] = {}
     for public in dict.fromkeys(task.seen.public for task in tasks):
         alike = [task for task in tasks if task.seen.public == public]
@@ -49,31 +52,32 @@ def match_defense_aware(
 
 
 def distance(public: PublicParameters) -> Distance:
-    """The squared distance, made to fit the defense.
+    """Return the squared distance, adapted to the defense.
 
-    The guessed update is clipped as the client's was; coordinates that were pruned are left out; of rounded ones the distance
-    to their cells counts, and under Laplace noise nearly the absolute distance, its negative log-likelihood. Exact where there
-    is one image in one step: of several images the mean's gradient is clipped, where `dp_sgd` clips each one's.
+    The guessed update is clipped as the client clips its own. Pruned coordinates are left out. For rounded coordinates, the
+    distance to their cells counts. Under Laplace noise it is nearly the absolute distance, the negative log-likelihood. The
+    clipping is exact for one image in one step. With several images the mean's gradient is clipped, while `dp_sgd` clips the
+    gradient of each image.
     """
     return as_released(public, _plain(public))
 
 
 def likelihood(public: PublicParameters) -> Distance:
-    """The negative log-likelihood of the update, but for a constant: `distance`, over what is known of the noise's size.
+    """Return the negative log-likelihood of the update, up to a constant: `distance`, scaled by the size of the noise.
 
-    Where nothing is known of it its likeliest deviation is put in; for rounded coordinates without noise that is a stand-in, as
-    every update in the same cells is as likely as any other.
+    If that size is not known, the most likely standard deviation is used. For rounded coordinates without noise this is a
+    stand-in: every update in the same cells is equally likely.
     """
     plain = _plain(public)
     if public.noise_std:
         return as_released(public, gaussian_nll(public.noise_std, plain))
     if ratio := public.laplace_ratio or public.gaussian_ratio:
-        return as_released(public, _over_relative(ratio, bool(public.laplace_ratio), plain))
+        return as_released(public, _scaled_by_noise(ratio, bool(public.laplace_ratio), plain))
     return as_released(public, profile_nll(plain))
 
 
 def _plain(public: PublicParameters) -> Distance:
-    """Noise is taken to be larger than the cells of what was rounded after it."""
+    """Return the distance before clipping and pruning. Noise is assumed to be larger than the cells of a later rounding."""
     if public.laplace_ratio:
         return laplace_distance(public.laplace_ratio)
     noisy = public.noise_std or public.gaussian_ratio
@@ -81,7 +85,7 @@ def _plain(public: PublicParameters) -> Distance:
 
 
 def as_released(public: PublicParameters, compare: Distance) -> Distance:
-    """The comparison after the client's own clipping, done on the guess, and over the coordinates that were not pruned."""
+    """Return the comparison with the client's own clipping applied to the guess, over the coordinates that were not pruned."""
     if public.kept_share is not None and public.kept_share < 1:
         compare = masked(compare)
     for norm in (public.update_clip_norm, public.clip_norm):
@@ -89,8 +93,8 @@ def as_released(public: PublicParameters, compare: Distance) -> Distance:
     return compare
 
 
-def _over_relative(ratio: float, laplace: bool, compare: Distance) -> Distance:
-    """Divided by what the logarithm of the noise's density divides by: sigma / sqrt(2) for Laplace, 2 sigma^2 for Gauss."""
+def _scaled_by_noise(ratio: float, laplace: bool, compare: Distance) -> Distance:
+    """Return the comparison divided by the noise scale in its log-density: sigma / sqrt(2) for Laplace, 2 sigma^2 for Gauss."""
 
     def scaled(update: Update, observed: Update) -> Tensor:
         sigma = relative_noise(ratio, observed)

@@ -1,7 +1,7 @@
 """The engine: many independent gradient matchings, of many victims and restarts, as one batch.
 
-An attack says what it searches, how a point of the search is a guess, which distance counts and which optimiser moves. The
-rest is done here: what belongs together is evaluated together, in chunks that fit the memory, on all cores of a CPU.
+An attack defines the search variables, the guess that they stand for, the distance and the optimiser. The engine evaluates
+together what can be evaluated together, in chunks that fit the memory, on all cores of a CPU.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from benchmark.matching.search import Optimiser, Searches, Solution, Variables
 from benchmark.types import Observation, Update
 
 CPU_CHUNK = 8
-"""Victims that one core of a CPU evaluates together; more gain little and leave other cores idle."""
+"""The most victims that one CPU core evaluates together. More gain little and leave other cores idle."""
 
 MEMORY_SHARE = 0.7
-"""Share of the free memory that the predicted need of all chunks under way may take."""
+"""Share of the free memory that all running chunks together may need, as predicted."""
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One search: what was seen, where it starts, and the most evaluations it may take.
+    """One search: its observation, its start and its budget.
 
     Attributes:
-        seen: the observation to be explained.
+        seen: the observation to explain.
         start: variables by name, each (N, ...).
         evaluations: the budget.
-        distance: its own, in place of that of all tasks; it is called with one update at a time.
+        distance: a distance for this task alone, in place of the common one. It is called with one update at a time.
     """
 
     seen: Observation
@@ -51,11 +51,11 @@ class Task:
 
 
 class MatchingError(RuntimeError):
-    """The network cannot be matched against, whatever the update."""
+    """Raised if the network cannot be matched, whatever the update is."""
 
 
 Guessing = Callable[[Variables, Stack], Guess]
-"""From variables (P, N, ...) and what is known of the P victims to what is thought to lie behind their updates."""
+"""A function from variables (P, N, ...) and the known values of P victims to a guess of what lies behind their updates."""
 
 
 def match(
@@ -65,15 +65,15 @@ def match(
     optimise: Optimiser,
     regularise: Callable[[Variables], Tensor] | None = None,
 ) -> list[Solution]:
-    """Search for each task the variables whose guessed update is nearest to the observed one; solutions in their order.
+    """Search for each task the variables whose guessed update is nearest to the observed one. Return solutions in task order.
 
-    An update that cannot be matched, and a cost that is never finite, is a solution that says so; the others go on. Tasks
-    are evaluated together where their observations share one network: a copy of it counts as another one.
+    If an update cannot be matched, or no cost is finite, the task's solution is marked as diverged and the others continue.
+    Tasks are evaluated together if their observations hold the same network object; a copy counts as another network.
 
     Args:
-        tasks: independent searches; restarts of one victim are several of them.
+        tasks: independent searches; restarts of one victim are several tasks.
         guess: makes guesses of variables.
-        distance: (P,) between guessed and observed updates, of tasks that have none of their own.
+        distance: (P,) between guessed and observed updates, for tasks without a distance of their own.
         optimise: moves the searches.
         regularise: (P,) to be added to the distance.
 
@@ -94,13 +94,20 @@ def match(
 
 
 def _kind(task: Task) -> object:
-    """What tasks must have in common to be evaluated together."""
-    seen = task.seen
-    schedule = (seen.schedule.prediction_type, seen.schedule.path, seen.schedule.level.cpu().numpy().tobytes())
+    """Return what tasks must have in common to be evaluated together."""
+    observation = task.seen
+    schedule = observation.schedule
+    process = (schedule.prediction_type, schedule.path, schedule.level.cpu().numpy().tobytes())
     shapes = tuple((name, value.shape) for name, value in task.start.items())
-    practice = (seen.batch_shape, seen.local_steps, seen.local_lr, seen.clients, seen.order_known)
-    held = (tuple(seen.update), seen.grants, id(seen.prior and seen.prior.network))
-    return (id(seen.network), schedule, shapes, practice, held)
+    practice = (
+        observation.batch_shape,
+        observation.local_steps,
+        observation.local_lr,
+        observation.clients,
+        observation.order_known,
+    )
+    held = (tuple(observation.update), observation.grants, id(observation.prior and observation.prior.network))
+    return (id(observation.network), process, shapes, practice, held)
 
 
 def _solve(matching: Matching, optimise: Optimiser) -> list[Solution]:
@@ -114,26 +121,26 @@ def _solve(matching: Matching, optimise: Optimiser) -> list[Solution]:
     finally:
         matching.close()
     best = matching.named(searches.best)
-    lost = "the matching loss was never finite"
+    reason = "the matching loss was never finite"
     return [
         Solution(
             {name: value[place] for name, value in best.items()},
             loss,
             searches.spent[place],
-            None if math.isfinite(loss) or not searches.spent[place] else lost,
+            None if math.isfinite(loss) or not searches.spent[place] else reason,
         )
         for place, loss in enumerate(searches.loss)
     ]
 
 
 class Matching:
-    """The costs and gradients of P tasks of one kind, by their numbers: chunk by chunk, on every core.
+    """The costs and gradients of P tasks of one kind, by task number: chunk by chunk, on every core.
 
-    The chunks follow from the number of tasks and, where that is short, from the memory; not from the number of cores.
+    The chunks depend on the number of tasks and, if memory is short, on the memory. They do not depend on the number of cores.
 
     Attributes:
         largest: the most tasks in a chunk.
-        workers: chunks that are evaluated at once.
+        workers: the number of chunks that are evaluated at once.
     """
 
     def __init__(
@@ -144,13 +151,13 @@ class Matching:
         regularise: Callable[[Variables], Tensor] | None = None,
     ) -> None:
         self.tasks, self.guess, self.distance, self.regularise = tasks, guess, distance, regularise
-        seen = tasks[0].seen
-        self.device = torch.device(seen.network.device)
+        observation = tasks[0].seen
+        self.device = torch.device(observation.network.device)
         self.shapes = {name: value.shape for name, value in tasks[0].start.items()}
-        plan = plan_for(seen)
-        self.updates = Updates(seen, plan.backend)
-        room = int(MEMORY_SHARE * available(self.device)) - self._searching()
-        stacked = len(tasks) * sum(value.nbytes for value in seen.update.values())
+        plan = plan_for(observation)
+        self.updates = Updates(observation, plan.backend)
+        room = int(MEMORY_SHARE * available(self.device)) - self._optimiser_bytes()
+        stacked = len(tasks) * sum(value.nbytes for value in observation.update.values())
         self.keeps_stacks = stacked < room / 2
         fitting = max(1, int((room - stacked * self.keeps_stacks) / plan.need))
         self.largest = fitting if self.device.type == "cuda" else min(fitting, CPU_CHUNK, math.ceil(len(tasks) / 2))
@@ -158,22 +165,22 @@ class Matching:
         self.workers = max(1, min(cpus, fitting // self.largest))
         self.stacks: dict[tuple[int, ...], Stack] = {}
 
-    def _searching(self) -> int:
-        """The most bytes that an optimiser keeps of its path: L-BFGS's pairs."""
+    def _optimiser_bytes(self) -> int:
+        """Return the most bytes that an optimiser stores about its path: the pairs of L-BFGS."""
         kept = min(HISTORY, max(task.evaluations for task in self.tasks))
         return 2 * kept * sum(value.nbytes for task in self.tasks for value in task.start.values())
 
     def __call__(self, x: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """See `search.Evaluate`.
 
-        Where memory is short after all, chunks are evaluated one after the other from then on, and then halved.
+        If memory runs out nevertheless, chunks are evaluated one after the other from then on, and then halved.
         """
         while True:
             chunks = [rows[left:right] for left, right in itertools.pairwise(self._edges(len(rows)))]
             wanted = set(map(tuple, chunks))
             self.stacks = {key: value for key, value in self.stacks.items() if key in wanted}
             try:
-                found = self._all(x, chunks)
+                found = self._evaluate(x, chunks)
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or self.largest == self.workers == 1:
                     raise
@@ -184,25 +191,25 @@ class Matching:
             return torch.cat([costs for costs, _ in found]), torch.cat([gradients for _, gradients in found])
 
     def named(self, x: Tensor) -> Variables:
-        """The variables by name, (A, B, ...), of points (A, n)."""
+        """Return the variables by name, (A, *shape), of points (A, n)."""
         sizes = [shape.numel() for shape in self.shapes.values()]
         parts = zip(self.shapes.items(), torch.split(x, sizes, 1), strict=True)
         return {name: part.view(len(x), *shape) for (name, shape), part in parts}
 
     def _edges(self, count: int) -> list[int]:
-        """Where chunks begin and end: few and equal, but two at the least on a CPU, so that a second core has work."""
+        """Return where chunks begin and end: few and equal, but at least two on a CPU, to give a second core work."""
         pieces = math.ceil(count / self.largest)
         if self.device.type == "cpu":
             pieces = max(pieces, min(count, 2))
         return [round(piece * count / pieces) for piece in range(pieces + 1)]
 
-    def _all(self, x: Tensor, chunks: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
+    def _evaluate(self, x: Tensor, chunks: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
         points = torch.split(x, [len(chunk) for chunk in chunks])
         if self.workers == 1 or len(chunks) == 1:
             return [self._chunk(*both) for both in zip(points, map(tuple, chunks), strict=True)]
         futures = [self._pool.submit(self._chunk, *both) for both in zip(points, map(tuple, chunks), strict=True)]
         try:
-            wait(futures)  # all of them: one that failed for lack of memory is tried again when the others hold none
+            wait(futures)  # wait for all: a chunk that ran out of memory is tried again once the others have freed theirs
         finally:
             for future in futures:
                 future.cancel()
@@ -210,11 +217,11 @@ class Matching:
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        """The threads of this matching, which end when it is dropped."""
+        """Return the threads of this matching; they end when it is deleted."""
         return ThreadPoolExecutor(self.workers, thread_name_prefix="matching")
 
     def close(self) -> None:
-        """End the threads, once what they are evaluating is done."""
+        """End the threads after their current evaluations."""
         if "_pool" in vars(self):
             self._pool.shutdown(cancel_futures=True)
 
@@ -253,12 +260,12 @@ def _rows(update: Update, rows: slice) -> Update:
 
 
 def seconds_per_evaluation(observations: Sequence[Observation]) -> float:
-    """What one evaluation of one victim takes with all of them at once that have the first one's shape; after a warm-up.
+    """Return the seconds of one evaluation of one victim, measured after a warm-up.
 
-    Timesteps and noise must be granted.
+    All observations with the first one's shape are evaluated together. Timesteps and noise must be granted.
     """
-    alike = [seen for seen in observations if seen.batch_shape == observations[0].batch_shape]
-    tasks = [Task(seen, {"x_0": flat(seen)}, 1) for seen in alike]
+    alike = [observation for observation in observations if observation.batch_shape == observations[0].batch_shape]
+    tasks = [Task(observation, {"x_0": flat(observation)}, 1) for observation in alike]
     matching = Matching(tasks, granted, squared_distance)
     x, rows = torch.stack([task.start["x_0"].flatten() for task in tasks]), range(len(tasks))
     matching(x, rows)

@@ -1,11 +1,12 @@
-"""Layers whose weights V victims share, with a weight gradient for each victim that can be differentiated once more.
+"""Layers whose weights V victims share, with a weight gradient for each victim that can be differentiated again.
 
-V victims of B images run as one batch of N = V B images, victim by victim. Forward and input gradients use the shared weights
-on all of it; only what belongs to one victim is kept apart, as grouped convolutions and batched products. One evaluation then
-costs seven passes: forward, input and weight gradient, and four for their derivatives.
+V victims with B images each run as one batch of N = V B images, victim by victim. The forward pass and the input gradients use
+the shared weights on the whole batch. Only the weight gradients are kept apart per victim, as grouped convolutions and batched
+products. One evaluation then costs seven passes: forward, input gradient and weight gradient, and four passes for their
+derivatives.
 
-Weight gradients are formed where a graph is being built. The second derivative builds none and needs none of them again, and a
-`Function` cannot ask which of its gradients are wanted.
+Weight gradients are computed only while autograd builds a graph. The second derivative builds no graph and does not need them
+again, but a `Function` cannot find out which of its gradients are needed.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 Leaf = Tensor | None
-"""The place where a parameter's gradients appear, (V, *shape) and without storage; None where none are wanted."""
+"""A placeholder (V, *shape) without storage that receives a parameter's gradients; None if no gradients are needed."""
 
 Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Stride, padding and dilation of a convolution."""
 
 
 def per_victim(network: nn.Module, names: Collection[str], victims: int) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The network on the weights of `network`, and for each parameter in `names` the leaf (V, *shape) of its gradients.
+    """Return a copy of the network that shares its weights, and the leaf (V, *shape) of each parameter in `names`.
 
-    It takes V B images, batch first, and is a function of its input alone: threads may share it. Examples must not depend on
-    each other, and weights must be used by their own layers only; `problem.choose_backend` tries both.
+    The leaves receive the parameters' gradients. The copy takes V B images, batch first. It is a function of its input alone,
+    so threads may share it. Examples must not depend on each other, and no layer may use another layer's weights;
+    `problem.choose_backend` tests both.
 
     Raises:
         LookupError: some layer has no rule.
@@ -59,12 +61,12 @@ def _leaf(parameter: Tensor, victims: int) -> Tensor:
     return parameter.new_zeros(1).expand(victims, *parameter.shape).requires_grad_()
 
 
-def _split(x: Tensor, victims: int) -> Tensor:
+def _split_by_victim(x: Tensor, victims: int) -> Tensor:
     return x.reshape(victims, -1, *x.shape[1:])
 
 
-def _wanted(ctx: Any, index: int) -> bool:
-    """Whether the gradient of that input, a leaf, is asked for: see the module's docstring."""
+def _is_needed(ctx: Any, index: int) -> bool:
+    """Return whether the gradient of that input, a leaf, is needed: see the module's docstring."""
     return ctx.needs_input_grad[index] and torch.is_grad_enabled()
 
 
@@ -83,13 +85,13 @@ class _Convolution(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Leaf, ...]:
         x, w = ctx.saved_tensors
         dx = _InputGradient.apply(dy, w, x.shape, ctx.geometry) if ctx.needs_input_grad[0] else None
-        dw = _WeightGradient.apply(x, dy, w.shape, ctx.victims, ctx.geometry) if _wanted(ctx, 3) else None
-        db = _split(dy, ctx.victims).sum((1, 3, 4)) if _wanted(ctx, 4) else None
+        dw = _WeightGradient.apply(x, dy, w.shape, ctx.victims, ctx.geometry) if _is_needed(ctx, 3) else None
+        db = _split_by_victim(dy, ctx.victims).sum((1, 3, 4)) if _is_needed(ctx, 4) else None
         return dx, None, None, dw, db, None, None
 
 
 class _InputGradient(Function):
-    """dx of a convolution, linear in dy; the shared weight gets no derivative, which torch's own rule would compute."""
+    """dx of a convolution, linear in dy. The shared weight gets no derivative, which torch's own rule would compute."""
 
     @staticmethod
     def forward(ctx: Any, dy: Tensor, w: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
@@ -109,7 +111,7 @@ def _input_gradient(shape: torch.Size, w: Tensor, dy: Tensor, *geometry: Any) ->
 
 
 class _WeightGradient(Function):
-    """dw of a convolution for each victim, (V, *w.shape), bilinear in x and dy: V groups of one grouped convolution."""
+    """dw of a convolution for each victim, (V, *w.shape), bilinear in x and dy: one grouped convolution with V groups."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dy: Tensor, shape: torch.Size, victims: int, geometry: Geometry) -> Tensor:
@@ -130,8 +132,8 @@ class _WeightGradient(Function):
 
 
 def _as_groups(x: Tensor, victims: int) -> Tensor:
-    """(V B, C, H, W) -> (B, V C, H, W)."""
-    return _split(x, victims).transpose(0, 1).flatten(1, 2)
+    """Return (V B, C, H, W) as (B, V C, H, W)."""
+    return _split_by_victim(x, victims).transpose(0, 1).flatten(1, 2)
 
 
 def _from_groups(x: Tensor, victims: int) -> Tensor:
@@ -139,7 +141,7 @@ def _from_groups(x: Tensor, victims: int) -> Tensor:
 
 
 class _Linear(Function):
-    """x w^T + b; torch differentiates its backward pass."""
+    """x w^T + b. torch differentiates its backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Leaf, w_leaf: Leaf, b_leaf: Leaf, victims: int) -> Tensor:
@@ -152,8 +154,8 @@ class _Linear(Function):
         x, w = ctx.saved_tensors
         dx = dy @ w if ctx.needs_input_grad[0] else None
         x, dy = (value.reshape(ctx.victims, -1, value.shape[-1]) for value in (x, dy))
-        dw = torch.bmm(dy.transpose(1, 2), x) if _wanted(ctx, 3) else None
-        db = dy.sum(1) if _wanted(ctx, 4) else None
+        dw = torch.bmm(dy.transpose(1, 2), x) if _is_needed(ctx, 3) else None
+        db = dy.sum(1) if _is_needed(ctx, 4) else None
         return dx, None, None, dw, db, None
 
 
@@ -171,9 +173,9 @@ class _Affine(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Leaf, ...]:
         n, w = ctx.saved_tensors
         dn = dy * w.view(1, -1, *[1] * (n.dim() - 2))
-        n, dy = (_split(value, ctx.victims).flatten(3) for value in (n, dy))
-        dw = (n * dy).sum((1, 3)) if _wanted(ctx, 3) else None
-        db = dy.sum((1, 3)) if _wanted(ctx, 4) else None
+        n, dy = (_split_by_victim(value, ctx.victims).flatten(3) for value in (n, dy))
+        dw = (n * dy).sum((1, 3)) if _is_needed(ctx, 3) else None
+        db = dy.sum((1, 3)) if _is_needed(ctx, 4) else None
         return dn, None, None, dw, db, None
 
 
@@ -193,23 +195,23 @@ class _Normalisation(Function):
 
 
 class _NormalisationGradient(Function):
-    """dx = r (d - mean(d) - n mean(d n)), with r = 1 / sqrt(var + eps); linear in d and symmetric.
+    """dx = r (d - mean(d) - n mean(d n)), with r = 1 / sqrt(var + eps). It is linear in d and symmetric.
 
-    Its derivative in x against c, per group: -r^2 (s n + u - mean(u) - n mean(u n)), where u = mean(d n) c + mean(c n) d and
-    s = mean(c d) - mean(c) mean(d) - mean(c n) mean(d n). torch's own rule composes it of many more passes.
+    Its derivative in x against c, per group, is -r^2 (s n + u - mean(u) - n mean(u n)). Here u = mean(d n) c + mean(c n) d and
+    s = mean(c d) - mean(c) mean(d) - mean(c n) mean(d n). torch's own rule uses many more passes for it.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mean: Tensor, r: Tensor, d: Tensor, groups: int) -> Tensor:
         ctx.save_for_backward(x, mean, r, d)
         ctx.groups = groups
-        return _projected(d, x, mean, r, groups)
+        return _normalisation_gradient(d, x, mean, r, groups)
 
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> tuple[Leaf, ...]:
         x, mean, r, d = ctx.saved_tensors
         c = c.contiguous()
-        gd = _projected(c, x, mean, r, ctx.groups)
+        gd = _normalisation_gradient(c, x, mean, r, ctx.groups)
         rows = (x.shape[0] * ctx.groups, -1)
         x_, c_, d_, mean, r = x.view(rows), c.view(rows), d.view(rows), mean.view(-1, 1), r.view(-1, 1)
         m_c, m_d = c_.mean(1, keepdim=True), d_.mean(1, keepdim=True)
@@ -222,7 +224,7 @@ class _NormalisationGradient(Function):
         return gx.view_as(x), None, None, gd, None
 
 
-def _projected(d: Tensor, x: Tensor, mean: Tensor, r: Tensor, groups: int) -> Tensor:
+def _normalisation_gradient(d: Tensor, x: Tensor, mean: Tensor, r: Tensor, groups: int) -> Tensor:
     sizes, only_x = _sizes(x), [True, False, False]
     found: Tensor = torch.ops.aten.native_group_norm_backward(d, x, mean, r, None, *sizes, groups, only_x)[0]
     return found
@@ -304,4 +306,4 @@ RULES: dict[type[nn.Module], Callable[[Any, int, Leaf, Leaf], Forward | None]] =
     nn.GroupNorm: _group_norm,
     nn.SiLU: _silu,
 }
-"""For each kind of layer: its forward pass, given the module, V and the leaves of weight and bias."""
+"""For each kind of layer, a function that returns its forward pass, given the module, V and the leaves of weight and bias."""

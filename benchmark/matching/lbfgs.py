@@ -1,4 +1,4 @@
-"""L-BFGS with strong Wolfe line searches on many searches at once: each has its own direction, step, memory and end."""
+"""L-BFGS with strong Wolfe line searches on many searches at once. Each has its own direction, step, memory and end."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import torch
 from torch import Tensor
 
 from benchmark.matching.search import Searches
-from benchmark.matching.wolfe import Talk, strong_wolfe
+from benchmark.matching.wolfe import LineSearch, strong_wolfe
 
 HISTORY = 100
-"""Moves that are remembered."""
+"""The number of moves that are remembered."""
 
 FIRST_MOVE = 0.1
-"""Root mean square of the first trial move, where nothing is known of the curvature: images live in [-1, 1]."""
+"""Root mean square of the first trial move, before the curvature is known. Images lie in [-1, 1]."""
 
 
 def lbfgs(searches: Searches, history: int = HISTORY) -> None:
-    """Every round evaluates each search once, wherever its own line search stands.
+    """Run L-BFGS on all searches; every round evaluates each search once, at its own stage of its line search.
 
-    A search whose line search finds nothing better forgets its memory and goes downhill; if that fails too, it is done.
+    If a line search finds nothing better, the search clears its memory and goes along the negative gradient. If that fails
+    too, it ends.
     """
     state = _State(searches, history)
     rows = state.begin(searches.open())
@@ -30,7 +31,7 @@ def lbfgs(searches: Searches, history: int = HISTORY) -> None:
 
 
 class _State:
-    """Where each of the P searches stands."""
+    """The state of the P searches."""
 
     def __init__(self, searches: Searches, history: int) -> None:
         self.searches = searches
@@ -41,46 +42,46 @@ class _State:
         self.low_value = [math.inf] * len(self.x)
         self.direction = torch.zeros_like(self.x)
         self.step = [0.0] * len(self.x)
-        self.talks: dict[int, Talk] = {}
+        self.line_searches: dict[int, LineSearch] = {}
         self.memory = _Memory(self.x, min(history, max(searches.budgets)))
 
     def begin(self, rows: Sequence[int]) -> list[int]:
-        """The first evaluation; returns the searches that can go on."""
+        """Evaluate the starts and return the searches that can continue."""
         if not rows:
             return []
         values, gradients = self.searches(self.x[rows], rows)
         for row, value in zip(rows, values, strict=True):
             self.value[row] = value
         self.gradient[rows] = gradients
-        return self._aim([row for row in rows if math.isfinite(self.value[row])])
+        return self._start_line_searches([row for row in rows if math.isfinite(self.value[row])])
 
     def advance(self, rows: Sequence[int]) -> list[int]:
-        """One evaluation for each, and what follows from it."""
+        """Evaluate each search once, act on the result, and return the searches that continue."""
         values, gradients = self.searches(self.x[rows] + self._moves(rows), rows)
         slopes = (gradients * self.direction[rows]).sum(1, dtype=torch.float64).tolist()
-        going, kept, arrived = [], [], []
+        running, kept, ended = [], [], []
         for place, row in enumerate(rows):
             tried = self.step[row]
             try:
-                self.step[row], low = self.talks[row].send((values[place], slopes[place]))
-                going.append(row)
-                taken = low == tried
+                self.step[row], low = self.line_searches[row].send((values[place], slopes[place]))
+                running.append(row)
+                is_best = low == tried
             except StopIteration as end:
                 self.step[row] = end.value
-                arrived.append(row)
-                taken = end.value == tried
-            if taken:
+                ended.append(row)
+                is_best = end.value == tried
+            if is_best:
                 self.low_value[row] = values[place]
                 kept.append(place)
         self.low_gradient[[rows[place] for place in kept]] = gradients[kept]
-        return sorted(going + self._arrive(arrived))
+        return sorted(running + self._finish_line_searches(ended))
 
     def _moves(self, rows: Sequence[int]) -> Tensor:
         steps = torch.tensor([self.step[row] for row in rows], dtype=torch.float64).to(self.x)
         return steps[:, None] * self.direction[rows]
 
-    def _arrive(self, rows: Sequence[int]) -> list[int]:
-        """Ended line searches: move, remember, aim again. Those that found nothing better try once more without memory."""
+    def _finish_line_searches(self, rows: Sequence[int]) -> list[int]:
+        """Finish line searches: move, remember, aim again. One that found nothing better is tried again without memory."""
         moved = [row for row in rows if self.step[row] > 0]
         stuck = [row for row in rows if self.step[row] == 0 and self.memory.count[row]]
         self.memory.forget(stuck)
@@ -91,17 +92,17 @@ class _State:
             self.gradient[moved] = self.low_gradient[moved]
             for row in moved:
                 self.value[row] = self.low_value[row]
-        return self._aim(sorted(moved + stuck))
+        return self._start_line_searches(sorted(moved + stuck))
 
-    def _aim(self, rows: Sequence[int]) -> list[int]:
-        """A new direction and line search for each; one whose gradient is zero is done."""
+    def _start_line_searches(self, rows: Sequence[int]) -> list[int]:
+        """Start a line search in a new direction for each; return those that continue. One with a zero gradient ends."""
         if not rows:
             return []
         gradient = self.gradient[rows]
         direction = -self.memory.times(rows, gradient)
         slopes = (gradient * direction).sum(1, dtype=torch.float64).tolist()
         sizes = gradient.square().mean(1, dtype=torch.float64).sqrt().tolist()
-        aimed = []
+        started = []
         for place, row in enumerate(rows):
             if not (math.isfinite(slopes[place]) and slopes[place] < 0):
                 if not (self.memory.count[row] and sizes[place] > 0):
@@ -110,17 +111,17 @@ class _State:
                 direction[place] = -gradient[place]
                 slopes[place] = -float(gradient[place].square().sum(dtype=torch.float64))
             first = 1.0 if self.memory.count[row] else FIRST_MOVE / sizes[place]
-            self.talks[row] = strong_wolfe(self.value[row], slopes[place], first)
-            self.step[row], _ = next(self.talks[row])
-            aimed.append(row)
+            self.line_searches[row] = strong_wolfe(self.value[row], slopes[place], first)
+            self.step[row], _ = next(self.line_searches[row])
+            started.append(row)
         self.direction[rows] = direction
-        return aimed
+        return started
 
 
 class _Memory:
     """The last m moves s and changes of gradient y of each search, the newest at the end, and their inner products.
 
-    Unused places hold zeros. Products are kept, and systems solved, in float64.
+    Unused places hold zeros. Products are stored, and systems solved, in float64.
     """
 
     def __init__(self, like: Tensor, size: int) -> None:
@@ -137,7 +138,7 @@ class _Memory:
             self.count[row] = 0
 
     def add(self, rows: Sequence[int], s: Tensor, y: Tensor) -> None:
-        """Remember a pair for each, where its curvature is positive."""
+        """Remember a pair for each search whose curvature is positive."""
         curved = ((s * y).sum(1) > 1e-10 * y.square().sum(1)).tolist()
         places = [place for place, good in enumerate(curved) if good]
         if not places:
@@ -151,13 +152,13 @@ class _Memory:
             shifted = torch.zeros_like(values[rows])
             shifted[:, :-1, :-1] = values[rows][:, 1:, 1:]
             shifted[:, :, -1] = _product(left[rows], y)
-            shifted[:, -1, :-1] = shifted[:, :-1, -1]  # S^T Y is read above its diagonal only, Y^T Y is symmetric
+            shifted[:, -1, :-1] = shifted[:, :-1, -1]  # only the upper triangle of S^T Y is used, and Y^T Y is symmetric
             values[rows] = shifted
         for row in rows:
             self.count[row] = min(self.count[row] + 1, self.s.shape[1])
 
     def times(self, rows: Sequence[int], g: Tensor) -> Tensor:
-        """H g, with H the inverse Hessian's estimate: Byrd, Nocedal and Schnabel 1994, their compact form of the inverse.
+        """Return H g, with H the estimate of the inverse Hessian: the compact form of Byrd, Nocedal and Schnabel 1994.
 
         H = gamma I + [S, gamma Y] [[R^-T (D + gamma Y^T Y) R^-1, -R^-T], [-R^-1, 0]] [S^T; gamma Y^T]
         """
@@ -178,10 +179,10 @@ class _Memory:
 
 
 def _product(rows: Tensor, vector: Tensor) -> Tensor:
-    """(A, m, n) times (A, n) -> (A, m), in float64 from here on."""
+    """Return (A, m, n) times (A, n) as (A, m), converted to float64."""
     return torch.bmm(rows, vector[..., None])[..., 0].double()
 
 
 def _combined(rows: Tensor, weights: Tensor) -> Tensor:
-    """The sum over m of (A, m, n) with weights (A, m, 1) -> (A, n)."""
+    """Return the sum (A, n) over m of (A, m, n) with weights (A, m, 1)."""
     return torch.bmm(rows.transpose(1, 2), weights.to(rows))[..., 0]

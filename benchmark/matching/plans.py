@@ -1,4 +1,4 @@
-"""How observations of one kind are evaluated: found by trial, once for each kind within a run."""
+"""How observations of one kind are evaluated: tested once for each kind within a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmark.types import Observation
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """How observations of one kind are evaluated.
+    """The plan for evaluating observations of one kind.
 
     Attributes:
         backend: how the updates of guesses are computed.
@@ -26,12 +26,12 @@ class EvaluationPlan:
 
 
 _shared: ContextVar[dict[object, EvaluationPlan] | None] = ContextVar("shared", default=None)
-"""The plans of the run under way by kind, None outside of one."""
+"""The plans of the current run by kind, None outside a run."""
 
 
 @contextmanager
 def shared_plans() -> Iterator[None]:
-    """Plan each kind of observation once within this context, as a run does: a trial takes as long as some evaluations."""
+    """Plan each kind of observation once within this context, as a run does. A plan takes as long as some evaluations."""
     token = _shared.set({})
     try:
         yield
@@ -40,7 +40,7 @@ def shared_plans() -> Iterator[None]:
 
 
 def plan_for(observation: Observation) -> EvaluationPlan:
-    """Return the plan for an observation: that of an earlier one of its kind in `shared_plans`, else a new one."""
+    """Return the plan for an observation: within `shared_plans` the earlier one of its kind, if any, else a new one."""
     plans = _shared.get()
     if plans is None:
         return new_plan(observation)
@@ -51,13 +51,13 @@ def plan_for(observation: Observation) -> EvaluationPlan:
 
 
 def new_plan(observation: Observation) -> EvaluationPlan:
-    """Return the plan for an observation, tried out on its own network."""
+    """Return a new plan for an observation, tested on its own network."""
     backend = choose_backend(observation)
     return EvaluationPlan(backend, predicted(observation, backend))
 
 
 def _kind(observation: Observation) -> object:
-    """Return what decides the plan: layers, shapes and practice, but no numbers."""
+    """Return what determines the plan: layers, shapes and practice, but no numbers."""
     network = observation.network
     layers = (repr(network), tuple(map(type, network.modules())))
     parameters = tuple((name, value.shape, value.dtype) for name, value in network.named_parameters())

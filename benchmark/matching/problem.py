@@ -1,4 +1,4 @@
-"""The attacker's copy of the clients' round, for P observations side by side: from guesses to the updates they would give."""
+"""The attacker's simulation of the clients' training, for P observations at once: from guesses to their updates."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from benchmark.types import Observation, Prior, Update
 
 @dataclass(frozen=True, eq=False)
 class Guess(ABC):
-    """What is thought to lie behind P updates of N images each: a dataclass of tensors whose first dimensions are P and N."""
+    """A guess of what lies behind P updates of N images each: a dataclass of tensors whose first dimensions are P and N."""
 
     @abstractmethod
     def losses(self, network: Forward, schedule: Process) -> Tensor:
-        """(P, N): of each example, a number whose gradient in the parameters is the example's share of the update, times N."""
+        """Return a number (P, N) per example. Its gradient in the parameters is N times the example's share of the update."""
 
     def parts(self) -> list[Tensor]:
-        """The tensors, in the order of the fields."""
+        """Return the tensors, in the order of the fields."""
         return [getattr(self, field.name) for field in fields(self)]
 
     def __len__(self) -> int:
-        """P, the number of updates."""
+        """Return P, the number of updates."""
         return len(self.parts()[0])
 
     def one_by_one(self) -> Iterator[Self]:
-        """Each of them alone, with P = 1."""
+        """Yield each of the P guesses alone, with P = 1."""
         for alone in zip(*self.parts(), strict=True):
             yield type(self)(*(part.unsqueeze(0) for part in alone))
 
     def examples(self, places: slice) -> Self:
-        """Some of the N examples alone."""
+        """Return a guess of some of the N examples alone."""
         return type(self)(*(part[:, places] for part in self.parts()))
 
 
@@ -63,21 +63,21 @@ class CleanGuess(Guess):
     eps: Tensor
 
     def losses(self, network: Forward, schedule: Process) -> Tensor:
-        """See `Guess.losses`: the client's own training losses."""
+        """See `Guess.losses`: return the client's own training losses."""
         each = losses(network, schedule, *(part.flatten(0, 1) for part in self.parts()))
         return each.view(self.x_0.shape[:2])
 
 
 @dataclass(frozen=True, eq=False)
 class NoisyGuess(Guess):
-    """Noisy images, timesteps and residuals. A gradient is linear in the residual, and neither image nor noise is named.
+    """Noisy images, timesteps and residuals. A gradient is linear in the residual; image and noise need not be known.
 
-    With r = net(x_t, t) - target, the derivative of mean(r^2) in the parameters is that of 2 mean(r net(x_t, t)) at fixed r.
+    With r = net(x_t, t) - target, mean(r^2) has the same derivative in the parameters as 2 mean(r net(x_t, t)) at fixed r.
 
     Attributes:
         x_t: (P, N, C, H, W) noisy images.
         t: (P, N) int64 timesteps.
-        residual: (P, N, C, H, W), what the network's output is above its target, at the weights of the example's local step.
+        residual: (P, N, C, H, W) the network's output minus its target, at the weights of the example's local step.
     """
 
     x_t: Tensor
@@ -85,7 +85,7 @@ class NoisyGuess(Guess):
     residual: Tensor
 
     def losses(self, network: Forward, schedule: Process) -> Tensor:
-        """See `Guess.losses`: numbers with the losses' gradient, not the losses themselves."""
+        """See `Guess.losses`: return numbers with the gradient of the losses, not the losses themselves."""
         x_t, t, residual = (part.flatten(0, 1) for part in self.parts())
         each: Tensor = (2 * residual * network(x_t, t)).flatten(1).mean(1)
         return each.view(self.x_t.shape[:2])
@@ -93,7 +93,7 @@ class NoisyGuess(Guess):
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """P observations of one kind side by side; names as in `Observation`, tensors with P as an additional first dimension."""
+    """P observations of one kind. Names are as in `Observation`; tensors have P as an additional first dimension."""
 
     update: Update
     network: Denoiser
@@ -104,38 +104,39 @@ class Stack:
 
 
 def stack(observations: Sequence[Observation]) -> Stack:
-    """Lay observations that agree in all but their tensors side by side."""
+    """Stack observations that agree in everything except their tensors."""
     first = observations[0]
     return Stack(
-        {name: torch.stack([seen.update[name] for seen in observations]) for name in first.update},
+        {name: torch.stack([observation.update[name] for observation in observations]) for name in first.update},
         first.network,
         first.schedule,
-        _stacked([seen.timesteps for seen in observations]),
-        _stacked([seen.noise for seen in observations]),
+        _stacked([observation.timesteps for observation in observations]),
+        _stacked([observation.noise for observation in observations]),
         first.prior,
     )
 
 
 def _stacked(values: Sequence[Tensor | None]) -> Tensor | None:
-    held = [value for value in values if value is not None]
-    return torch.stack(held) if held else None
+    granted_values = [value for value in values if value is not None]
+    return torch.stack(granted_values) if granted_values else None
 
 
-LOOP_ALONE = 2_000_000
-"""Parameters below which a guess that comes alone goes the way of the loop, where Python is not called back so often."""
+MIN_PARAMETERS_TO_BATCH_ONE = 2_000_000
+"""In networks with fewer parameters a single guess is evaluated with the plain loop, which has less Python overhead."""
 
 
-AGREEMENT, NEGLIGIBLE = 1e-2, 1e-4
-"""Largest relative difference of a gradient together and alone, and share of the largest gradient that counts as rounding."""
+MAX_DISAGREEMENT, NEGLIGIBLE_SHARE = 1e-2, 1e-4
+"""Largest relative difference between a batched and a single gradient; share of the largest gradient that is rounding."""
 
 
-def step_by_step(seen: Observation) -> bool:
-    """Whether guesses at what lies behind the update go through the clients' local steps, one after the other.
+def step_by_step(observation: Observation) -> bool:
+    """Return whether the updates of guesses go through the clients' local steps, one after the other.
 
-    That is exact, and needs to know which example belongs to which step. Where that is not known, all N images are read as one
-    batch at the global weights: exact for clients that take one step, and else wrong by the order of the step size.
+    This is exact, but requires knowing which example belongs to which step. If that is unknown, all N images are treated as
+    one batch at the global weights. That is exact for clients that take one step. Otherwise its error is of the order of the
+    step size.
     """
-    return seen.local_steps > 1 and seen.order_known
+    return observation.local_steps > 1 and observation.order_known
 
 
 class Backend(StrEnum):
@@ -150,25 +151,26 @@ class Updates:
     """The updates that guesses would give in the round of one observation, differentiable in the guesses.
 
     Attributes:
-        backend: as `choose_backend` chose it for the observation.
+        backend: the result of `choose_backend` for the observation.
     """
 
-    def __init__(self, seen: Observation, backend: Backend) -> None:
-        self.seen, self.network, self.schedule, self.names = seen, seen.network, seen.schedule, list(seen.update)
-        self.backend = backend
+    def __init__(self, observation: Observation, backend: Backend) -> None:
+        self.observation, self.backend = observation, backend
+        self.network, self.schedule, self.names = observation.network, observation.schedule, list(observation.update)
         self.copies: dict[int, tuple[nn.Module, dict[str, Tensor]]] = {}
-        self.fewest = 2 if sum(parameter.numel() for parameter in self.network.parameters()) < LOOP_ALONE else 1
+        parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        self.min_batched = 2 if parameters < MIN_PARAMETERS_TO_BATCH_ONE else 1
 
     def __call__(self, guess: Guess) -> Update:
-        """(P, *shape) for each parameter."""
-        ways = {Backend.BATCHED: self._together, Backend.LOOP: self._one_by_one, Backend.UNROLLED: self._unrolled}
-        return ways[self.way(len(guess))](guess)
+        """Return the updates (P, *shape), by parameter."""
+        functions = {Backend.BATCHED: self._batched, Backend.LOOP: self._looped, Backend.UNROLLED: self._unrolled}
+        return functions[self.way(len(guess))](guess)
 
     def way(self, victims: int) -> Backend:
-        """The backend for so many guesses at once."""
-        return self.backend if victims >= self.fewest or self.backend is Backend.UNROLLED else Backend.LOOP
+        """Return the backend for this number of guesses at once."""
+        return self.backend if victims >= self.min_batched or self.backend is Backend.UNROLLED else Backend.LOOP
 
-    def _together(self, guess: Guess) -> Update:
+    def _batched(self, guess: Guess) -> Update:
         victims = len(guess)
         if victims not in self.copies:
             self.copies[victims] = per_victim(self.network, self.names, victims)
@@ -176,36 +178,36 @@ class Updates:
         loss = guess.losses(network, self.schedule).mean(1).sum()
         return dict(zip(leaves, grad(loss, list(leaves.values()), create_graph=True), strict=True))
 
-    def _one_by_one(self, guess: Guess) -> Update:
+    def _looped(self, guess: Guess) -> Update:
         losses = [alone.losses(self.network, self.schedule).mean() for alone in guess.one_by_one()]
-        return self._side_by_side([parameter_gradient(self.network, loss, create_graph=True) for loss in losses])
+        return self._stack([parameter_gradient(self.network, loss, create_graph=True) for loss in losses])
 
     def _unrolled(self, guess: Guess) -> Update:
-        # Local weights take the place of the network's own for a while, so each thread needs a network of its own.
+        # Local weights replace the network's own for a while, so each thread needs its own copy.
         network = copy.deepcopy(self.network, {id(parameter): parameter for parameter in self.network.parameters()})
-        return self._side_by_side([self._round(network, alone) for alone in guess.one_by_one()])
+        return self._stack([self._local_training(network, alone) for alone in guess.one_by_one()])
 
-    def _round(self, network: nn.Module, guess: Guess) -> dict[str, Tensor]:
-        """The update of one guess, through the local steps of each client."""
+    def _local_training(self, network: nn.Module, guess: Guess) -> dict[str, Tensor]:
+        """Return the update of one guess, through the local steps of each client."""
 
         def loss(forward: Forward, batch: slice) -> Tensor:
             return guess.examples(batch).losses(forward, self.schedule).mean()
 
-        seen, lr = self.seen, self.seen.local_lr
+        observation, lr = self.observation, self.observation.local_lr
         assert lr is not None
-        clients = local_batches(seen.image_count, seen.clients, seen.local_steps)
+        clients = local_batches(observation.image_count, observation.clients, observation.local_steps)
         return mean_update([local_update(network, loss, batches, lr) for batches in clients])
 
-    def _side_by_side(self, updates: Sequence[Update]) -> Update:
+    def _stack(self, updates: Sequence[Update]) -> Update:
         return {name: torch.stack([update[name] for update in updates]) for name in self.names}
 
 
 def choose_backend(observation: Observation) -> Backend:
-    """Return how the updates of guesses at what lies behind an observation are to be computed.
+    """Return the backend that computes the updates of guesses for an observation.
 
-    They are `UNROLLED` where they go through the local steps (`step_by_step`). Else they are `BATCHED`, or go by `LOOP` for a
-    network that has a layer without a rule (`layers.RULES`), or whose updates differ when victims share a batch. To find that
-    out costs four gradients.
+    It is `UNROLLED` if updates go through the local steps (`step_by_step`). Else it is `LOOP` if a layer of the network has no
+    rule (`layers.RULES`), or if updates differ when victims share a batch. Else it is `BATCHED`. The test costs four
+    gradients.
     """
     if step_by_step(observation):
         return Backend.UNROLLED
@@ -215,7 +217,7 @@ def choose_backend(observation: Observation) -> Backend:
 def _batches_agree(observation: Observation) -> bool:
     """Return whether two random guesses give the same updates together as one by one.
 
-    They do not where a weight is used outside its layer or by two of them, or where a layer mixes the batch.
+    They do not if a weight is used outside its layer or by two layers, or if a layer mixes the examples of the batch.
     """
     draw, device = torch.Generator().manual_seed(0), observation.network.device
     x_0, eps = torch.randn(2, 2, *observation.batch_shape, generator=draw).to(device)
@@ -223,35 +225,35 @@ def _batches_agree(observation: Observation) -> bool:
     guess = CleanGuess(x_0, t, eps)
     try:
         together = Updates(observation, Backend.BATCHED)(guess)
-    except Exception as error:  # whatever a layer without a rule makes of it: one by one it may still do
-        if out_of_memory(error):  # says nothing of the network
+    except Exception as error:  # a layer without a rule may raise anything; the loop may still work
+        if out_of_memory(error):  # this says nothing about the network
             raise
         return False
     alone = {name: value.detach() for name, value in Updates(observation, Backend.LOOP)(guess).items()}
-    least = NEGLIGIBLE * max(float(value.norm()) for value in alone.values())
+    least = NEGLIGIBLE_SHARE * max(float(value.norm()) for value in alone.values())
     return all(
-        float((together[name].detach() - value).norm()) <= AGREEMENT * max(float(value.norm()), least)
+        float((together[name].detach() - value).norm()) <= MAX_DISAGREEMENT * max(float(value.norm()), least)
         for name, value in alone.items()
     )
 
 
 def granted(variables: Mapping[str, Tensor], known: Stack) -> Guess:
-    """Images as searched (`x_0`), timesteps as granted, noise as granted or else as searched (`eps`)."""
+    """Return a guess of images as searched (`x_0`), timesteps as granted, and noise as granted or else as searched (`eps`)."""
     assert known.timesteps is not None
     return CleanGuess(variables["x_0"], known.timesteps, known.noise if known.noise is not None else variables["eps"])
 
 
 def unknowns(observation: Observation, x_0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """A start for what `granted` searches: images `x_0`, and noise `eps` from N(0, 1) where that is private."""
+    """Return a start for the variables of `granted`: images `x_0`, and noise `eps` from N(0, 1) if the noise is private."""
     return {"x_0": x_0} if observation.noise is not None else {"x_0": x_0, "eps": gaussian(observation, generator)}
 
 
 def defect(observation: Observation) -> str | None:
-    """Why the update cannot be matched, None where it can: a name or shape that the network lacks, or no finite signal."""
+    """Return why the update cannot be matched: a name or shape that the network lacks, or no finite signal. None if it can."""
     shapes = {name: p.shape for name, p in observation.network.named_parameters() if p.requires_grad}
     for name, value in observation.update.items():
         if name not in shapes:
-            return f"the update holds '{name}', which the network does not"
+            return f"the update contains '{name}', which the network lacks"
         if value.shape != shapes[name]:
             return f"the update's '{name}' has shape {tuple(value.shape)}, the network's {tuple(shapes[name])}"
         if not torch.isfinite(value).all():
@@ -262,10 +264,10 @@ def defect(observation: Observation) -> str | None:
 
 
 def flat(observation: Observation) -> Tensor:
-    """A start of one colour, the mean of public images."""
+    """Return a start of one colour, the mean of public images."""
     return observation.mean_colour.view(1, -1, 1, 1).expand(observation.batch_shape).clone()
 
 
 def gaussian(observation: Observation, generator: torch.Generator) -> Tensor:
-    """A standard normal start of the private images' shape, drawn on the CPU and moved to the update's device."""
+    """Draw a standard normal start of the private images' shape, on the CPU, and move it to the network's device."""
     return torch.randn(observation.batch_shape, generator=generator).to(observation.network.device)

@@ -1,4 +1,4 @@
-"""The memory that one evaluation needs, found without doing it."""
+"""Predict the memory of one evaluation without computing it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from benchmark.types import Observation
 
 
 class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within this context, counts the bytes of the tensors that are alive; scratch space inside an operator is not seen.
+    """Counts the bytes of all live tensors within this context, except scratch space inside an operator.
 
     Attributes:
-        bytes: alive now.
-        peak: the most that were alive at once.
+        bytes: bytes alive now.
+        peak: the most bytes that were alive at once.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Do the operation and note what it made."""
+        """Run the operation and count the tensors that it creates."""
         found = func(*args, **(kwargs or {}))
         for value in tree_leaves(found):
             if isinstance(value, Tensor):
@@ -55,27 +55,27 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def predicted(observation: Observation, backend: Backend) -> int:
-    """Return the bytes that one more such victim adds to an evaluation: that evaluation's own tensors, and the observed update.
+    """Return the bytes that one more such victim adds to an evaluation: the evaluation's own tensors and the observed update.
 
-    It is played once, with two victims, on torch's `meta` device, where tensors have shapes but no numbers.
+    The evaluation runs once, with two victims, on torch's `meta` device, where tensors have shapes but no numbers.
     """
     parameters = dict(observation.network.named_parameters())
     try:
         hollow = {id(value): nn.Parameter(value.to("meta"), value.requires_grad) for value in parameters.values()}
         network = copy.deepcopy(observation.network, hollow).to("meta")
-        return _played(dataclasses.replace(observation, network=network, schedule=observation.schedule.to("meta")), backend)
-    except Exception:  # a network that looks at its numbers, or holds tensors that do not move, is played with numbers
-        return _played(observation, backend)
+        return _measured(dataclasses.replace(observation, network=network, schedule=observation.schedule.to("meta")), backend)
+    except Exception:  # a network that reads its numbers, or holds tensors that do not move: run it with numbers
+        return _measured(observation, backend)
 
 
-def _played(seen: Observation, backend: Backend) -> int:
-    device, dtype = seen.schedule.level.device, next(seen.network.parameters()).dtype
-    updates = Updates(seen, backend)
+def _measured(observation: Observation, backend: Backend) -> int:
+    device, dtype = observation.schedule.level.device, next(observation.network.parameters()).dtype
+    updates = Updates(observation, backend)
     with Peak() as memory:
-        x = torch.zeros(2, *seen.batch_shape, device=device, dtype=dtype, requires_grad=True)
-        t = torch.zeros(2, seen.image_count, dtype=torch.int64, device=device)
-        shapes = {name: seen.network.get_parameter(name).shape for name in seen.update}
-        goal = {name: torch.empty(2, *shape, device=device, dtype=dtype) for name, shape in shapes.items()}
-        cost = squared_distance(updates(CleanGuess(x, t, torch.zeros_like(x))), goal)
+        x = torch.zeros(2, *observation.batch_shape, device=device, dtype=dtype, requires_grad=True)
+        t = torch.zeros(2, observation.image_count, dtype=torch.int64, device=device)
+        shapes = {name: observation.network.get_parameter(name).shape for name in observation.update}
+        observed = {name: torch.empty(2, *shape, device=device, dtype=dtype) for name, shape in shapes.items()}
+        cost = squared_distance(updates(CleanGuess(x, t, torch.zeros_like(x))), observed)
         grad(cost.sum(), x)
     return int(memory.peak) // 2

@@ -1,7 +1,7 @@
-"""P searches side by side: what each has spent, the best point it met, and who watches.
+"""P searches side by side: the evaluations spent by each and the best point it found.
 
-An optimiser moves all searches that are under way together, one evaluation each per round, and drops those that are done; no
-search knows of the others. An evaluation is one cost with its gradient.
+An optimiser moves all running searches together, one evaluation each per round, and drops those that are done. The searches
+are independent. An evaluation is one cost with its gradient. Each one is announced as an event.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from benchmark.types import Reconstruction
 Variables = Mapping[str, Tensor]
 
 Evaluate = Callable[[Tensor, Sequence[int]], tuple[Tensor, Tensor]]
-"""From the points (A, n) of the searches with the given numbers to their costs (A,) and gradients (A, n)."""
+"""A function from the points (A, n) of the searches with the given numbers to their costs (A,) and gradients (A, n)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """The best variables that a search met.
+    """The best variables that a search found.
 
     Attributes:
-        variables: as they are named and shaped in the search's start.
-        loss: their cost, infinite if none was finite.
-        evaluations: what was spent.
-        diverged: why the variables mean nothing, None where they do.
+        variables: the variables, with the names and shapes of the search's start.
+        loss: their cost, infinite if no cost was finite.
+        evaluations: the evaluations spent.
+        diverged: why the variables mean nothing, None if they are valid.
     """
 
     variables: Variables
@@ -39,45 +39,47 @@ class Solution:
     diverged: str | None = None
 
     def after(self, before: Solution) -> Solution:
-        """The same, with the evaluations of a phase before it counted too."""
+        """Return the same solution, with the evaluations of an earlier phase added."""
         return replace(self, evaluations=before.evaluations + self.evaluations)
 
     def reconstruction(self) -> Reconstruction:
-        """The images (`x_0`), with the noise (`eps`) where that was searched."""
+        """Return the images (`x_0`) as a reconstruction, with the noise (`eps`) if it was searched."""
         x_0, eps = self.variables["x_0"], self.variables.get("eps")
         return Reconstruction(x_0, self.evaluations, self.loss, noise=eps, diverged=self.diverged)
 
 
 def best_of(solutions: Sequence[Solution]) -> Solution:
-    """The restart with the lowest cost, with the evaluations of all of them."""
+    """Return the restart with the lowest cost, with the evaluations of all restarts."""
     best = min(solutions, key=lambda solution: solution.loss)
     return replace(best, evaluations=sum(solution.evaluations for solution in solutions))
 
 
 def check_restarts(evaluations: int, restarts: int) -> None:
-    """Refuse a budget that has not one evaluation for each restart.
+    """Check that the budget has at least one evaluation for each restart.
 
     Raises:
-        ValueError: with one sentence for the user.
+        ValueError: it has fewer; the message is one sentence for the user.
     """
     if restarts > evaluations:
         raise ValueError(f"restarts must be from 1 to evaluations ({evaluations}), not {restarts}")
 
 
 def best_of_each(solutions: Sequence[Solution], restarts: int) -> list[Solution]:
-    """`best_of` each run of `restarts` solutions."""
+    """Return `best_of` for each run of `restarts` solutions."""
     return [best_of(solutions[first : first + restarts]) for first in range(0, len(solutions), restarts)]
 
 
 class Searches:
-    """P searches under way, of n numbers each; an optimiser evaluates through it and leaves its answer in it.
+    """P running searches over n numbers each. An optimiser evaluates through this object, which records the best points.
 
     Attributes:
-        start: (P, n) where they begin.
+        start: (P, n) starting points.
         budgets: the most evaluations of each.
         spent: evaluations so far.
         loss: the lowest finite cost of each, infinite before there is one.
-        best: (P, n) where that was.
+        best: (P, n) points of these costs.
+        layout: names and sizes of the variables within the n numbers.
+        backend: how updates are computed, for the announced events.
     """
 
     def __init__(
@@ -98,13 +100,13 @@ class Searches:
         self.best = start.clone()
 
     def open(self, rows: Sequence[int] | None = None) -> list[int]:
-        """Those of `rows` (of all, if None) with budget left."""
+        """Return the searches of `rows` (of all, if None) with budget left."""
         return [row for row in (range(len(self.start)) if rows is None else rows) if self.spent[row] < self.budgets[row]]
 
     def __call__(self, x: Tensor, rows: Sequence[int]) -> tuple[list[float], Tensor]:
-        """One evaluation of each search in `rows`, at `x` (A, n): their costs, and gradients (A, n).
+        """Evaluate each search in `rows` once at `x` (A, n), and return costs and gradients (A, n).
 
-        A cost whose gradient is not finite is none: it comes back as nan.
+        If a gradient is not finite, its cost is returned as NaN.
         """
         costs, gradients = self.evaluate(x, rows)
         losses = torch.where(gradients.isfinite().all(1), costs, math.nan).tolist()
@@ -120,7 +122,7 @@ class Searches:
         return losses, gradients
 
     def by_variable(self, values: float | Mapping[str, float]) -> Tensor | float:
-        """One value for all n numbers, or (n,) with each variable's own."""
+        """Return one value for all n numbers, or a tensor (n,) with each variable's own value."""
         if not isinstance(values, Mapping):
             return values
         parts = [torch.full((size,), values[name]) for name, size in self.layout]
@@ -128,4 +130,4 @@ class Searches:
 
 
 Optimiser = Callable[[Searches], None]
-"""Spends the searches' budgets, as far as that helps."""
+"""A function that spends the budgets of the searches, as long as that helps."""

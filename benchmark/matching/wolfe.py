@@ -1,4 +1,4 @@
-"""A line search for the strong Wolfe conditions, as a conversation: it names a step, and is told what was found there.
+"""A line search for the strong Wolfe conditions, as a generator: it yields a step and receives the value and slope there.
 
 After Nocedal and Wright, Numerical Optimization (2nd edition), algorithms 3.5 and 3.6, with safeguarded cubic interpolation.
 """
@@ -10,35 +10,35 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 C_1, C_2 = 1e-4, 0.9
-"""Sufficient decrease and curvature, the usual values for quasi-Newton directions."""
+"""The constants of sufficient decrease and of curvature, with the usual values for quasi-Newton directions."""
 
-TRIALS = 15
-"""Steps that are tried before the best of them is taken."""
+MAX_TRIALS = 15
+"""The most steps that are tried before the best of them is taken."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A step along the line with the value and the slope there."""
+    """A step along the line, with the value and the slope there."""
 
     step: float
     value: float
     slope: float
 
 
-Talk = Generator[tuple[float, float], tuple[float, float], float]
-"""Yields (the step to try, the best step so far), is sent (value, slope), returns the accepted step, 0 if none helps.
+LineSearch = Generator[tuple[float, float], tuple[float, float], float]
+"""Yields (the step to try, the best step so far), receives (value, slope), returns the accepted step, 0 if no step helps.
 
 The accepted step is the last one tried or the best step so far.
 """
 
 
-def strong_wolfe(value: float, slope: float, step: float) -> Talk:
-    """Search from `value` with `slope` < 0 along the line, trying `step` > 0 first; what is told may be infinite or nan."""
+def strong_wolfe(value: float, slope: float, step: float) -> LineSearch:
+    """Search along a line from `value` with `slope` < 0, trying `step` > 0 first. The values sent in may be infinite or NaN."""
     start = low = Point(0.0, value, slope)
     high: Point | None = None
-    for _ in range(TRIALS):
-        found = yield step, low.step
-        here = Point(step, *found)
+    for _ in range(MAX_TRIALS):
+        result = yield step, low.step
+        here = Point(step, *result)
         if not _descends(here, start) or here.value >= low.value:
             high = here
         elif abs(here.slope) <= -C_2 * slope:
@@ -61,19 +61,25 @@ def strong_wolfe(value: float, slope: float, step: float) -> Talk:
 
 
 def _descends(here: Point, start: Point) -> bool:
-    """Sufficient decrease; false for what is not finite."""
+    """Return whether the decrease is sufficient; False if the value or slope is not finite."""
     return math.isfinite(here.slope) and here.value <= start.value + C_1 * here.step * start.slope
 
 
 def _extrapolated(before: Point, here: Point) -> float:
-    """A longer step: to the minimum of the cubic through both, at least a little and at most ten times further."""
+    """Return a longer step, to the minimum of the cubic through both points.
+
+    It is a little longer at least, and ten times as long as the last step at most.
+    """
     step = _cubic(before, here)
     shortest, longest = here.step + 0.1 * (here.step - before.step), 10 * here.step
     return min(max(step, shortest), longest) if step is not None and step > here.step else longest
 
 
 def _interpolated(low: Point, high: Point) -> float:
-    """A step between the two, a tenth of their distance away from either end; the middle where no cubic helps."""
+    """Return a step between the two, at least a tenth of their distance from either end.
+
+    If there is no cubic, it is the middle, or a tenth of the way from `low` if the value at `high` is not finite.
+    """
     left, right = sorted((low.step, high.step))
     step = _cubic(low, high)
     if step is None:
@@ -83,7 +89,7 @@ def _interpolated(low: Point, high: Point) -> float:
 
 
 def _cubic(a: Point, b: Point) -> float | None:
-    """The minimum of the cubic with the values and slopes of both (their equation 3.59), None where there is none."""
+    """Return the minimum of the cubic with the values and slopes of both (equation 3.59 of the book), None if there is none."""
     if not (math.isfinite(b.value) and math.isfinite(b.slope)) or a.step == b.step:
         return None
     d_1 = a.slope + b.slope - 3 * (a.value - b.value) / (a.step - b.step)

@@ -66,7 +66,7 @@ def test_restarts_share_the_budget_and_never_match_worse_than_their_first(attack
     [
         (lambda update: {name: value * math.inf for name, value in update.items()}, "not finite"),
         (lambda update: {name: value * 0 for name, value in update.items()}, "zero everywhere"),
-        (lambda update: {"unknown": next(iter(update.values()))}, "which the network does not"),
+        (lambda update: {"unknown": next(iter(update.values()))}, "which the network lacks"),
         (lambda update: {name: value[None] for name, value in update.items()}, "shape"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmark.attacks._inversion import Inversion, read, sites
+from benchmark.attacks._inversion import Inversion, read_update, sites
 from benchmark.attacks._residual import search
 from benchmark.attacks.activations import Activations
 from benchmark.attacks.residual import Residual
@@ -85,7 +85,7 @@ def wide():
 
 def test_the_client_s_own_activation_is_read(wide):
     seen = wide.observe(PrivateNoise())
-    readout = read(seen, sites(seen.network, seen.image_shape))
+    readout = read_update(seen, sites(seen.network, seen.image_shape))
     inputs = {}
     wide.network.get_submodule(readout.site.name).register_forward_pre_hook(lambda _, given: inputs.update(x=given[0]))
     victim = wide.victim
@@ -101,7 +101,7 @@ def test_sites_come_in_the_order_of_the_network(wide):
 
 def test_the_inversion_costs_nothing_at_the_truth_and_has_its_own_gradient(wide):
     seen, victim = wide.observe(PrivateNoise()), wide.victim
-    inversion = Inversion([seen], [read(seen, sites(seen.network, seen.image_shape))], 10.0)
+    inversion = Inversion([seen], [read_update(seen, sites(seen.network, seen.image_shape))], 10.0)
     x_t = wide.schedule.add_noise(victim.images, victim.timesteps, victim.noise).flatten(1)
     elsewhere, direction = random(1, 192), random(1, 192, seed=2)
     assert inversion(x_t, [0])[0] < 1e-7 < 1e-2 < inversion(elsewhere, [0])[0]
@@ -183,7 +183,7 @@ def test_after_simulated_local_steps_a_match_is_the_image():
 
 def test_a_point_out_of_range_costs_nothing_finite_and_leaves_the_other_victims_alone(wide):
     seen = wide.observe(PrivateNoise())
-    readout = read(seen, sites(seen.network, seen.image_shape))
+    readout = read_update(seen, sites(seen.network, seen.image_shape))
     costs, _ = Inversion([seen, seen], [readout, readout], 10.0)(
         torch.stack([random(192), torch.full((192,), torch.nan)]), [0, 1]
     )
@@ -192,5 +192,5 @@ def test_a_point_out_of_range_costs_nothing_finite_and_leaves_the_other_victims_
 
 def test_the_way_down_ends_before_the_way_up(wide):
     seen = wide.observe(PrivateNoise())
-    names = [site.name for site in read(seen, sites(seen.network, seen.image_shape)).spans]
+    names = [site.name for site in read_update(seen, sites(seen.network, seen.image_shape)).spans]
     assert names and not any("up_blocks" in name or "conv_out" in name for name in names)

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from benchmark.attacks.gidm_plus import OUT, GIDMPlus, _equal
-from benchmark.attacks.posterior_mode import PosteriorMode, _spread
+from benchmark.attacks.gidm_plus import EXCLUDED_LOGIT, GIDMPlus, _equal_logits
+from benchmark.attacks.posterior_mode import PosteriorMode, _timesteps_of_draws
 from benchmark.attacks.residual import Residual
 from benchmark.base.seeds import stream
 from benchmark.clients.stack import Stacked
@@ -166,9 +166,9 @@ def test_a_withheld_embedding_is_read_from_the_blocks_and_the_rest_is_matched():
 
 def test_timesteps_that_no_client_trains_on_have_no_weight():
     seen = SCENE.observe(Stacked((TimestepRange(least=150), PrivateTimestep())))
-    weights = _equal(seen).softmax(-1)[0]
+    weights = _equal_logits(seen).softmax(-1)[0]
     assert not weights[:150].any() and torch.allclose(weights[150:], torch.tensor(1 / 850))
-    assert not _equal(SCENE.observe(NoDefense())).any() and OUT < 0
+    assert not _equal_logits(SCENE.observe(NoDefense())).any() and EXCLUDED_LOGIT < 0
     (found,) = GIDMPlus(evaluations=6).run([seen], stream(0, "a"))
     assert found.timesteps is None or found.timesteps.min() >= 150
 
@@ -178,9 +178,9 @@ def test_private_draws_are_met_with_draws_of_the_attack_s_own():
     attack = PosteriorMode(evaluations=30)
     told, untold = (attack.run([view], stream(0, "a"))[0] for view in (seen, without(seen, "draws_per_image")))
     assert told.diverged is None and not torch.equal(told.images, untold.images)
-    assert _spread(seen, 4).tolist() == [200] * 4, "all of the toy's draws have one timestep, and it can be read"
+    assert _timesteps_of_draws(seen, 4).tolist() == [200] * 4, "all of the toy's draws have one timestep, and it can be read"
     noisy = dataclasses.replace(SCENE.observe(DPDM(draws=4)), timesteps=None)
-    assert _spread(noisy, 4).tolist() == [125, 375, 625, 875]
+    assert _timesteps_of_draws(noisy, 4).tolist() == [125, 375, 625, 875]
 
 
 def test_a_broken_update_of_several_draws_diverges_alone():

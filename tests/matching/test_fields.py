@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmark.attacks._fields import CONTRAST, FALL, SHARED, fields
+from benchmark.attacks._fields import CONTRAST, SHARED_VARIANCE, SPECTRAL_EXPONENT, fields
 from benchmark.base.seeds import stream
 
 
@@ -19,18 +19,18 @@ def test_a_value_has_the_stated_deviation_and_no_mean():
 def test_channels_share_what_they_are_said_to_share():
     """Their correlation is the share of the variance that they have in common."""
     correlation = torch.corrcoef(drawn().transpose(0, 1).flatten(1))[0, 1]
-    assert abs(float(correlation) - SHARED) < 0.03
+    assert abs(float(correlation) - SHARED_VARIANCE) < 0.03
 
 
 def test_amplitudes_fall_as_stated():
-    """Where an octave lies far from both ends of the spectrum, power goes with 4^-FALL from it to the next."""
+    """Where an octave lies far from both ends of the spectrum, power goes with 4^-SPECTRAL_EXPONENT from it to the next."""
     windowed = drawn(128)[:, 0] * torch.outer(torch.hann_window(128), torch.hann_window(128))
     power, f = (
         torch.fft.rfft2(windowed).abs().square().mean(0),
         torch.hypot(torch.fft.fftfreq(128)[:, None], torch.fft.rfftfreq(128)),
     )
     low, high = (power[(f > at * 0.9) & (f < at * 1.1)].mean() for at in (0.08, 0.16))
-    assert abs(float(high / low) / 4**-FALL - 1) < 0.15
+    assert abs(float(high / low) / 4**-SPECTRAL_EXPONENT - 1) < 0.15
 
 
 def test_other_shapes_are_cut_to_size():

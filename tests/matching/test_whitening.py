@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmark.attacks._fields import CONTRAST
-from benchmark.attacks._whitening import PLACES, NothingTold, _gram, _inverse_root, _read, whitened_distance
+from benchmark.attacks._whitening import PLACES, NothingToCompare, _factors, _gram, _inverse_root, whitened_distance
 from benchmark.attacks.whitened import SPREADS, Whitened
 from benchmark.base.seeds import stream
 from benchmark.base.spec import one
@@ -86,7 +86,7 @@ def test_every_layer_counts_by_its_size_at_the_guess():
     distance, own, seen = whitened_distance(SEEN, GUESSES, 1e-3), update_of(SEEN, GUESS), stacked(SEEN)
     name = "unet.conv_out"
     righted = {key: seen[key] if key.startswith(f"{name}.") else value for key, value in own.items()}
-    sizes = {layer.names[0]: len(layer.left) * len(layer.right) for layer in _read(SEEN, GUESSES, 1e-3)}
+    sizes = {layer.names[0]: len(layer.left) * len(layer.right) for layer in _factors(SEEN, GUESSES, 1e-3)}
     share = sizes[f"{name}.weight"] / sum(sizes.values())
     assert float(distance(own, seen) - distance(righted, seen)) == pytest.approx(share, rel=1e-2)
 
@@ -157,7 +157,7 @@ def test_a_stage_that_cannot_begin_keeps_what_came_before(monkeypatch):
 
     def once(*asked):
         if made:
-            raise NothingTold("no more")
+            raise NothingToCompare("no more")
         made.append(whitened_distance(*asked))
         return made[0]
 
@@ -269,7 +269,7 @@ def test_small_derivatives_have_finite_factors():
 
 
 def test_a_covariance_without_decomposition_says_so():
-    with pytest.raises(NothingTold, match="decomposed"):
+    with pytest.raises(NothingToCompare, match="decomposed"):
         _inverse_root(torch.full((4, 4), math.nan), 1e-3)
 
 
