@@ -1,8 +1,8 @@
-"""CIFAR-10 and CIFAR-100 from their binary files or from Parquet; never from pickles. Not a plugin.
+"""CIFAR-10 and CIFAR-100, read from their binary files or from Parquet, never from pickles. Not a plugin.
 
 Source: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images" (cs.toronto.edu/~kriz/cifar.html)
 
-A row of a binary file is the labels, one byte each, and then the red, green and blue planes of 32x32 bytes.
+A row of a binary file holds the labels, one byte each, and then the red, green and blue planes of 32x32 bytes.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a CIFAR lies.
+    """Names and format of the files of one CIFAR data set.
 
     Attributes:
-        name: of the data set.
-        label_bytes: labels in front of each image.
-        folder: of the binary files, below the data set's own.
-        train: the binary files of the training part.
-        test: the binary files of the test part.
-        repository: of the Parquet files on the Hugging Face hub.
+        name: name of the data set.
+        label_bytes: number of labels, one byte each, in front of each image.
+        folder: folder of the binary files, inside the folder of the data set.
+        train: names of the binary files of the training part.
+        test: names of the binary files of the test part.
+        repository: repository of the Parquet files on the Hugging Face hub.
     """
 
     name: str
@@ -51,8 +51,12 @@ class Layout:
     def part(self, path: str, split: str) -> Part:
         """Return the part `train` or `test`.
 
+        Args:
+            path: folder of the data, empty for the default folder.
+            split: `train` or `test`.
+
         Raises:
-            UserError: it is missing or damaged.
+            UserError: the part is missing or damaged.
         """
         files = self._files(path, split)
         if files[0].suffix == ".parquet":
@@ -61,7 +65,7 @@ class Layout:
         return Part(self.name, [f"{split}-{i}" for i in range(len(images))], lambda i: Image.fromarray(images[i]))
 
     def fingerprint(self, path: str) -> str:
-        """Return a hash of the contents of the files that are read, whatever else lies beside them."""
+        """Return a hash of the contents of the files that are read. Other files in the folder do not change it."""
         digest = hashlib.blake2b(digest_size=16)
         for split in SPLITS:
             for file in self._files(path, split):
@@ -69,7 +73,7 @@ class Layout:
         return digest.hexdigest()
 
     def _files(self, path: str, split: str) -> Sequence[Path]:
-        """Return the files of a part: the binary ones if all are there, else Parquet."""
+        """Return the files of a part: the binary files if all of them exist, otherwise the Parquet files."""
         root = home(self.name, path, self._how)
         for folder in (root / self.folder, root):
             binaries = [folder / name for name in (self.train if split == "train" else self.test)]
@@ -89,14 +93,14 @@ class Layout:
 
 
 class CIFAR(OnDisk):
-    """Victims are test images, public ones training images."""
+    """A CIFAR data set. Victims are test images, public images are training images."""
 
     layout: ClassVar[Layout]
     shown: ClassVar[int] = 2000
     path: str
 
     def fingerprint(self) -> str:
-        """See `Dataset.fingerprint`: a hash of the files' contents."""
+        """See `Dataset.fingerprint`: a hash of the contents of the files."""
         return self.layout.fingerprint(self.path)
 
     def _private(self) -> Part:
@@ -108,13 +112,13 @@ class CIFAR(OnDisk):
 
 @cache
 def _read(files: tuple[tuple[Path, int], ...], label_bytes: int, name: str) -> NDArray[np.uint8]:
-    """Return (N, 32, 32, 3) from files, each with the time of its last change."""
+    """Return the images (N, 32, 32, 3) of files. Each file comes with the time of its last change, the key of the cache."""
     parts = [_images(file, label_bytes, name) for file, _ in files]
     return np.ascontiguousarray(np.concatenate(parts).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
 def _images(file: Path, label_bytes: int, name: str) -> NDArray[np.uint8]:
-    """Return (N, 3 * 32 * 32) from one file."""
+    """Return the images (N, 3 * 32 * 32) of one file."""
     try:
         raw = np.fromfile(file, dtype=np.uint8)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""The images of an lmdb base. Not a plugin.
+"""The images of an lmdb database. Not a plugin.
 
-lmdb maps its file into memory and trusts it: a damaged one can end the process. So a child process reads a base first
-(`_lmdb_trial`), and a base that it cannot read is refused.
+lmdb maps the file of a database into memory and trusts its content, so a damaged file can end the process. Therefore a child
+process reads the database first (`_lmdb_trial`). A database that the child cannot read is refused.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from benchmark.datasets._parts import Part, last_change
 
 TRIAL = Path(__file__).with_name("_lmdb_trial.py")
 LONGEST_TRIAL = 600
-"""Seconds: a base whose pages point at each other in a circle might be read for ever."""
+"""Time limit of the child process in seconds. Without it, a database whose pages form a cycle could be read forever."""
 
 
 def data_file(folder: Path) -> Path:
-    """Return the file of a base that holds its data."""
+    """Return the file that holds the data of a database."""
     return folder / "data.mdb"
 
 
 def lmdb_part(dataset: str, folder: Path, most: int) -> Part:
-    """Return the first images of a base, in its own order of keys.
+    """Return the first images of a database, in the order of its keys.
 
     Args:
         dataset: name of the data set, for messages.
-        folder: of the base.
-        most: how many images at most.
+        folder: folder of the database.
+        most: largest number of images to return.
 
     Raises:
-        UserError: the package lmdb is missing, or the base is damaged.
+        UserError: the package lmdb is missing, or the database is damaged.
     """
-    folder = folder.resolve()  # lmdb opens a folder once in a process, by whatever name
+    folder = folder.resolve()  # lmdb may open a folder only once in a process, so all paths to it must be the same
     try:
         import lmdb  # noqa: F401
     except ImportError:
@@ -66,12 +66,12 @@ def lmdb_part(dataset: str, folder: Path, most: int) -> Part:
 
 
 class _Unreadable(Exception):
-    """The base cannot be read; the message is the reason."""
+    """The database cannot be read. The message is the reason."""
 
 
 @cache
 def _try_in_a_child(folder: Path, most: int, changed: int) -> None:
-    """Read the base in another process.
+    """Read the database in another process. `changed`, the time of its last change, is there for the cache alone.
 
     Raises:
         _Unreadable: that process failed.

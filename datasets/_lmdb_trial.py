@@ -1,8 +1,9 @@
-"""Read the first images of an lmdb base, in a process of its own that a damaged base may end. Not a plugin.
+"""Read the first images of an lmdb database in a separate process, which a damaged database may end. Not a plugin.
 
     python _lmdb_trial.py FOLDER COUNT
 
-The exit status is 0 where the base can be read, else 1 with the reason on stdout. Only lmdb is imported, so it starts at once.
+The exit status is 0 if the database can be read. Otherwise it is 1, and the reason is on stdout. The script imports no package
+except lmdb, so it starts quickly.
 """
 
 import sys
@@ -10,11 +11,11 @@ from itertools import islice
 from pathlib import Path
 
 SMALLEST_PAGE = 4096
-"""Bytes of memory that are read at once: one byte of each is enough to reach them all."""
+"""Smallest page of memory, in bytes. Reading one byte of each page is enough to touch all pages."""
 
 
 def problem(folder: str, most: int) -> str:
-    """Return why the base cannot be read, empty where it can."""
+    """Return why the database cannot be read, or an empty text if it can."""
     import lmdb
 
     try:

@@ -2,11 +2,11 @@
 
 Source: Karras, Aila, Laine and Lehtinen 2018 (arXiv 1710.10196)
 
-Every fifth image, in the order of a hash of its name, is public, the others are the victims'; other files make another split.
-The files do not say who an image shows, so each counts as a source of its own; one person may be on both sides. The data are
-never downloaded, see `_parts`.
+The images are ordered by a hash of their file names (of their row numbers in Parquet files). Every fifth image is public, and
+the others are for victims. Different files give a different split. The files do not say which person an image shows. Each image
+therefore counts as its own source, and one person may be in both parts. The benchmark never downloads the data, see `_parts`.
 
-Images (3, S, S) float32 in [-1, 1], 1024x1024 at their own size; area averaging to S.
+Images (3, S, S) float32 in [-1, 1], originally 1024x1024; scaled to S by area averaging.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ HOW = (
 
 @dataclass(frozen=True, kw_only=True)
 class CelebAHQ(OnDisk, Dataset):
-    """Parameters.
+    """Hyper-parameters.
 
     Attributes:
-        path: the folder of the data, empty for the usual place.
+        path: folder of the data, empty for the default folder.
     """
 
     path: str = ""
 
     def fingerprint(self) -> str:
-        """See `Dataset.fingerprint`: relative names and sizes of the files that are read."""
+        """See `Dataset.fingerprint`: a hash of relative paths, sizes and ends of the files that are read."""
         return listing(self._files(), self._root())
 
     def remarks(self) -> tuple[str, ...]:
-        """See `Dataset.remarks`: files beside the images; beside Parquet files, the hub's own need no remark."""
+        """See `Dataset.remarks`: how many files beside the images are not images. Parquet files give no remark."""
         files = self._files()
         below = files_below(self._root())
         others = [file for file in below if not is_image(file)]
@@ -65,7 +65,7 @@ class CelebAHQ(OnDisk, Dataset):
         return Part("celeba_hq", sources, lambda i: read_image(files[i], printable(files[i])))
 
     def _files(self) -> Sequence[Path]:
-        """Return the image files, or the Parquet files where there is no image."""
+        """Return the image files, or the Parquet files if there is no image file."""
         below = files_below(self._root())
         files = [file for file in below if is_image(file)] or [file for file in below if file.suffix == ".parquet"]
         if not files:

@@ -2,11 +2,12 @@
 
 Source: Yu, Seff, Zhang, Song, Funkhouser and Xiao 2015 (arXiv 1506.03365); github fyu/lsun
 
-Victims are the 300 images of `bedroom_val_lmdb`, public ones come from `bedroom_train_lmdb`. The data are never downloaded, see
-`_parts`. Read by the package lmdb: torchvision's reader keeps the list of keys as a pickle.
+Victims are the 300 images of `bedroom_val_lmdb`. Public images come from `bedroom_train_lmdb`. The benchmark never downloads
+the data, see `_parts`. It reads them with the package lmdb, because the reader of torchvision stores the list of keys as a
+pickle.
 
-Images (3, S, S) float32 in [-1, 1], at least 256 on the shorter side at their own size; the largest centred square, area
-averaging to S.
+Images (3, S, S) float32 in [-1, 1], originally at least 256 on the shorter side. The largest centred square is scaled to S by
+area averaging.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ HOW = (
 
 @dataclass(frozen=True, kw_only=True)
 class LSUNBedroom(OnDisk, Dataset):
-    """Parameters.
+    """Hyper-parameters.
 
     Attributes:
-        path: the folder of the data, empty for the usual place.
+        path: folder of the data, empty for the default folder.
     """
 
     path: str = ""
 
     def fingerprint(self) -> str:
-        """See `Dataset.fingerprint`: relative names and sizes of the files that are read."""
+        """See `Dataset.fingerprint`: a hash of relative paths, sizes and ends of the files that are read."""
         return listing([data_file(self._folder(split)) for split in SPLITS], home("lsun_bedroom", self.path, HOW))
 
     def _private(self) -> Part:

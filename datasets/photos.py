@@ -1,12 +1,12 @@
-"""Crops of the real colour photographs that ship inside scikit-image, so that nothing has to be downloaded.
+"""Crops of the real colour photographs that are part of scikit-image, so nothing has to be downloaded.
 
 Source: the photographs inside scikit-image (`skimage.data`)
 
-Victims are crops of `VICTIMS`, public images crops of `PUBLIC`: no photograph is in both, and the two views of the
-motorcycle stay on one side.
+Victims are crops of `VICTIMS`, and public images are crops of `PUBLIC`. No photograph is in both, and both views of the
+motorcycle are in the same part.
 
-A crop is a random square between a quarter and the whole of the photograph's shorter side, scaled down by area averaging.
-Crops of one photograph are not independent: the photograph is recorded as their source.
+A crop is a random square, scaled down by area averaging. Its side is between a quarter and the whole of the shorter side of the
+photograph, and at least S. Crops of one photograph are not independent, so the photograph is recorded as their source.
 
 Images (3, S, S) float32 in [-1, 1], S up to 128.
 """
@@ -40,10 +40,10 @@ SMALLEST_SHARE = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Photos(Dataset):
-    """No parameters."""
+    """No hyper-parameters."""
 
     def victims(self, count: int, size: int, generator: torch.Generator) -> list[Picture]:
-        """See `Dataset.victims`: photographs in a random order, again and again, a fresh crop each time."""
+        """See `Dataset.victims`: cycle through the photographs in a random order, with a fresh crop each time."""
         return _crops(VICTIMS, count, size, generator)
 
     def public(self, size: int) -> list[Picture]:
