@@ -1,4 +1,4 @@
-"""Two attacks of a run side by side, paired by image."""
+"""Compare two attacks of one run, paired by image."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from benchmark.report.results import SCENE, Results, by_image, select
 
 
 def paired_difference(results: Results, first: str, second: str) -> pd.DataFrame:
-    """The paired difference in PSNR of two attacks, a row per defense of each scene that both have finished.
+    """Return the paired difference in PSNR of two attacks: one row per scene and defense for which both attacks have images.
 
-    Columns: the scene, `defense`, `n` images of `n_total` that both rebuilt,
-    `difference` (median of first minus second, dB), `ci_low`, `ci_high`.
+    Columns: the columns of the scene, `defense`, `n` (images that both attacks reconstructed), `n_total` (all images of the
+    first attack), `difference` (median over images of first minus second, in dB), `ci_low` and `ci_high` (its 95% interval).
     """
     rows = []
     for key, group in results.samples.groupby([*SCENE, "defense"], sort=False) if len(results.samples) else ():

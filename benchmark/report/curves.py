@@ -1,4 +1,4 @@
-"""PSNR as a curve: over the timestep of each image, and over how many images lie behind an update."""
+"""Draw PSNR as a curve: over the timestep of each image, or over the number of images behind an update."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmark.experiment.grid import ORACLE
 
 
 def psnr_by_timestep(samples: pd.DataFrame, title: str) -> Figure:
-    """PSNR of every image of a scene over its timestep, a panel per defense and a colour per attack; controls are grey."""
+    """Draw the PSNR of each image of a scene over its timestep: one panel per defense, one colour per attack, grey controls."""
     shown = samples[(samples.attack != ORACLE) & samples.psnr.notna()]
     defenses = sorted(dict.fromkeys(shown.defense), key=lambda name: (name != "none", name))
     attacks = list(dict.fromkeys(shown.attack))
@@ -27,10 +27,10 @@ def psnr_by_timestep(samples: pd.DataFrame, title: str) -> Figure:
 
 
 def psnr_by_images(table: pd.DataFrame, title: str) -> Figure:
-    """Median PSNR with its 95% interval over the images behind an update, a panel per attack that met several images.
+    """Draw the median PSNR with its 95% interval over the number of images behind an update.
 
-    The better floor is dashed. A line joins what differs in the batch size alone, in the local steps alone or in the
-    clients alone.
+    Each attack that ran with several images has a panel. The dashed line is the better floor. A line joins points that differ
+    only in the batch size, only in the local steps, or only in the clients.
     """
     attacks = [name for name in dict.fromkeys(table.attack[~table.control.astype(bool) & (table.images > 1)]) if name != ORACLE]
     figure, grid = _panels(attacks)
@@ -39,7 +39,7 @@ def psnr_by_images(table: pd.DataFrame, title: str) -> Figure:
         rows = table[(table.attack == attack) & table.psnr_median.notna()]
         for defense in dict.fromkeys(rows.defense):
             own = rows[rows.defense == defense]
-            alone = (own.images == 1) & ~own.scenario.str.contains(" K=")  # not one client of several
+            alone = (own.images == 1) & ~own.scenario.str.contains(" K=")  # leaves out one client of several
             for practice in dict.fromkeys(own.practice[own.images > 1]):
                 line = own[(own.practice == practice) | alone].sort_values("images")
                 spread = [line.psnr_median - line.psnr_ci_low, line.psnr_ci_high - line.psnr_median]
@@ -51,12 +51,12 @@ def psnr_by_images(table: pd.DataFrame, title: str) -> Figure:
 
 
 def with_images(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with `images`, the number behind an update, and `practice`, what makes it so many."""
+    """Add two columns to the table: `images`, the number of images behind an update, and `practice`, the axes that raise it."""
     many = {"batch_size": "batch", "local_steps": "local steps", "clients": "clients"}
     images = table.batch_size * table.local_steps * table.clients
     names = [" and ".join(word for column, word in many.items() if row[column] > 1) for _, row in table.iterrows()]
     how = [" ".join(re.findall(r"lr=\S+|order \w+", label)) for label in table.scenario]
-    timestep = table.timestep.map(str)  # one of each image comes as a list
+    timestep = table.timestep.map(str)  # a list if each image has its own timestep
     return table.assign(
         images=images, timestep=timestep, practice=[f"{name} {more}".strip() for name, more in zip(names, how, strict=True)]
     )

@@ -1,4 +1,4 @@
-"""Paper-ready figures, each as PNG and PDF: a heat map, PSNR with intervals, a sheet of reconstructions, and `curves`."""
+"""Draw the figures for a paper, each as PNG and PDF: heat maps, PSNR with intervals, reconstructions, and `curves`."""
 
 from __future__ import annotations
 
@@ -39,33 +39,40 @@ STYLE: Any = {
 }
 SHEET_IMAGES = 4
 SHEET_COLUMNS = 12
-"""Pairs of defense and attack on one sheet where there are many."""
+"""Maximum number of pairs of defense and attack on one sheet if a scene has many defenses."""
 MANY = 9
-"""Defenses in a scene above which attacks are not shown side by side but in the heat map."""
+"""Maximum number of defenses for which a scene has a figure with one panel per defense. More are only in the heat map."""
 TIMESTEPS = 5
-"""Different timesteps in a scene from which on PSNR is drawn over them."""
+"""Minimum number of different timesteps for which PSNR is drawn over the timestep."""
 SIZES = 3
-"""Different numbers of images behind an update from which on PSNR is drawn over them."""
+"""Minimum number of different image counts behind an update for which PSNR is drawn over the image count."""
 INCHES_PER_LETTER = 0.06
-"""Room for a label in the figures' font."""
+"""Width of one letter of a label in the font of the figures."""
 NEGLIGIBLE_DB = 1.0
-"""Gain over the floor that the figure marks: below it a defense is taken to hold."""
+"""Gain over the floor that the figure marks with a line. Below it, the defense counts as effective."""
 LINE = 11
-"""Letters that a name on the horizontal axis or above a picture may have in a line."""
+"""Maximum letters per line of a name on the horizontal axis or above a picture."""
 NAMES = (*SCENE, "timestep", "defense", "attack", "source", "status")
-"""Columns whose text a figure shows."""
+"""Columns whose text appears in a figure."""
 BRIGHT = 33
-"""dB from which the colour map is light enough for dark text."""
+"""PSNR in dB above which the colour map is light enough for dark text."""
 
 
 def write(results: Results, table: pd.DataFrame, best: pd.DataFrame, directory: Path) -> list[Path]:
-    """Draw every figure of every scene into `directory`, and return the PNG files; `best` are the `strongest` attacks' rows."""
+    """Draw the figures of every scene and return the PNG files.
+
+    Args:
+        results: the run.
+        table: its leaderboard.
+        best: rows of the `strongest` attacks.
+        directory: folder of the figures; made if it does not exist.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     title, samples = escape.figure(results.title), _with_names(results.samples)
     results, table, best = replace(results, title=title, samples=samples), _with_names(table), _with_names(best)
     written = []
     with plt.rc_context(STYLE), warnings.catch_warnings():
-        for harmless in ("Glyph .* missing from", "constrained_layout not applied"):  # a letter or a name without room
+        for harmless in ("Glyph .* missing from", "constrained_layout not applied"):  # missing letter, or no space for a name
             warnings.filterwarnings("ignore", message=harmless)
         for name, figure in _figures(results, table, best):
             for suffix in ("png", "pdf"):
@@ -76,7 +83,7 @@ def write(results: Results, table: pd.DataFrame, best: pd.DataFrame, directory: 
 
 
 def _with_names(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the frame with every name as a figure can show it."""
+    """Return the frame with each name in a form that a figure can show."""
 
     def shown(name: object) -> object:
         if not isinstance(name, str):
@@ -113,7 +120,7 @@ def _figures(results: Results, table: pd.DataFrame, best: pd.DataFrame) -> Itera
 
 
 def _sheets(samples: pd.DataFrame, won: pd.DataFrame | None, ending: str, title: str) -> Iterator[tuple[str, Figure]]:
-    """Sheets of reconstructions: of every attack under every defense, or of those that `won`, some to a sheet."""
+    """Yield sheets of reconstructions: of every attack under every defense, or only of the attacks in `won`."""
     attacks = samples[~samples.control & (samples.attack != ORACLE)]
     columns = list(attacks.sort_values("defense", key=_none_first).groupby(["defense", "attack"], sort=False).groups)
     if won is not None:
@@ -125,7 +132,7 @@ def _sheets(samples: pd.DataFrame, won: pd.DataFrame | None, ending: str, title:
 
 
 def _ending(key: tuple[str, ...]) -> str:
-    """A scene as part of a file name: readable where that is unambiguous and short, with a hash where it is not."""
+    """Return the part of a file name that stands for a scene. It gets a hash if the name would be ambiguous or long."""
     text = "-".join(map(str, key)).replace("=", "")
     plain = re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
     if plain == text.replace(" ", "-") and len(plain) <= 80:
@@ -134,7 +141,7 @@ def _ending(key: tuple[str, ...]) -> str:
 
 
 def protection(won: pd.DataFrame, title: str) -> Figure:
-    """The strongest attack's gain over the floor under each defense with its 95% interval, the best protected on top."""
+    """Draw the gain of the strongest attack over the floor, with its 95% interval. The defense that protects best is on top."""
     won = won.sort_values("psnr_gain", ascending=False, kind="stable")
     figure, axes = plt.subplots(figsize=(6.5, 0.9 + 0.2 * len(won)), layout="constrained")
     for y, row in enumerate(won.itertuples()):
@@ -163,9 +170,10 @@ def protection(won: pd.DataFrame, title: str) -> Figure:
 
 
 def heat_map(rows: pd.DataFrame, title: str) -> Figure:
-    """Median PSNR of attacks and defenses; a cell without a value says why, an incomplete one how many images it has.
+    """Draw the median PSNR of each attack under each defense as a heat map.
 
-    Many defenses lie below each other, a few side by side.
+    A cell without a value shows its status. An incomplete cell shows how many images it has. Defenses are columns if there
+    are few of them, and rows if there are many.
     """
     attacks, defenses = _order(rows), list(dict.fromkeys(rows.sort_values("defense").defense))
     defenses.sort(key=lambda name: (name != "none", name))
@@ -210,7 +218,7 @@ def _heat_text(row: Any) -> str:
 
 
 def psnr_by_attack(rows: pd.DataFrame, title: str) -> Figure:
-    """Median PSNR with its 95% interval, a panel per defense; the better floor is a dashed line, the ceiling is left out."""
+    """Draw the median PSNR with its 95% interval, one panel per defense. The better floor is dashed; the oracle is left out."""
     rows = rows[rows.attack != ORACLE]
     attacks, defenses = _order(rows)[::-1], list(dict.fromkeys(rows.defense))
     defenses.sort(key=lambda name: (name != "none", name))
@@ -263,7 +271,13 @@ def _psnr_panel(axes: Any, rows: pd.DataFrame, attacks: list[str]) -> None:
 
 
 def sheet(samples: pd.DataFrame, pairs: Sequence[tuple[str, str]], title: str) -> Figure:
-    """A row per private image: the original, what was rebuilt for `pairs` of defense and attack with its PSNR, the floors."""
+    """Draw one row per private image: the original, one reconstruction with its PSNR for each pair, and the floors.
+
+    Args:
+        samples: a row per image of one scene.
+        pairs: (defense, attack) of each reconstruction.
+        title: title of the figure.
+    """
     rows = samples[samples.attack != ORACLE]
     images = list(rows[PAIR].drop_duplicates().sort_values(PAIR).head(SHEET_IMAGES).itertuples(index=False, name=None))
     floors = rows[rows.control]
@@ -313,7 +327,7 @@ def _picture(axes: Any, picture: np.ndarray[Any, np.dtype[np.float32]], title: s
 
 
 def _order(rows: pd.DataFrame) -> list[str]:
-    """Attacks by their best median, the oracle on top and the other controls last."""
+    """Return the attacks sorted by their best median PSNR: the oracle first, the other controls last."""
     best = rows.groupby("attack").psnr_median.max()
     controls = _controls(rows)
     return sorted(best.index, key=lambda name: (name != ORACLE, name in controls, -np.nan_to_num(best[name], nan=-1)))
@@ -329,7 +343,7 @@ def _with_budget(rows: pd.DataFrame, attack: str) -> str:
 
 
 def _wrapped(name: str) -> str:
-    """In lines of `LINE` letters where it can be broken: after `_`, `,` and `+`, and before brackets."""
+    """Return the name in lines of at most `LINE` letters if possible: breaks follow `_`, `,` or `+`, or precede brackets."""
     lines = [""]
     for part in re.split(r"(?<=[_,+])|(?=\[)|(?= \()", name):
         if lines[-1] and len(lines[-1] + part) > LINE:

@@ -1,4 +1,4 @@
-"""The leaderboard: one row per dataset x scenario x model x defense x attack, over all trials."""
+"""Make the leaderboard: one row per dataset x scenario x model x defense x attack, over all trials."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from benchmark.report.results import AXES, PAIR, SCENE, Results, by_image, selec
 def leaderboard(results: Results) -> pd.DataFrame:
     """Return a row per attack under each defense of each scene.
 
-    Columns: `control`, for who draws them, and those of `leaderboard.csv`: status and reason, axes, counts of images, and the
-    columns of every metric. What has no value is NaN.
+    Columns: `control` (for the figures) and the columns of `leaderboard.csv`: status and reason, axes, counts of images, and
+    the columns of every metric. A missing value is NaN.
 
-    Ranked within a scene: defenses under which the attacker knows least first, among those the leakiest first (by the best
-    gain of any attack), and under a defense the attack with the best gain first.
+    Within a scene, three keys rank the rows. Defenses that grant the attack least come first. Among them, defenses that leak
+    most come first, by the best gain of any attack. Under one defense, the attack with the best gain comes first.
     """
     keys = [*SCENE, "defense", "attack"]
     floors = floors_of(results)
@@ -47,7 +47,7 @@ def _ranked(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _status(cells: pd.DataFrame) -> dict[str, Any]:
-    """The worst status of the trials, with its reason."""
+    """Return the worst status of the trials and its reason."""
     order = list(Status)
     worst = max(cells.status, key=order.index)
     reasons = [reason for reason in cells.reason[cells.status == worst] if reason]
@@ -59,7 +59,7 @@ def _counts(group: Group) -> dict[str, int]:
 
 
 def _measurements(group: Group) -> dict[str, float]:
-    """Return what every metric says of a row; where all images are lost there is nothing to say of them."""
+    """Return the value of each column of each metric for one row. Metrics of images are NaN if all images are lost."""
     row: dict[str, float] = {}
     for metric in metrics.METRICS:
         silent = metric.level is Level.IMAGE and group.ok.empty
@@ -69,7 +69,7 @@ def _measurements(group: Group) -> dict[str, float]:
 
 
 def _with_gain(samples: pd.DataFrame, floor: pd.DataFrame | None) -> pd.DataFrame:
-    """Return the samples with `gain`: PSNR minus that of the floor for the same image, NaN where there is none."""
+    """Return the samples with the column `gain`: PSNR minus the PSNR of the floor for the same image, NaN without a floor."""
     if samples.empty or floor is None:
         return samples.assign(gain=np.nan)
     least = by_image(floor).psnr.rename("least")
@@ -77,10 +77,10 @@ def _with_gain(samples: pd.DataFrame, floor: pd.DataFrame | None) -> pd.DataFram
 
 
 def floors_of(results: Results) -> dict[tuple[Any, ...], pd.DataFrame]:
-    """Return the rows of the better floor (by median PSNR) of each scene and defense; none where a floor is incomplete.
+    """Return the rows of the better floor (by median PSNR) for each scene and defense.
 
-    A floor is complete where it has every image that any attack has there, or was skipped, as `prior_sample` is where no prior
-    is granted.
+    There are no rows if a floor is incomplete. A floor is complete if it has every image that any attack has there, or if it
+    was skipped. For example, `prior_sample` is skipped if no prior is granted.
     """
     cells = results.cells[results.cells.control & (results.cells.attack != ORACLE)]
     planned = set(cells.attack) if results.floors is None else results.floors

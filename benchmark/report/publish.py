@@ -1,8 +1,9 @@
-"""A report's files put in their places: drawn aside in whole first, and nobody else's file is lost.
+"""Put the files of a report in place. All are first written to a temporary directory, and no other file is lost.
 
-RUN/.report.json names each file that a report wrote, with the checksums by which it is known again: only such a file is
-replaced or deleted. Any other file of a name that a report needs is kept under a backup name. The manifest holds the old and
-the new checksums while files are replaced, so that a report which is killed at any moment is mended by the next one.
+RUN/.report.json, the manifest, lists each file that a report wrote, with checksums that identify it. Only such a file is
+replaced or deleted. If a report needs a name that any other file has, that file is kept under a backup name. While files are
+replaced, the manifest holds both old and new checksums. So if a report is killed at any moment, the next report repairs the
+directory.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ FIGURES = "figures"
 _ASIDE = ".report-"
 _ASIDE_DIGITS = 16
 _OWN = re.compile(rf"leaderboard\.(csv|md|tex)|{FIGURES}/[^/\0.][^/\0]*\.(png|pdf)")
-"""Names of files that a report writes, relative to the run directory."""
+"""Names of the files that a report writes, relative to the run directory."""
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
 Manifest = Mapping[str, frozenset[str]]
-"""The checksums that a file of a report may have, by its name relative to the run directory."""
+"""The possible checksums of each file of a report, by its name relative to the run directory."""
 
 
 @contextmanager
 def publishing(run: Path) -> Iterator[Path]:
-    """Give a directory to write a report into, and put its files in their places afterwards.
+    """Yield a directory for a new report, and put its files in place afterwards.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: the files cannot be written.
     """
     with _alone(run):
         for leftover in run.glob(f"{_ASIDE}{'[0-9a-f]' * _ASIDE_DIGITS}"):
@@ -76,7 +77,7 @@ def _publish(aside: Path, run: Path) -> None:
 
 
 def _place(aside: Path, run: Path, name: str, known: frozenset[str]) -> Path | None:
-    """Rename a file of the report to its place. Return the backup of what stood there, where no report wrote that."""
+    """Rename a file of the report to its place. Return the backup of a file there that no report wrote, else None."""
     target = run / name
     backup = set_aside(target) if os.path.lexists(target) and file_digest(target) not in known else None
     (aside / name).replace(target)
@@ -84,7 +85,7 @@ def _place(aside: Path, run: Path, name: str, known: frozenset[str]) -> Path | N
 
 
 def read_manifest(run: Path) -> Manifest:
-    """Return what earlier reports wrote; a manifest that is a link or cannot be read names nothing."""
+    """Return the files that earlier reports wrote. A manifest that is a link or cannot be read counts as empty."""
     path = run / MANIFEST
     try:
         values = parse_json(read_text(path, "manifest"), "manifest") if not path.is_symlink() else {}
@@ -109,7 +110,7 @@ def _write_manifest(aside: Path, run: Path, files: Manifest) -> None:
 
 @contextmanager
 def _alone(run: Path) -> Iterator[None]:
-    """Wait for another report on the same directory, where the file system has locks."""
+    """Wait until no other report writes into the directory, if the file system supports locks."""
     handle = os.open(run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with suppress(OSError):

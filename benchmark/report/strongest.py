@@ -1,8 +1,10 @@
-"""The strongest attack under each defense: the row by which a defense is to be judged.
+"""Find the strongest attack under each defense. The defense should be judged by this row.
 
-Which attack is the strongest is chosen by its median gain over the floor, and chosen anew in every resample of the bootstrap:
-an interval of the winner alone would leave out that it was chosen for winning. An image that an attack lost counts as its
-floor, which everybody can return; an attack that lost them all is not chosen.
+The strongest attack is the one with the highest median gain over the floor. Each resample of the bootstrap chooses it again. An
+interval for a fixed winner would ignore that it was chosen because it won.
+
+An image that an attack lost counts as the floor, since everybody can return the floor. An attack that lost all images is not
+chosen.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ from benchmark.report.leaderboard import floors_of
 from benchmark.report.results import PAIR, SCENE, Results, by_image, select
 
 PREFIX = "strongest:"
-"""Before the name of the attack that won."""
+"""Prefix of the name of the winning attack."""
 
 
 def strongest(results: Results, table: pd.DataFrame) -> pd.DataFrame:
-    """A row per defense of each scene, in the order of the leaderboard: that of its strongest attack, under `strongest:NAME`.
+    """Return one row per scene and defense, in the order of the leaderboard: its strongest attack, under `strongest:NAME`.
 
-    PSNR, gain and success are those of the choice, and so are the intervals of PSNR and gain; what was measured of the winner's
-    own images alone is left out. Where no attack has an image or a floor is missing there is no row.
+    PSNR, gain and success count lost images as the floor. The intervals of PSNR and gain include the choice of the attack.
+    Other metrics are NaN, except metrics of the defense. There is no row if no attack has an image, or if a floor is missing.
     """
     floors = floors_of(results)
     rows = [
@@ -69,6 +71,6 @@ def _winner(results: Results, names: dict[str, Any], rows: pd.DataFrame, floor: 
 
 
 def _completed(samples: pd.DataFrame, least: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The PSNR of every image of the floor, the floor's own where the attack has none."""
+    """Return the PSNR of an attack for every image of the floor. If the attack lost an image, use the PSNR of the floor."""
     found = samples[samples.status == "ok"].set_index(PAIR).psnr.reindex(least.index)
     return np.asarray(found.fillna(least.psnr), dtype=float)

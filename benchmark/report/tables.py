@@ -1,4 +1,4 @@
-"""The leaderboard as files and on the terminal."""
+"""Write the leaderboard to files and show it on the terminal."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ LABORATORY = "Laboratory: timestep or noise is granted to the attack, which no r
 STRONGEST = "The strongest attack under each defense, chosen inside the bootstrap"
 
 MISSING = "–"
-"""What stands in the place of a number that there is not."""
+"""Text in place of a missing number."""
 
 WIDEST_NAME = 24
-"""Columns of an attack's name; a longer one goes on in the next line."""
+"""Maximum width of the name of an attack in terminal columns. A longer name continues on the next line."""
 
 NARROWEST = 100
-"""Columns assumed where the output is no terminal."""
+"""Width in columns that is assumed if the output is not a terminal."""
 
 
 def sections(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Heading and rows of each table that people read: per scene, the realistic setting first."""
+    """Yield heading and rows of each readable table: scene by scene, the realistic setting first."""
     for key, scene in table.groupby(SCENE, sort=False):
         name = " · ".join(map(str, key)) + f" ({_about(scene.iloc[0])})"
         realistic = scene.knows == "weights"
@@ -46,7 +46,7 @@ def _about(row: Any) -> str:
 
 
 def _readable(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every column that people read, as text."""
+    """Return every readable column as text."""
     columns = _columns()
     shown = [
         {
@@ -65,7 +65,7 @@ def _readable(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _columns() -> dict[str, Shown]:
-    """Return the numbers that people read by their headings: with the better direction and whether an interval follows."""
+    """Return the readable numbers by heading. A heading shows the better direction and whether an interval follows."""
     return {
         f"{shown.header} {metric.better}{' [95%]' if shown.interval else ''}": shown
         for metric in metrics.METRICS
@@ -74,7 +74,7 @@ def _columns() -> dict[str, Shown]:
 
 
 def captions(results: Results, table: pd.DataFrame) -> list[str]:
-    """Return the lines that stand with every table."""
+    """Return the lines that accompany every table."""
     lines = [
         "PSNR in dB, peak 1 on [0, 1] images, capped at 100; success from "
         f"{results.success_db:g} dB; intervals are 95%, by photograph; budget in evaluations per update.",
@@ -87,9 +87,9 @@ def captions(results: Results, table: pd.DataFrame) -> list[str]:
 
 
 def write(results: Results, table: pd.DataFrame, best: pd.DataFrame, directory: Path) -> None:
-    """Write `leaderboard.csv` (every column), `leaderboard.md` and `leaderboard.tex` (the readable ones).
+    """Write `leaderboard.csv` with every column, and `leaderboard.md` and `leaderboard.tex` with the readable columns.
 
-    The rows of `strongest` attacks come last in the first and before the others in the other two.
+    The rows of the `strongest` attacks are last in the CSV file, and first in the other two files.
     """
     rows = pd.concat([table, best]).drop(columns="control")
     rows.map(lambda value: escape.csv(value) if isinstance(value, str) else value).to_csv(
@@ -101,7 +101,7 @@ def write(results: Results, table: pd.DataFrame, best: pd.DataFrame, directory: 
 
 
 def _strongest(table: pd.DataFrame, best: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """A table per scene in which there was something to choose."""
+    """Yield the table of the strongest attacks for each scene with more than one attack."""
     attacks = table[~table.control.astype(bool)].groupby(SCENE, sort=False).attack.nunique()
     for key, rows in best.groupby(SCENE, sort=False):
         if attacks[key] > 1:
@@ -128,7 +128,7 @@ def show(results: Results, table: pd.DataFrame) -> None:
 
 
 def _terminal(defense: str, rows: pd.DataFrame, width: int, footnotes: dict[str, int]) -> Table:
-    """The rows of one defense in 80 columns; reasons go to the numbered `footnotes`."""
+    """Return the rows of one defense as a table of 80 columns. Reasons become numbered `footnotes`."""
     title = f"[bold]{escape.terminal(defense)}[/] [dim]· {escape.terminal(_granted(rows))}[/]"
     printed = Table(title=title, title_justify="left", title_style="", box=None, padding=(0, 1, 0, 0))
     printed.add_column("attack", min_width=width, max_width=width, overflow="fold", header_style="dim")
@@ -157,7 +157,7 @@ def _markdown(title: str, captions: Sequence[str], shown: Sequence[tuple[str, pd
 
 
 def _latex(title: str, captions: Sequence[str], shown: Sequence[tuple[str, pd.DataFrame]]) -> str:
-    """One full-width table per section, a block of rows per defense; reasons stay in the other files."""
+    """Return one full-width table per section, with one block of rows per defense. Reasons are only in the other files."""
     parts = ["% needs \\usepackage{booktabs,graphicx}"]
     columns = {heading: shown for heading, shown in _columns().items() if shown.paper}
     headings = ["attack", "budget", "n ok", *columns]
@@ -193,13 +193,13 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 
 def _measurements(row: Any, columns: Iterable[Shown], narrow: bool = False) -> list[str]:
-    """Return a row's numbers as text; the first gives way to the status where it has no value."""
+    """Return the numbers of a row as text. If the first has no value, return the status in its place."""
     first, *others = (_number(row, shown, narrow) for shown in columns)
     return [str(row.status) if first == MISSING else first, *others]
 
 
 def _number(row: Any, shown: Shown, narrow: bool) -> str:
-    """Return a number with its interval, which a `narrow` table has only where there is room for it."""
+    """Return a number with its interval. In a `narrow` table, only columns with room for an interval show it."""
     value = getattr(row, shown.column)
     if pd.isna(value):
         return MISSING
@@ -210,7 +210,7 @@ def _number(row: Any, shown: Shown, narrow: bool) -> str:
 
 
 def _granted(rows: pd.DataFrame) -> str:
-    """What the attacker knows under one defense, and what the defense guarantees."""
+    """Return what the attacker knows under one defense, and what the defense guarantees."""
     first = rows.iloc[0]
     guarantee = "" if pd.isna(first.epsilon_total) else f", epsilon {first.epsilon_total:.3g} in total"
     return f"knows {first.knows}{guarantee}"
