@@ -22,7 +22,7 @@ from benchmark.base.paths import printable
 from benchmark.datasets._parts import Part, last_change
 
 TRIAL = Path(__file__).with_name("_lmdb_trial.py")
-LONGEST_TRIAL = 600
+MAX_TRIAL_SECONDS = 600
 """Time limit of the child process in seconds. Without it, a database whose pages form a cycle could be read forever."""
 
 
@@ -31,13 +31,13 @@ def data_file(folder: Path) -> Path:
     return folder / "data.mdb"
 
 
-def lmdb_part(dataset: str, folder: Path, most: int) -> Part:
+def lmdb_part(dataset: str, folder: Path, max_images: int) -> Part:
     """Return the first images of a database, in the order of its keys.
 
     Args:
         dataset: name of the data set, for messages.
         folder: folder of the database.
-        most: largest number of images to return.
+        max_images: largest number of images to return.
 
     Raises:
         UserError: the package lmdb is missing, or the database is damaged.
@@ -49,8 +49,8 @@ def lmdb_part(dataset: str, folder: Path, most: int) -> Part:
         raise UserError(f"data set '{dataset}' needs the package lmdb: python -m pip install lmdb") from None
     file = data_file(folder)
     try:
-        _try_in_a_child(folder, most, last_change(file))
-        keys = _keys(folder, most, last_change(file))
+        _check_in_child(folder, max_images, last_change(file))
+        keys = _keys(folder, max_images, last_change(file))
     except _Unreadable as error:
         raise UserError(f"data set '{dataset}': cannot read {printable(file)}: {error}") from error
 
@@ -70,31 +70,35 @@ class _Unreadable(Exception):
 
 
 @cache
-def _try_in_a_child(folder: Path, most: int, changed: int) -> None:
+def _check_in_child(folder: Path, max_images: int, changed: int) -> None:
     """Read the database in another process. `changed`, the time of its last change, is there for the cache alone.
 
     Raises:
         _Unreadable: that process failed.
     """
-    command = [sys.executable, "-P", str(TRIAL), str(folder), str(most)]
+    command = [sys.executable, "-P", str(TRIAL), str(folder), str(max_images)]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=LONGEST_TRIAL, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, timeout=MAX_TRIAL_SECONDS, check=False, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired as error:
-        raise _Unreadable(f"it takes more than {LONGEST_TRIAL} seconds: the file is damaged, or the disk too slow") from error
+        raise _Unreadable(
+            f"it takes more than {MAX_TRIAL_SECONDS} seconds: the file is damaged, or the disk is too slow"
+        ) from error
     except OSError as error:
         raise _Unreadable(f"no process can be started to check it ({reason(error)})") from error
     if done.returncode < 0:
-        raise _Unreadable(f"the file is damaged, and a process that reads it ends with {signal.Signals(-done.returncode).name}")
+        raise _Unreadable(
+            f"the file is damaged, and the process that reads it ends with {signal.Signals(-done.returncode).name}"
+        )
     if done.returncode:
-        words = (done.stdout or done.stderr).decode(errors="replace").strip().splitlines()
-        raise _Unreadable(words[-1] if words else "a process that reads it fails")
+        output = (done.stdout or done.stderr).decode(errors="replace").strip().splitlines()
+        raise _Unreadable(output[-1] if output else "the process that reads it fails")
 
 
 @cache
-def _keys(folder: Path, most: int, changed: int) -> tuple[bytes, ...]:
+def _keys(folder: Path, max_images: int, changed: int) -> tuple[bytes, ...]:
     try:
-        with _open(folder).begin() as transaction:
-            return tuple(islice(transaction.cursor().iternext(values=False), most))
+        with _opened(folder).begin() as transaction:
+            return tuple(islice(transaction.cursor().iternext(values=False), max_images))
     except MemoryError:
         raise
     except Exception as error:
@@ -103,7 +107,7 @@ def _keys(folder: Path, most: int, changed: int) -> tuple[bytes, ...]:
 
 def _value(folder: Path, key: bytes) -> bytes:
     try:
-        with _open(folder).begin() as transaction:
+        with _opened(folder).begin() as transaction:
             value: bytes | None = transaction.get(key)
     except MemoryError:
         raise
@@ -115,7 +119,7 @@ def _value(folder: Path, key: bytes) -> bytes:
 
 
 @cache
-def _open(folder: Path) -> Any:
+def _opened(folder: Path) -> Any:
     import lmdb
 
     return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)

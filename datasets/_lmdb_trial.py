@@ -10,11 +10,11 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-SMALLEST_PAGE = 4096
+PAGE_BYTES = 4096
 """Smallest page of memory, in bytes. Reading one byte of each page is enough to touch all pages."""
 
 
-def problem(folder: str, most: int) -> str:
+def problem(folder: str, max_images: int) -> str:
     """Return why the database cannot be read, or an empty text if it can."""
     import lmdb
 
@@ -25,14 +25,14 @@ def problem(folder: str, most: int) -> str:
             if size < end:
                 return f"the file is cut off: it has {size} bytes, and its last page ends at byte {end}"
             with base.begin(buffers=True) as transaction:
-                for _, value in islice(transaction.cursor(), most):
-                    bytes(value[::SMALLEST_PAGE])
+                for _, value in islice(transaction.cursor(), max_images):
+                    bytes(value[::PAGE_BYTES])
     except Exception as error:
         return str(error) or type(error).__name__
     return ""
 
 
 if __name__ == "__main__":
-    found = problem(sys.argv[1], int(sys.argv[2]))
-    print(found)
-    sys.exit(bool(found))
+    reason = problem(sys.argv[1], int(sys.argv[2]))
+    print(reason)
+    sys.exit(bool(reason))

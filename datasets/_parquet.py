@@ -17,10 +17,10 @@ from benchmark.base.image_files import read_image, reason
 from benchmark.base.paths import printable
 from benchmark.datasets._parts import Part
 
-MOST_ROWS = 1_000_000
+MAX_ROWS = 1_000_000
 """Largest number of images of a data set. A small file can claim any number of rows."""
 
-BINARY = frozenset({"binary", "large_binary"})
+BINARY_TYPES = frozenset({"binary", "large_binary"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,21 +56,21 @@ def parquet_part(dataset: str, files: Sequence[Path], label: str) -> Part:
     groups = [group for file in files for group in _groups(dataset, file)]
     column = _image_column(dataset, groups)
     ends = list(accumulate(group.rows for group in groups))
-    if ends and ends[-1] > MOST_ROWS:
-        raise UserError(f"data set '{dataset}': {printable(files[0])} and others have {ends[-1]} rows, more than {MOST_ROWS}")
+    if ends and ends[-1] > MAX_ROWS:
+        raise UserError(f"data set '{dataset}': {printable(files[0])} and others have {ends[-1]} rows, more than {MAX_ROWS}")
 
     @lru_cache(maxsize=2)
-    def read(place: int) -> Any:
+    def read(number: int) -> Any:
         # Without threads: under a memory limit, pyarrow's pool waits forever for a thread that it cannot start.
-        return groups[place].table.read_row_group(groups[place].number, columns=[column], use_threads=False).column(column)
+        return groups[number].table.read_row_group(groups[number].number, columns=[column], use_threads=False).column(column)
 
     def load(index: int) -> Image.Image:
-        place = bisect_right(ends, index)
-        group = groups[place]
-        offset = index - ends[place] + group.rows
+        number = bisect_right(ends, index)
+        group = groups[number]
+        offset = index - ends[number] + group.rows
         name = f"row {group.first + offset} of {printable(group.file)}"
         try:
-            row = read(place)[offset].as_py()
+            row = read(number)[offset].as_py()
         except MemoryError:
             raise
         except Exception as error:  # exception classes of pyarrow and of Python
@@ -106,9 +106,9 @@ def _image_column(dataset: str, groups: Sequence[_Group]) -> str:
         column = column or next((name for name, kind in kinds.items() if kind), None)
         kind = kinds.get(column)
         if not kind:
-            wanted = f"column of images '{column}' as the files before it have" if column else "column of images"
+            wanted = f"column of images '{column}', which the files before it have" if column else "column of images"
             raise UserError(f"data set '{dataset}': {printable(file)} has no {wanted}")
-        if kind not in BINARY:
+        if kind not in BINARY_TYPES:
             raise UserError(
                 f"data set '{dataset}': {printable(file)} holds {kind} in its column '{column}', not the bytes of images"
             )

@@ -22,7 +22,7 @@ from benchmark.base.images import centred_square
 from benchmark.base.paths import printable, user_path
 from benchmark.plugins import Picture
 
-ENDS = 4096
+END_BYTES = 4096
 """Number of bytes at each end of a large file that enter its fingerprint."""
 
 
@@ -75,9 +75,9 @@ class Part:
     def split(self, every: int) -> tuple[Part, Part]:
         """Return a public and a private part. In the order of a hash of the sources, every `every`-th image is public."""
         order = sorted(range(len(self.sources)), key=lambda i: hashlib.blake2b(os.fsencode(self.sources[i])).digest())
-        return self._only(order[::every]), self._only([i for n, i in enumerate(order) if n % every])
+        return self._subset(order[::every]), self._subset([i for n, i in enumerate(order) if n % every])
 
-    def _only(self, chosen: Sequence[int]) -> Part:
+    def _subset(self, chosen: Sequence[int]) -> Part:
         return Part(self.dataset, [self.sources[i] for i in chosen], lambda i: self.load(chosen[i]))
 
 
@@ -85,19 +85,19 @@ class OnDisk:
     """Base of data sets on disk: victims come from a private part, public images from another. Put it before `Dataset`.
 
     Attributes:
-        shown: number of public images that a grid uses. Training uses all of them.
+        max_public: largest number of public images that a grid uses. Training uses all of them.
     """
 
     location: ClassVar[frozenset[str]] = frozenset({"path"})
-    shown: ClassVar[int] = 1000
+    max_public: ClassVar[int] = 1000
 
     def victims(self, count: int, size: int, generator: torch.Generator) -> list[Picture]:
         """See `Dataset.victims`: `count` different images of the private part."""
         return self._private().draw(count, size, generator)
 
     def public(self, size: int) -> list[Picture]:
-        """See `Dataset.public`: the first `shown` images of the public part."""
-        return self._public().first(self.shown, size)
+        """See `Dataset.public`: the first `max_public` images of the public part."""
+        return self._public().first(self.max_public, size)
 
     def training(self, size: int) -> torch.Tensor:
         """See `Dataset.training`: the whole public part."""
@@ -110,19 +110,19 @@ class OnDisk:
         raise NotImplementedError
 
 
-def home(name: str, path: str, how: str) -> Path:
+def dataset_folder(name: str, path: str, hint: str) -> Path:
     """Return the folder that holds the data set.
 
     Args:
         name: name of the data set.
         path: folder that the user named, empty for the default folder.
-        how: how to get the data; ends the message if the folder does not exist.
+        hint: how to get the data; ends the message if the folder does not exist.
 
     Raises:
         UserError: the folder does not exist.
     """
     folder = user_path(path) if path else user_path(os.environ.get("GIDBENCH_DATA") or "~/.cache/gidbench") / name
-    return existing_folder(folder, f"data set '{name}' is not on this machine: there is no folder {printable(folder)}; {how}")
+    return existing_folder(folder, f"data set '{name}' is not on this machine: there is no folder {printable(folder)}; {hint}")
 
 
 def existing_folder(folder: Path, missing: str) -> Path:
@@ -139,11 +139,11 @@ def existing_folder(folder: Path, missing: str) -> Path:
         raise UserError(f"cannot read folder {printable(folder)}: {reason(error)}") from error
 
 
-def listing(files: Iterable[Path], root: Path) -> str:
+def ends_fingerprint(files: Iterable[Path], root: Path) -> str:
     """Return a fingerprint of large files without reading them completely.
 
-    The fingerprint is a hash of each path relative to `root`, each size, and the first and last `ENDS` bytes of each file. It
-    assumes that a change of an encoded image also changes its size or these bytes.
+    The fingerprint is a hash of each path relative to `root`, each size, and the first and last `END_BYTES` bytes of each file.
+    It assumes that a change of an encoded image also changes its size or these bytes.
 
     Raises:
         UserError: a file is missing or cannot be read.
@@ -158,9 +158,9 @@ def listing(files: Iterable[Path], root: Path) -> str:
 def _ends(file: Path, size: int) -> bytes:
     try:
         with file.open("rb") as stream:
-            first = stream.read(ENDS)
-            stream.seek(max(0, size - ENDS))
-            return first + stream.read(ENDS)
+            first = stream.read(END_BYTES)
+            stream.seek(max(0, size - END_BYTES))
+            return first + stream.read(END_BYTES)
     except OSError as error:
         raise UserError(f"cannot read {printable(file)}: {reason(error)}") from error
 

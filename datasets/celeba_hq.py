@@ -19,11 +19,11 @@ from benchmark.base.errors import UserError
 from benchmark.base.image_files import files_below, is_image, passed_over, read_image
 from benchmark.base.paths import printable
 from benchmark.datasets._parquet import parquet_part
-from benchmark.datasets._parts import OnDisk, Part, home, listing
+from benchmark.datasets._parts import OnDisk, Part, dataset_folder, ends_fingerprint
 from benchmark.plugins import Dataset
 
-EVERY = 5
-HOW = (
+PUBLIC_EVERY_NTH = 5
+DOWNLOAD_HINT = (
     "put the 30,000 image files there, or Parquet files with a column of images "
     "(by 'hf download korexyz/celeba-hq-256x256 --repo-type dataset --local-dir FOLDER'), "
     "or name a folder with celeba_hq:FOLDER"
@@ -42,7 +42,7 @@ class CelebAHQ(OnDisk, Dataset):
 
     def fingerprint(self) -> str:
         """See `Dataset.fingerprint`: a hash of relative paths, sizes and ends of the files that are read."""
-        return listing(self._files(), self._root())
+        return ends_fingerprint(self._files(), self._root())
 
     def remarks(self) -> tuple[str, ...]:
         """See `Dataset.remarks`: how many files beside the images are not images. Parquet files give no remark."""
@@ -52,12 +52,12 @@ class CelebAHQ(OnDisk, Dataset):
         return (f"data set 'celeba_hq': {passed_over(others, len(below))}",) if is_image(files[0]) and others else ()
 
     def _private(self) -> Part:
-        return self._whole().split(EVERY)[1]
+        return self._all().split(PUBLIC_EVERY_NTH)[1]
 
     def _public(self) -> Part:
-        return self._whole().split(EVERY)[0]
+        return self._all().split(PUBLIC_EVERY_NTH)[0]
 
-    def _whole(self) -> Part:
+    def _all(self) -> Part:
         files, root = self._files(), self._root()
         if not is_image(files[0]):
             return parquet_part("celeba_hq", files, "row")
@@ -69,8 +69,10 @@ class CelebAHQ(OnDisk, Dataset):
         below = files_below(self._root())
         files = [file for file in below if is_image(file)] or [file for file in below if file.suffix == ".parquet"]
         if not files:
-            raise UserError(f"data set 'celeba_hq': {printable(self._root())} holds neither images nor Parquet files; {HOW}")
+            raise UserError(
+                f"data set 'celeba_hq': {printable(self._root())} holds neither images nor Parquet files; {DOWNLOAD_HINT}"
+            )
         return files
 
     def _root(self) -> Path:
-        return home("celeba_hq", self.path, HOW)
+        return dataset_folder("celeba_hq", self.path, DOWNLOAD_HINT)

@@ -28,7 +28,7 @@ from benchmark.base.paths import printable, user_path
 from benchmark.datasets._parts import existing_folder
 from benchmark.plugins import Contents, Dataset, Picture
 
-EVERY = 5
+PUBLIC_EVERY_NTH = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +97,13 @@ class Folder(Dataset):
         if len(by_content) < 2:
             kinds, others = "one image" if by_content else "no image that Pillow reads", _others(files)
             hint = f" ({passed_over(others, len(files))})" if others else ""
-            raise UserError(f"{self._name} holds {kinds}; it takes two different ones, a public and a victim's{hint}")
+            raise UserError(f"{self._name} holds {kinds}; it needs two different images, one public and one private{hint}")
         return dict(sorted(by_content.items()))
 
     def _split(self) -> tuple[dict[str, Path], dict[str, Path]]:
         """Return the public and the private images."""
         images = list(self._images().items())
-        return dict(images[::EVERY]), dict(image for i, image in enumerate(images) if i % EVERY)
+        return dict(images[::PUBLIC_EVERY_NTH]), dict(image for i, image in enumerate(images) if i % PUBLIC_EVERY_NTH)
 
     def _picture(self, file: Path, size: int) -> Picture:
         return Picture(centred_square(read_image(file, printable(file)), size), printable(file.relative_to(self._root())))

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from benchmark.base.paths import printable
 from benchmark.datasets._lmdb import data_file, lmdb_part
-from benchmark.datasets._parts import OnDisk, Part, existing_folder, home, listing
+from benchmark.datasets._parts import OnDisk, Part, dataset_folder, ends_fingerprint, existing_folder
 from benchmark.plugins import Dataset
 
 SPLITS = ("train", "val")
-TRAINING = 10_000
-HOW = (
+MAX_IMAGES = 10_000
+DOWNLOAD_HINT = (
     "put bedroom_train_lmdb and bedroom_val_lmdb there (github.com/fyu/lsun has the script that fetches them), "
     "or name a folder with lsun_bedroom:FOLDER"
 )
@@ -40,14 +40,16 @@ class LSUNBedroom(OnDisk, Dataset):
 
     def fingerprint(self) -> str:
         """See `Dataset.fingerprint`: a hash of relative paths, sizes and ends of the files that are read."""
-        return listing([data_file(self._folder(split)) for split in SPLITS], home("lsun_bedroom", self.path, HOW))
+        return ends_fingerprint(
+            [data_file(self._folder(split)) for split in SPLITS], dataset_folder("lsun_bedroom", self.path, DOWNLOAD_HINT)
+        )
 
     def _private(self) -> Part:
-        return lmdb_part("lsun_bedroom", self._folder("val"), TRAINING)
+        return lmdb_part("lsun_bedroom", self._folder("val"), MAX_IMAGES)
 
     def _public(self) -> Part:
-        return lmdb_part("lsun_bedroom", self._folder("train"), TRAINING)
+        return lmdb_part("lsun_bedroom", self._folder("train"), MAX_IMAGES)
 
     def _folder(self, split: str) -> Path:
-        folder = home("lsun_bedroom", self.path, HOW) / f"bedroom_{split}_lmdb"
-        return existing_folder(folder, f"data set 'lsun_bedroom': there is no {printable(folder)}; {HOW}")
+        folder = dataset_folder("lsun_bedroom", self.path, DOWNLOAD_HINT) / f"bedroom_{split}_lmdb"
+        return existing_folder(folder, f"data set 'lsun_bedroom': there is no {printable(folder)}; {DOWNLOAD_HINT}")

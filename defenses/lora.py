@@ -25,7 +25,7 @@ from benchmark.plugins import Defense
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters
 
-ADAPTED = r".*\.(to_q|to_k|to_v|to_out\.0)"
+ADAPTED_LAYERS = r".*\.(to_q|to_k|to_v|to_out\.0)"
 """Pattern of the names that diffusers gives to the linear maps of an attention block."""
 
 
@@ -45,12 +45,12 @@ class LoRA(Defense):
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
             raise UserError("lora needs peft: pip install 'gidbench[lora]'") from error
-        if not any(re.fullmatch(ADAPTED, name) for name, _ in network.named_modules()):
-            raise UserError("lora: the model has no attention to put adapters beside")
+        if not any(re.fullmatch(ADAPTED_LAYERS, name) for name, _ in network.named_modules()):
+            raise UserError("lora: the model has no attention layers to adapt")
         if any(not p.requires_grad for p in network.parameters()):
-            raise UserError("lora freezes everything but its adapters, so that nothing can be withheld before it")
+            raise UserError("lora freezes everything except its adapters, so no layer can be withheld before it")
         network = copy.deepcopy(network)
-        config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=ADAPTED, init_lora_weights=True)
+        config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=ADAPTED_LAYERS, init_lora_weights=True)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             inject_adapter_in_model(config, network.body)

@@ -22,7 +22,7 @@ from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters, Update
 from benchmark.vectors import level_width
 
-MOST_BITS = 16
+MAX_BITS = 16
 """Largest number of bits. Rounding to so many is like half precision, which nobody takes for a defense."""
 
 
@@ -34,7 +34,7 @@ class Quantisation(Defense):
         bits: bits per coordinate, 1 to 16; 8 for int8, 1 for signs.
     """
 
-    bits: Annotated[int, Range(1, MOST_BITS)] = 8
+    bits: Annotated[int, Range(1, MAX_BITS)] = 8
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
         """See `Defense.release`."""

@@ -41,8 +41,10 @@ class Withhold(Defense):
         names = [name for name, p in network.named_parameters() if p.requires_grad]
         withheld = [name for name in names if self.layers in name]
         if not withheld:
-            rooms = sorted({".".join(name.split(".")[1:2]) for name in names})
-            raise UserError(f"withhold names no layer: no parameter has '{self.layers}' in its name, under {', '.join(rooms)}")
+            sections = sorted({".".join(name.split(".")[1:2]) for name in names})
+            raise UserError(
+                f"withhold names no layer: no parameter has '{self.layers}' in its name; the model has {', '.join(sections)}"
+            )
         if len(withheld) == len(names):
             raise UserError(f"withhold[layers={self.layers}] leaves nothing to train")
         network = copy.deepcopy(network)

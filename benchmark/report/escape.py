@@ -10,13 +10,13 @@ from rich.markup import escape as without_markup
 
 from benchmark.experiment.records import writable
 
-_TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+_DIRECTION_CLASSES = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 """Bidirectional classes of Unicode whose marks embed, override or isolate a text direction."""
 
-LONGEST_IN_FIGURE = 120
+MAX_FIGURE_LETTERS = 120
 """Maximum number of characters of a name or line in a figure. A longer one would make the picture too large to draw."""
 
-_FORMULA = tuple("=+-@\t\r＝＋－＠")
+_FORMULA_STARTS = tuple("=+-@\t\r＝＋－＠")
 """First characters by which a spreadsheet recognises a formula."""
 
 _MARKDOWN = {
@@ -49,7 +49,7 @@ def plain(text: str) -> str:
     'a b[31m'
     """
     spaced = "".join(" " if character.isspace() else character for character in writable(text))
-    kept = "".join(character for character in spaced if not _invisible(character))
+    kept = "".join(character for character in spaced if not _is_invisible(character))
     return re.sub(" {2,}", " ", kept).strip()
 
 
@@ -59,7 +59,7 @@ def csv(text: str) -> str:
     >>> csv("=1+1")
     "'=1+1"
     """
-    guard = "'" if text.startswith(_FORMULA) else ""
+    guard = "'" if text.startswith(_FORMULA_STARTS) else ""
     return guard + writable(text).replace("\0", "").replace("\r", "\n")  # the writer does not quote a lone carriage return
 
 
@@ -92,11 +92,11 @@ def terminal(text: str) -> str:
 def figure(text: str) -> str:
     """Return the text as one line for a figure. A long line is cut, and a hash at its end keeps it unique."""
     text = plain(text)
-    if len(text) <= LONGEST_IN_FIGURE:
+    if len(text) <= MAX_FIGURE_LETTERS:
         return text
-    return f"{text[: LONGEST_IN_FIGURE - 9]}…{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+    return f"{text[: MAX_FIGURE_LETTERS - 9]}…{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
 
 
-def _invisible(character: str) -> bool:
+def _is_invisible(character: str) -> bool:
     """Return whether the character is a control character or changes the direction of the text around it."""
-    return unicodedata.category(character) == "Cc" or unicodedata.bidirectional(character) in _TURNING
+    return unicodedata.category(character) == "Cc" or unicodedata.bidirectional(character) in _DIRECTION_CLASSES

@@ -26,9 +26,9 @@ def measure(store: Store, name: str) -> int:
     """
     if name not in measures():
         raise UserError(f"unknown metric of images {shown(name)}; known are: {', '.join(measures())}")
-    chosen = measures()[name]
-    if reason := chosen.missing():
-        raise UserError(f"{chosen.title} cannot be measured: {reason}")
+    metric = measures()[name]
+    if reason := metric.missing():
+        raise UserError(f"{metric.title} cannot be measured: {reason}")
     identities = store.plan()["cells"]
     count = 0
     with store.writing():
@@ -38,14 +38,14 @@ def measure(store: Store, name: str) -> int:
             except DamagedCell:
                 continue
             if cell and len(cell.samples):
-                values = [_value(chosen, row) for row in cell.samples.itertuples()]
+                values = [_value(metric, row) for row in cell.samples.itertuples()]
                 store.amend(cell, name, values)
                 count += len(values)
     return count
 
 
-def _value(chosen: Measure, row: Any) -> float | None:
-    return chosen.of(_image(row.original), _image(row.reconstruction)) if row.status == "ok" else None
+def _value(metric: Measure, row: Any) -> float | None:
+    return metric.of(_image(row.original), _image(row.reconstruction)) if row.status == "ok" else None
 
 
 def _image(picture: NDArray[np.float32]) -> Tensor:

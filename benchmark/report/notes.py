@@ -90,14 +90,14 @@ def _percent(share: float) -> str:
 def _privacy(record: Record) -> str:
     assert record.privacy is not None
     p, steps = record.privacy, record.config["scenario"]["local_steps"]
-    local = f" of {steps} local steps" if steps > 1 else ""
-    one, total = (f"{float(p[f'epsilon_{span}']):.3g}" for span in ("round", "total"))
+    with_steps = f" of {steps} local steps" if steps > 1 else ""
+    per_round, total = (f"{float(p[f'epsilon_{span}']):.3g}" for span in ("round", "total"))
     rdp = [p.get(f"epsilon_{span}_rdp") for span in ("round", "total")]
-    by_rdp = [f"{float(epsilon):.3g}" for epsilon in rdp if epsilon is not None]
-    beside = f" ({' and '.join(by_rdp)} by RDP)" if by_rdp else ""
+    rdp_texts = [f"{float(epsilon):.3g}" for epsilon in rdp if epsilon is not None]
+    with_rdp = f" ({' and '.join(rdp_texts)} by RDP)" if rdp_texts else ""
     return (
-        f"{record.config['defense']['name']}: epsilon {one} a round and {total} in {p['rounds']} rounds{local}, by the "
-        f"{p['accountant']} accountant{beside}, for delta {p['delta']:g}, to {p['adjacency']}, sample rate "
+        f"{record.config['defense']['name']}: epsilon {per_round} a round and {total} in {p['rounds']} rounds{with_steps}, "
+        f"by the {p['accountant']} accountant{with_rdp}, for delta {p['delta']:g}, to {p['adjacency']}, sample rate "
         f"{p['sample_rate']:g} (sampling: {p.get('sampling') or 'not recorded'}); no amplification from sampling clients."
     )
 
@@ -106,7 +106,7 @@ def _practice(record: Record) -> list[str]:
     """Return how the origin of the model and the practice of the client affect the numbers."""
     notes, model, scenario = [], record.config["model"], record.config["scenario"]
     if model["state"] == "checkpoint":
-        notes.append(f"{model['name']}: what it was trained on is not known; it may have seen the victims.")
+        notes.append(f"{model['name']}: its training data are not known, so it may have seen the victims.")
     if scenario["local_steps"] > 1 and scenario["order"] == "unknown":
         notes.append(
             "E above 1 in an unknown order: where timestep or noise is granted, the engine reads all images as one batch "

@@ -26,10 +26,10 @@ AXES = (
 )
 """The columns that identify a cell of the grid, except its trial."""
 
-SCENE = ["dataset", "scenario", "model"]
+SCENE_COLUMNS = ["dataset", "scenario", "model"]
 """The columns that identify one table. The rows of a table are pairs of attack and defense."""
 
-PAIR = ["trial", "victim", "image"]
+IMAGE_KEY = ["trial", "victim", "image"]
 """The columns that identify a private image within a scene. The image is the same under every attack and defense."""
 
 
@@ -67,31 +67,31 @@ def read(store: Store) -> Results:
     plan = store.plan()
     identities = list(dict.fromkeys(plan["cells"]))
     try:
-        found, damage = _readable(store, identities)
-        records = [cell.record for cell in found]
+        readable, damage = _read_cells(store, identities)
+        records = [cell.record for cell in readable]
         cells = pd.DataFrame([{**_axes(record), **_outcome(record)} for record in records])
         frames = [
-            cell.samples.assign(trial=cell.record.config["trial"], control=cell.record.control, **_own(cell.record))
-            for cell in found
+            cell.samples.assign(trial=cell.record.config["trial"], control=cell.record.control, **_image_axes(cell.record))
+            for cell in readable
             if cell.record.status.judged and len(cell.samples)
         ]
         samples = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     except MemoryError as error:
         raise UserError(f"the memory does not suffice to read {store.path}; the records are kept") from error
-    unread = notes_on_damage(damage)
+    damage_notes = notes_on_damage(damage)
     notes = [
-        *unread,
-        *notes_on_samples(samples, [*SCENE, "defense", "attack"]),
+        *damage_notes,
+        *notes_on_samples(samples, [*SCENE_COLUMNS, "defense", "attack"]),
         *notes_on_settings(plan["settings"]),
-        *notes_on_measurements(found),
+        *notes_on_measurements(readable),
         *notes_on_records(records),
     ]
-    return Results(plan["title"], plan["success_db"], len(identities), cells, samples, notes, unread, _floors(plan))
+    return Results(plan["title"], plan["success_db"], len(identities), cells, samples, notes, damage_notes, _floors(plan))
 
 
-def _readable(store: Store, identities: Sequence[str]) -> tuple[list[Cell], list[tuple[str, str]]]:
+def _read_cells(store: Store, identities: Sequence[str]) -> tuple[list[Cell], list[tuple[str, str]]]:
     """Return the cells that can be read, and (file, reason) for each file that cannot."""
-    found: dict[tuple[object, ...], Cell] = {}
+    readable: dict[tuple[object, ...], Cell] = {}
     damage = []
     for identity in identities:
         try:
@@ -101,12 +101,12 @@ def _readable(store: Store, identities: Sequence[str]) -> tuple[list[Cell], list
             continue
         if cell is None:
             continue
-        place = (*(_axes(cell.record)[name] for name in (*SCENE, "defense", "attack")), cell.record.config["trial"])
-        if place in found:
-            damage.append((f"cells/{identity}/record.json", f"it has the axes of cells/{found[place].record.identity}"))
+        place = (*(_axes(cell.record)[name] for name in (*SCENE_COLUMNS, "defense", "attack")), cell.record.config["trial"])
+        if place in readable:
+            damage.append((f"cells/{identity}/record.json", f"it has the axes of cells/{readable[place].record.identity}"))
         else:
-            found[place] = cell
-    return list(found.values()), damage
+            readable[place] = cell
+    return list(readable.values()), damage
 
 
 def _floors(plan: dict[str, Any]) -> frozenset[str] | None:
@@ -137,7 +137,7 @@ def _axes(record: Record) -> dict[str, Any]:
     }
 
 
-def _own(record: Record) -> dict[str, Any]:
+def _image_axes(record: Record) -> dict[str, Any]:
     """Return the axes of an image. The timestep is missing because each image has its own."""
     return {name: value for name, value in _axes(record).items() if name != "timestep"}
 
@@ -158,8 +158,8 @@ def _outcome(record: Record) -> dict[str, Any]:
 
 
 def by_image(samples: pd.DataFrame) -> pd.DataFrame:
-    """Return PSNR and source of each image, with `PAIR` as index."""
-    return samples.set_index(PAIR)[["psnr", "source"]]
+    """Return PSNR and source of each image, with `IMAGE_KEY` as index."""
+    return samples.set_index(IMAGE_KEY)[["psnr", "source"]]
 
 
 def select(frame: pd.DataFrame, values: dict[str, Any]) -> pd.DataFrame:
