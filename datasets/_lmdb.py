@@ -1,7 +1,7 @@
-"""The images of an lmdb base. Not a plugin.
+"""The images of an lmdb database. Not a plugin.
 
-lmdb maps its file into memory and trusts it: a damaged one can end the process. So a child process reads a base first
-(`_lmdb_trial`), and a base that it cannot read is refused.
+lmdb maps the file of a database into memory and trusts its content, so a damaged file can end the process. Therefore a child
+process reads the database first (`_lmdb_trial`). A database that the child cannot read is refused.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from benchmark.base.paths import printable
 from benchmark.datasets._parts import Part, last_change
 
 TRIAL = Path(__file__).with_name("_lmdb_trial.py")
-LONGEST_TRIAL = 600
-"""Seconds: a base whose pages point at each other in a circle might be read for ever."""
+MAX_TRIAL_SECONDS = 600
+"""Time limit of the child process in seconds. Without it, a database whose pages form a cycle could be read forever."""
 
 
 def data_file(folder: Path) -> Path:
-    """Return the file of a base that holds its data."""
+    """Return the file that holds the data of a database."""
     return folder / "data.mdb"
 
 
-def lmdb_part(dataset: str, folder: Path, most: int) -> Part:
-    """Return the first images of a base, in its own order of keys.
+def lmdb_part(dataset: str, folder: Path, max_images: int) -> Part:
+    """Return the first images of a database, in the order of its keys.
 
     Args:
         dataset: name of the data set, for messages.
-        folder: of the base.
-        most: how many images at most.
+        folder: folder of the database.
+        max_images: largest number of images to return.
 
     Raises:
-        UserError: the package lmdb is missing, or the base is damaged.
+        UserError: the package lmdb is missing, or the database is damaged.
     """
-    folder = folder.resolve()  # lmdb opens a folder once in a process, by whatever name
+    folder = folder.resolve()  # lmdb may open a folder only once in a process, so all paths to it must be the same
     try:
         import lmdb  # noqa: F401
     except ImportError:
         raise UserError(f"data set '{dataset}' needs the package lmdb: python -m pip install lmdb") from None
     file = data_file(folder)
     try:
-        _try_in_a_child(folder, most, last_change(file))
-        keys = _keys(folder, most, last_change(file))
+        _check_in_child(folder, max_images, last_change(file))
+        keys = _keys(folder, max_images, last_change(file))
     except _Unreadable as error:
         raise UserError(f"data set '{dataset}': cannot read {printable(file)}: {error}") from error
 
@@ -66,35 +66,39 @@ def lmdb_part(dataset: str, folder: Path, most: int) -> Part:
 
 
 class _Unreadable(Exception):
-    """The base cannot be read; the message is the reason."""
+    """The database cannot be read. The message is the reason."""
 
 
 @cache
-def _try_in_a_child(folder: Path, most: int, changed: int) -> None:
-    """Read the base in another process.
+def _check_in_child(folder: Path, max_images: int, changed: int) -> None:
+    """Read the database in another process. `changed`, the time of its last change, is there for the cache alone.
 
     Raises:
         _Unreadable: that process failed.
     """
-    command = [sys.executable, "-P", str(TRIAL), str(folder), str(most)]
+    command = [sys.executable, "-P", str(TRIAL), str(folder), str(max_images)]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=LONGEST_TRIAL, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, timeout=MAX_TRIAL_SECONDS, check=False, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired as error:
-        raise _Unreadable(f"it takes more than {LONGEST_TRIAL} seconds: the file is damaged, or the disk too slow") from error
+        raise _Unreadable(
+            f"it takes more than {MAX_TRIAL_SECONDS} seconds: the file is damaged, or the disk is too slow"
+        ) from error
     except OSError as error:
         raise _Unreadable(f"no process can be started to check it ({reason(error)})") from error
     if done.returncode < 0:
-        raise _Unreadable(f"the file is damaged, and a process that reads it ends with {signal.Signals(-done.returncode).name}")
+        raise _Unreadable(
+            f"the file is damaged, and the process that reads it ends with {signal.Signals(-done.returncode).name}"
+        )
     if done.returncode:
-        words = (done.stdout or done.stderr).decode(errors="replace").strip().splitlines()
-        raise _Unreadable(words[-1] if words else "a process that reads it fails")
+        output = (done.stdout or done.stderr).decode(errors="replace").strip().splitlines()
+        raise _Unreadable(output[-1] if output else "the process that reads it fails")
 
 
 @cache
-def _keys(folder: Path, most: int, changed: int) -> tuple[bytes, ...]:
+def _keys(folder: Path, max_images: int, changed: int) -> tuple[bytes, ...]:
     try:
-        with _open(folder).begin() as transaction:
-            return tuple(islice(transaction.cursor().iternext(values=False), most))
+        with _opened(folder).begin() as transaction:
+            return tuple(islice(transaction.cursor().iternext(values=False), max_images))
     except MemoryError:
         raise
     except Exception as error:
@@ -103,7 +107,7 @@ def _keys(folder: Path, most: int, changed: int) -> tuple[bytes, ...]:
 
 def _value(folder: Path, key: bytes) -> bytes:
     try:
-        with _open(folder).begin() as transaction:
+        with _opened(folder).begin() as transaction:
             value: bytes | None = transaction.get(key)
     except MemoryError:
         raise
@@ -115,7 +119,7 @@ def _value(folder: Path, key: bytes) -> bytes:
 
 
 @cache
-def _open(folder: Path) -> Any:
+def _opened(folder: Path) -> Any:
     import lmdb
 
     return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)

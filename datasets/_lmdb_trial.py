@@ -1,20 +1,21 @@
-"""Read the first images of an lmdb base, in a process of its own that a damaged base may end. Not a plugin.
+"""Read the first images of an lmdb database in a separate process, which a damaged database may end. Not a plugin.
 
     python _lmdb_trial.py FOLDER COUNT
 
-The exit status is 0 where the base can be read, else 1 with the reason on stdout. Only lmdb is imported, so it starts at once.
+The exit status is 0 if the database can be read. Otherwise it is 1, and the reason is on stdout. The script imports no package
+except lmdb, so it starts quickly.
 """
 
 import sys
 from itertools import islice
 from pathlib import Path
 
-SMALLEST_PAGE = 4096
-"""Bytes of memory that are read at once: one byte of each is enough to reach them all."""
+PAGE_BYTES = 4096
+"""Smallest page of memory, in bytes. Reading one byte of each page is enough to touch all pages."""
 
 
-def problem(folder: str, most: int) -> str:
-    """Return why the base cannot be read, empty where it can."""
+def problem(folder: str, max_images: int) -> str:
+    """Return why the database cannot be read, or an empty text if it can."""
     import lmdb
 
     try:
@@ -24,14 +25,14 @@ def problem(folder: str, most: int) -> str:
             if size < end:
                 return f"the file is cut off: it has {size} bytes, and its last page ends at byte {end}"
             with base.begin(buffers=True) as transaction:
-                for _, value in islice(transaction.cursor(), most):
-                    bytes(value[::SMALLEST_PAGE])
+                for _, value in islice(transaction.cursor(), max_images):
+                    bytes(value[::PAGE_BYTES])
     except Exception as error:
         return str(error) or type(error).__name__
     return ""
 
 
 if __name__ == "__main__":
-    found = problem(sys.argv[1], int(sys.argv[2]))
-    print(found)
-    sys.exit(bool(found))
+    reason = problem(sys.argv[1], int(sys.argv[2]))
+    print(reason)
+    sys.exit(bool(reason))

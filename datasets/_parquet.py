@@ -1,4 +1,4 @@
-"""The images of Parquet files as the Hugging Face hub has them: a column of structs with the encoded `bytes`. Not a plugin."""
+"""The images of Parquet files as on the Hugging Face hub: a column of structs that hold the encoded `bytes`. Not a plugin."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from benchmark.base.image_files import read_image, reason
 from benchmark.base.paths import printable
 from benchmark.datasets._parts import Part
 
-MOST_ROWS = 1_000_000
-"""Images of a data set: a small file can claim as many rows as it likes."""
+MAX_ROWS = 1_000_000
+"""Largest number of images of a data set. A small file can claim any number of rows."""
 
-BINARY = frozenset({"binary", "large_binary"})
+BINARY_TYPES = frozenset({"binary", "large_binary"})
 
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """A row group.
+    """A row group of a Parquet file.
 
     Attributes:
         file: the file that holds it.
-        table: that file, opened.
-        number: of the group in the file.
+        table: the opened file.
+        number: number of the group in the file, from 0.
         first: number of its first row in the file, from 0.
-        rows: how many it has.
+        rows: number of its rows.
     """
 
     file: Path
@@ -43,37 +43,37 @@ class _Group:
 
 
 def parquet_part(dataset: str, files: Sequence[Path], label: str) -> Part:
-    """Return the images of these files.
+    """Return the images of Parquet files.
 
     Args:
         dataset: name of the data set, for messages.
-        files: read one after the other.
-        label: begins the name of every source.
+        files: files, in the order of their images.
+        label: first part of the name of every source.
 
     Raises:
-        UserError: a file cannot be read, or has no column of images with the name that it has in the first file.
+        UserError: a file cannot be read, or lacks the column of images that the first file has.
     """
     groups = [group for file in files for group in _groups(dataset, file)]
     column = _image_column(dataset, groups)
     ends = list(accumulate(group.rows for group in groups))
-    if ends and ends[-1] > MOST_ROWS:
-        raise UserError(f"data set '{dataset}': {printable(files[0])} and others have {ends[-1]} rows, more than {MOST_ROWS}")
+    if ends and ends[-1] > MAX_ROWS:
+        raise UserError(f"data set '{dataset}': {printable(files[0])} and others have {ends[-1]} rows, more than {MAX_ROWS}")
 
     @lru_cache(maxsize=2)
-    def read(place: int) -> Any:
-        # Without threads: under a limit on memory, pyarrow's pool waits without end for a thread that it cannot start.
-        return groups[place].table.read_row_group(groups[place].number, columns=[column], use_threads=False).column(column)
+    def read(number: int) -> Any:
+        # Without threads: under a memory limit, pyarrow's pool waits forever for a thread that it cannot start.
+        return groups[number].table.read_row_group(groups[number].number, columns=[column], use_threads=False).column(column)
 
     def load(index: int) -> Image.Image:
-        place = bisect_right(ends, index)
-        group = groups[place]
-        offset = index - ends[place] + group.rows
+        number = bisect_right(ends, index)
+        group = groups[number]
+        offset = index - ends[number] + group.rows
         name = f"row {group.first + offset} of {printable(group.file)}"
         try:
-            row = read(place)[offset].as_py()
+            row = read(number)[offset].as_py()
         except MemoryError:
             raise
-        except Exception as error:  # pyarrow's classes and Python's own
+        except Exception as error:  # exception classes of pyarrow and of Python
             raise UserError(f"data set '{dataset}': cannot read {name}: {reason(error)}") from error
         if not row or not row["bytes"]:
             raise UserError(f"data set '{dataset}': cannot read {name}: it holds no image")
@@ -83,7 +83,7 @@ def parquet_part(dataset: str, files: Sequence[Path], label: str) -> Part:
 
 
 def _groups(dataset: str, file: Path) -> Iterator[_Group]:
-    """Yield a file's row groups; a file without rows has one that is empty."""
+    """Yield the row groups of a file. A file without rows has one empty group."""
     from pyarrow.parquet import ParquetFile
 
     try:
@@ -98,7 +98,7 @@ def _groups(dataset: str, file: Path) -> Iterator[_Group]:
 
 
 def _image_column(dataset: str, groups: Sequence[_Group]) -> str:
-    """Return the name of the first column of structs with a field `bytes`, and refuse files that lack it."""
+    """Return the name of the first column of structs with a field `bytes`. Refuse files that lack it."""
     schemas = {group.file: group.table.schema_arrow for group in groups}
     column = None
     for file, schema in schemas.items():
@@ -106,9 +106,9 @@ def _image_column(dataset: str, groups: Sequence[_Group]) -> str:
         column = column or next((name for name, kind in kinds.items() if kind), None)
         kind = kinds.get(column)
         if not kind:
-            wanted = f"column of images '{column}' as the files before it have" if column else "column of images"
+            wanted = f"column of images '{column}', which the files before it have" if column else "column of images"
             raise UserError(f"data set '{dataset}': {printable(file)} has no {wanted}")
-        if kind not in BINARY:
+        if kind not in BINARY_TYPES:
             raise UserError(
                 f"data set '{dataset}': {printable(file)} holds {kind} in its column '{column}', not the bytes of images"
             )
@@ -117,7 +117,7 @@ def _image_column(dataset: str, groups: Sequence[_Group]) -> str:
 
 
 def _bytes_type(kind: Any) -> str | None:
-    """Return the type of a struct's field `bytes`, None where there is no such field."""
+    """Return the type of the field `bytes` of a struct, or None if there is no such field."""
     from pyarrow.types import is_struct
 
     return next((str(part.type) for part in kind if part.name == "bytes"), None) if is_struct(kind) else None

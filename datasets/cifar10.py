@@ -2,9 +2,10 @@
 
 Source: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images" (cs.toronto.edu/~kriz/cifar.html)
 
-Victims are images of the test part, public ones of the training part. The data are never downloaded, see `_parts`.
+Victims are images of the test part, public images are from the training part. The benchmark never downloads the data, see
+`_parts`.
 
-Images (3, S, S) float32 in [-1, 1], 32x32 at their own size.
+Images (3, S, S) float32 in [-1, 1], originally 32x32.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from benchmark.plugins import Dataset
 
 @dataclass(frozen=True, kw_only=True)
 class CIFAR10(CIFAR, Dataset):
-    """Parameters.
+    """Hyper-parameters.
 
     Attributes:
-        path: the folder of the data, empty for the usual place.
+        path: folder of the data, empty for the default folder.
     """
 
     layout: ClassVar[Layout] = Layout(

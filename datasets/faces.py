@@ -1,12 +1,12 @@
-"""Grey 25x25 faces that ship inside scikit-image, so that nothing has to be downloaded.
+"""Grey 25x25 faces that are part of scikit-image, so nothing has to be downloaded.
 
 Source: `skimage.data.lfw_subset`, from Labeled Faces in the Wild
 
-The first 100 of its 200 images; the others are not faces. Which person an image shows is not recorded there, so each image
-counts as a source of its own.
+The data set has the first 100 of the 200 images there; the others are not faces. The source does not say which person an image
+shows, so each image counts as its own source.
 
-The first 20 are public, the other 80 are the victims'. Grey is repeated over three channels; bicubic scaling to S. Images
-(3, S, S) float32 in [-1, 1].
+The first 20 images are public, the other 80 are for victims. Grey is repeated over three channels. Images are scaled to S with
+bicubic interpolation. Images (3, S, S) float32 in [-1, 1].
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PUBLIC = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Faces(Dataset):
-    """No parameters."""
+    """No hyper-parameters."""
 
     def victims(self, count: int, size: int, generator: torch.Generator) -> list[Picture]:
         """See `Dataset.victims`: `count` different faces."""

@@ -2,12 +2,12 @@
 
 Source: the user
 
-A file is a source of its own, and copies of one file count once. Every fifth image, in the order of a hash of its contents, is
-public, the others are the victims'. So the images decide the split, not their names or their folder. Links are followed; names
-that begin with a dot are passed over. The largest centred square of an image is scaled to S by area averaging where that makes
-it smaller, bicubic where larger.
+Each file is its own source, and copies of one file count once. In the order of a hash of their contents, every fifth image is
+public. The others are for victims. So the split depends on the images, and not on the names of files or folders. Links are
+followed. Names that begin with a dot are skipped.
 
-Images (3, S, S) float32 in [-1, 1], upright as their EXIF orientation says; grey images become three equal channels,
+Images (3, S, S) float32 in [-1, 1]. The largest centred square of an image is scaled to S, down by area averaging or up with
+bicubic interpolation. Images are turned upright by their EXIF orientation. Grey images become three equal channels,
 transparency is laid on black, and an animation gives its first frame.
 """
 
@@ -28,15 +28,15 @@ from benchmark.base.paths import printable, user_path
 from benchmark.datasets._parts import existing_folder
 from benchmark.plugins import Contents, Dataset, Picture
 
-EVERY = 5
+PUBLIC_EVERY_NTH = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder(Dataset):
-    """Parameters.
+    """Hyper-parameters.
 
     Attributes:
-        path: the folder.
+        path: folder of the images.
     """
 
     location: ClassVar[frozenset[str]] = frozenset({"path"})
@@ -49,7 +49,7 @@ class Folder(Dataset):
             raise ValueError("the path is empty")
 
     def victims(self, count: int, size: int, generator: torch.Generator) -> list[Picture]:
-        """See `Dataset.victims`: `count` different files."""
+        """See `Dataset.victims`: the images of `count` different files."""
         files = list(self._split()[1].values())
         if count > len(files):
             raise UserError(f"{self._name} has {len(files)} images for victims, not {count}")
@@ -57,20 +57,20 @@ class Folder(Dataset):
         return [self._picture(files[i], size) for i in order.tolist()]
 
     def public(self, size: int) -> list[Picture]:
-        """See `Dataset.public`: every fifth file."""
+        """See `Dataset.public`: the images of every fifth file."""
         return [self._picture(file, size) for file in self._split()[0].values()]
 
     def fingerprint(self) -> str:
-        """See `Dataset.fingerprint`: a hash of the images' contents."""
+        """See `Dataset.fingerprint`: a hash of the contents of the image files."""
         return hashlib.blake2b("".join(self._images()).encode(), digest_size=16).hexdigest()
 
     def contents(self) -> Contents:
-        """See `Dataset.contents`: hashes of the files' bytes."""
+        """See `Dataset.contents`: one hash per file, of its bytes."""
         public, private = (frozenset(content[:16] for content in part) for part in self._split())
         return Contents(public, private)
 
     def remarks(self) -> tuple[str, ...]:
-        """See `Dataset.remarks`: files that are no images, and copies."""
+        """See `Dataset.remarks`: how many files are not images, and how many are copies."""
         files = files_below(self._root())
         others = _others(files)
         copies = len(files) - len(others) - len(self._images())
@@ -88,22 +88,22 @@ class Folder(Dataset):
         return existing_folder(user_path(self.path), f"{self._name} does not exist")
 
     def _images(self) -> dict[str, Path]:
-        """Return one file of each content, in the order of the contents' hashes.
+        """Return one file per content, by the hash of the content and in the order of the hashes.
 
-        A copy would otherwise be public and private at once, or count twice.
+        Otherwise a copy could be both public and private, or count twice.
         """
         files = files_below(self._root())
         by_content = {content_hash(file).hex(): file for file in reversed(files) if is_image(file)}
         if len(by_content) < 2:
             kinds, others = "one image" if by_content else "no image that Pillow reads", _others(files)
             hint = f" ({passed_over(others, len(files))})" if others else ""
-            raise UserError(f"{self._name} holds {kinds}; it takes two different ones, a public and a victim's{hint}")
+            raise UserError(f"{self._name} holds {kinds}; it needs two different images, one public and one private{hint}")
         return dict(sorted(by_content.items()))
 
     def _split(self) -> tuple[dict[str, Path], dict[str, Path]]:
         """Return the public and the private images."""
         images = list(self._images().items())
-        return dict(images[::EVERY]), dict(image for i, image in enumerate(images) if i % EVERY)
+        return dict(images[::PUBLIC_EVERY_NTH]), dict(image for i, image in enumerate(images) if i % PUBLIC_EVERY_NTH)
 
     def _picture(self, file: Path, size: int) -> Picture:
         return Picture(centred_square(read_image(file, printable(file)), size), printable(file.relative_to(self._root())))

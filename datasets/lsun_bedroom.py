@@ -2,11 +2,12 @@
 
 Source: Yu, Seff, Zhang, Song, Funkhouser and Xiao 2015 (arXiv 1506.03365); github fyu/lsun
 
-Victims are the 300 images of `bedroom_val_lmdb`, public ones come from `bedroom_train_lmdb`. The data are never downloaded, see
-`_parts`. Read by the package lmdb: torchvision's reader keeps the list of keys as a pickle.
+Victims are the 300 images of `bedroom_val_lmdb`. Public images come from `bedroom_train_lmdb`. The benchmark never downloads
+the data, see `_parts`. It reads them with the package lmdb, because the reader of torchvision stores the list of keys as a
+pickle.
 
-Images (3, S, S) float32 in [-1, 1], at least 256 on the shorter side at their own size; the largest centred square, area
-averaging to S.
+Images (3, S, S) float32 in [-1, 1], originally at least 256 on the shorter side. The largest centred square is scaled to S by
+area averaging.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from pathlib import Path
 
 from benchmark.base.paths import printable
 from benchmark.datasets._lmdb import data_file, lmdb_part
-from benchmark.datasets._parts import OnDisk, Part, existing_folder, home, listing
+from benchmark.datasets._parts import OnDisk, Part, dataset_folder, ends_fingerprint, existing_folder
 from benchmark.plugins import Dataset
 
 SPLITS = ("train", "val")
-TRAINING = 10_000
-HOW = (
+MAX_IMAGES = 10_000
+DOWNLOAD_HINT = (
     "put bedroom_train_lmdb and bedroom_val_lmdb there (github.com/fyu/lsun has the script that fetches them), "
     "or name a folder with lsun_bedroom:FOLDER"
 )
@@ -29,24 +30,26 @@ HOW = (
 
 @dataclass(frozen=True, kw_only=True)
 class LSUNBedroom(OnDisk, Dataset):
-    """Parameters.
+    """Hyper-parameters.
 
     Attributes:
-        path: the folder of the data, empty for the usual place.
+        path: folder of the data, empty for the default folder.
     """
 
     path: str = ""
 
     def fingerprint(self) -> str:
-        """See `Dataset.fingerprint`: relative names and sizes of the files that are read."""
-        return listing([data_file(self._folder(split)) for split in SPLITS], home("lsun_bedroom", self.path, HOW))
+        """See `Dataset.fingerprint`: a hash of relative paths, sizes and ends of the files that are read."""
+        return ends_fingerprint(
+            [data_file(self._folder(split)) for split in SPLITS], dataset_folder("lsun_bedroom", self.path, DOWNLOAD_HINT)
+        )
 
     def _private(self) -> Part:
-        return lmdb_part("lsun_bedroom", self._folder("val"), TRAINING)
+        return lmdb_part("lsun_bedroom", self._folder("val"), MAX_IMAGES)
 
     def _public(self) -> Part:
-        return lmdb_part("lsun_bedroom", self._folder("train"), TRAINING)
+        return lmdb_part("lsun_bedroom", self._folder("train"), MAX_IMAGES)
 
     def _folder(self, split: str) -> Path:
-        folder = home("lsun_bedroom", self.path, HOW) / f"bedroom_{split}_lmdb"
-        return existing_folder(folder, f"data set 'lsun_bedroom': there is no {printable(folder)}; {HOW}")
+        folder = dataset_folder("lsun_bedroom", self.path, DOWNLOAD_HINT) / f"bedroom_{split}_lmdb"
+        return existing_folder(folder, f"data set 'lsun_bedroom': there is no {printable(folder)}; {DOWNLOAD_HINT}")

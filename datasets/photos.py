@@ -1,12 +1,12 @@
-"""Crops of the real colour photographs that ship inside scikit-image, so that nothing has to be downloaded.
+"""Crops of the real colour photographs that are part of scikit-image, so nothing has to be downloaded.
 
 Source: the photographs inside scikit-image (`skimage.data`)
 
-Victims are crops of `VICTIMS`, public images crops of `PUBLIC`: no photograph is in both, and the two views of the
-motorcycle stay on one side.
+Victims are crops of `VICTIMS`, and public images are crops of `PUBLIC`. No photograph is in both, and both views of the
+motorcycle are in the same part.
 
-A crop is a random square between a quarter and the whole of the photograph's shorter side, scaled down by area averaging.
-Crops of one photograph are not independent: the photograph is recorded as their source.
+A crop is a random square, scaled down by area averaging. Its side is between a quarter and the whole of the shorter side of the
+photograph, and at least S. Crops of one photograph are not independent, so the photograph is recorded as their source.
 
 Images (3, S, S) float32 in [-1, 1], S up to 128.
 """
@@ -32,18 +32,18 @@ from benchmark.plugins import Dataset, Picture
 
 VICTIMS = ("astronaut.png", "chelsea.png", "coffee.png", "ihc.png", "rocket.jpg")
 PUBLIC = ("hubble_deep_field.jpg", "motorcycle_left.png", "motorcycle_right.png", "retina.jpg")
-LARGEST = 128
+MAX_SIZE = 128
 PUBLIC_CROPS = 64
 TRAINING_CROPS = 8192
-SMALLEST_SHARE = 0.25
+MIN_SIDE_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Photos(Dataset):
-    """No parameters."""
+    """No hyper-parameters."""
 
     def victims(self, count: int, size: int, generator: torch.Generator) -> list[Picture]:
-        """See `Dataset.victims`: photographs in a random order, again and again, a fresh crop each time."""
+        """See `Dataset.victims`: cycle through the photographs in a random order, with a fresh crop each time."""
         return _crops(VICTIMS, count, size, generator)
 
     def public(self, size: int) -> list[Picture]:
@@ -57,8 +57,8 @@ class Photos(Dataset):
 
 
 def _crops(names: Sequence[str], count: int, size: int, generator: torch.Generator) -> list[Picture]:
-    if size > LARGEST:
-        raise UserError(f"data set 'photos' has images up to {LARGEST}x{LARGEST}, not {size}x{size}")
+    if size > MAX_SIZE:
+        raise UserError(f"data set 'photos' has images up to {MAX_SIZE}x{MAX_SIZE}, not {size}x{size}")
     order = torch.randperm(len(names), generator=generator).tolist()
     chosen = [names[order[i % len(names)]] for i in range(count)]
     return [Picture(_crop(_photograph(name), size, generator), Path(name).stem) for name in chosen]
@@ -66,12 +66,12 @@ def _crops(names: Sequence[str], count: int, size: int, generator: torch.Generat
 
 def _crop(photograph: NDArray[np.uint8], size: int, generator: torch.Generator) -> torch.Tensor:
     height, width = photograph.shape[:2]
-    whole = min(height, width)
-    smallest = max(size, int(SMALLEST_SHARE * whole))
-    share = torch.rand(3, generator=generator, dtype=torch.float64)
-    side = smallest + int(share[0] * (whole - smallest + 1))
-    top = int(share[1] * (height - side + 1))
-    left = int(share[2] * (width - side + 1))
+    max_side = min(height, width)
+    min_side = max(size, int(MIN_SIDE_SHARE * max_side))
+    shares = torch.rand(3, generator=generator, dtype=torch.float64)
+    side = min_side + int(shares[0] * (max_side - min_side + 1))
+    top = int(shares[1] * (height - side + 1))
+    left = int(shares[2] * (width - side + 1))
     square = Image.fromarray(photograph[top : top + side, left : left + side])
     return from_pil(square.resize((size, size), Image.Resampling.BOX))
 

@@ -1,13 +1,15 @@
-"""Client-level differential privacy: each client clips its whole update and adds Gaussian noise before the server sees it.
+"""Client-level differential privacy: each client clips its whole update and adds Gaussian noise before it sends it.
 
 Source: after the abstract of McMahan et al. 2018 (arXiv 1710.06963), with the noise on the client's side
 
-There a trusted server adds the noise to the sum of many clients. Here the server is who attacks, so each client adds all of the
-noise itself: the guarantee is each client's own and needs nobody else. Neighbours differ in a client's update or zero in its
-place, every client taking part in every round. For one update in place of another the sensitivity is 2 `clip`, and epsilon that
-of half the noise multiplier.
+In that paper a trusted server adds the noise to the sum of many clients. Here the server is the attacker, so each client adds
+all of the noise itself. The guarantee is each client's own and does not depend on anybody else.
 
-The update is the mean of a client's gradients over its local steps, (theta_0 - theta_E) / (lr E), and `clip` is in its units.
+Two neighbouring data sets differ in one client: its update, or zero in its place. Every client takes part in every round. If
+one update were exchanged for another, the sensitivity would be 2 `clip`, and epsilon would be that of half the noise
+multiplier.
+
+The update is the mean of a client's gradients over its local steps, (theta_0 - theta_E) / (lr E). `clip` is in the same units.
 Cost: one pass over the update.
 """
 
@@ -27,14 +29,14 @@ from benchmark.vectors import add_noise, gaussian, scaled_to
 
 @dataclass(frozen=True, kw_only=True)
 class ClientDP(GaussianMechanism, Defense):
-    """Parameters: those of `GaussianMechanism`."""
+    """The hyper-parameters of `GaussianMechanism`, and no others."""
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
         """See `Defense.release`."""
         return add_noise(scaled_to(update, self.clip), self.noise_multiplier * self.clip, gaussian, generator)
 
     def public(self, scenario: Scenario) -> PublicParameters:
-        """See `Defense.public`; the noise is that of each coordinate of the clients' mean."""
+        """See `Defense.public`; `noise_std` is the standard deviation of the noise on each coordinate of the clients' mean."""
         noise_std = self.noise_multiplier * self.clip / math.sqrt(scenario.clients)
         return PublicParameters(update_clip_norm=self.clip, noise_std=noise_std)
 

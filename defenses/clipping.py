@@ -1,9 +1,9 @@
-"""Clipping alone: a client's update is scaled down to an l2 norm where it is longer.
+"""Clipping alone: a client scales its update down to an l2 norm if the update is longer.
 
 Source: ours, half of `client_dp` without its noise
 
-The direction stays, so that an attack that compares directions loses nothing. It is here because it is taken for a defense, and
-to be stacked with noise. Cost: one pass over the update.
+Clipping keeps the direction, so an attack that compares directions loses nothing. The benchmark has it because some take it for
+a defense, and because it can be stacked with noise. Cost: one pass over the update.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from benchmark.vectors import scaled_to
 
 @dataclass(frozen=True, kw_only=True)
 class Clipping(Defense):
-    """Parameters.
+    """Hyper-parameters.
 
     Attributes:
-        clip: the longest l2 norm of a client's update.
+        clip: largest l2 norm of a client's update.
     """
 
     clip: Positive = 0.1

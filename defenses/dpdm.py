@@ -1,14 +1,14 @@
-"""Noise multiplicity: an image's gradient is the mean over K draws of noise and timestep, then clipped and made noisy.
+"""Noise multiplicity: an image's gradient is the mean over K draws of noise and timestep, which is then clipped and made noisy.
 
 Source: after the abstract of Dockhorn, Cao, Vahdat and Kreis 2023 (TMLR, arXiv 2210.09929)
 
-As `dp_sgd` otherwise, and with its guarantee, also of several local steps: an image still has one clipped gradient. The mean
-over K draws varies less, so that more of what is clipped is signal. Where the scenario fixes the timestep all K draws have it;
-else each has its own.
+Everything else is as in `dp_sgd`. The guarantee is the same too, also over several local steps, since each image still
+contributes one clipped gradient. The mean over K draws varies less, so a larger part of the clipped gradient is signal. If the
+scenario fixes the timestep, all K draws use it. Otherwise each draw has its own.
 
-The K draws are not granted to the attack, nor which timesteps they have. What everybody knows is K.
+The attack is granted neither the K draws nor their timesteps. K itself is public.
 
-Cost: K gradients per example, in memory K B times the network.
+Cost: K gradients per example, with memory for K B gradients.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmark.types import Capability, PublicParameters, Update
 
 @dataclass(frozen=True, kw_only=True)
 class DPDM(NoisyGradients, Defense):
-    """Parameters, beside those of `GaussianMechanism`.
+    """Hyper-parameters, in addition to those of `GaussianMechanism`.
 
     Attributes:
         draws: noise multiplicity K.

@@ -1,11 +1,11 @@
-"""Gradient pruning: only the coordinates of largest magnitude leave the client, the others are sent as zero.
+"""Gradient pruning: the client sends only the coordinates of largest magnitude, and zero for all others.
 
 Source: after the abstract of Zhu, Liu and Han 2019 (arXiv 1906.08935)
 
-Ours: one threshold over the whole update, and no memory between rounds of what was pruned. Each client prunes its own update
-after its local steps, so a sum of several clients may hold more coordinates.
+Ours: one threshold for the whole update, and pruned values are not carried over to the next round. Each client prunes its own
+update after its local steps, so the sum of several clients may have more nonzero coordinates.
 
-`keep` is the share of coordinates that is kept, in (0, 1]; 1 changes nothing. Cost: one pass of selection over the update.
+`keep` is the share of coordinates that is kept, in (0, 1]; 1 changes nothing. Cost: one selection over the update.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from benchmark.vectors import keep
 
 @dataclass(frozen=True, kw_only=True)
 class GradientPruning(Defense):
-    """Parameters.
+    """Hyper-parameters.
 
     Attributes:
-        keep: share of the coordinates that is kept.
+        keep: share of the coordinates that is kept, in (0, 1].
     """
 
     keep: Share = 0.1
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
-        """See `Defense.release`: exactly max(1, round(keep * n)) of the n coordinates stay as they are."""
+        """See `Defense.release`: exactly max(1, round(keep * n)) of the n coordinates keep their values."""
         return keep(update, torch.cat([value.abs().flatten() for value in update.values()]), self.keep)
 
     def public(self, scenario: Scenario) -> PublicParameters:

@@ -1,9 +1,10 @@
-"""Laplace noise on the update, as large as a share of the update itself; no formal guarantee.
+"""Laplace noise on the update, scaled to the size of the update itself; without a formal guarantee.
 
 Source: after the abstract of Zhu, Liu and Han 2019 (arXiv 1906.08935), which adds noise to gradients
 
-The noise's expected norm is `ratio` times the update's. That share is public; the noise's own deviation is not, since it
-follows from the private update, which is why there is no epsilon. Each client adds its own. Cost: one pass over the update.
+The expected norm of the noise is `ratio` times the norm of the update. The ratio is public. The standard deviation of the noise
+is not, because it follows from the private update. This is why the defense has no epsilon. Each client adds its own noise.
+Cost: one pass over the update.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from benchmark.vectors import add_relative_noise, laplace
 
 @dataclass(frozen=True, kw_only=True)
 class LaplaceNoise(Defense):
-    """Parameters.
+    """Hyper-parameters.
 
     Attributes:
-        ratio: root mean square of the noise, in units of that of a client's update.
+        ratio: root mean square of the noise, divided by the root mean square of the client's update.
     """
 
     ratio: NonNegative = 1.0

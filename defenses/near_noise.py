@@ -1,10 +1,9 @@
-"""The client discloses its noise with a small Gaussian error; the timestep is granted, the update is the exact gradient.
+"""The client discloses its noise with a small Gaussian error; the timestep is granted, and the update is the exact gradient.
 
 Source: github GillHuang-Xtler/GIDM_diffusion_inversion at commit 3dcd42d
 
-It names the scene which that code really runs where the noise is said to be unknown: the attack starts from the true noise
-plus 1e-4 randn and never changes it. It protects nothing to speak of, and is here so that such outcomes can be reproduced and
-seen for what they are.
+That code calls the noise unknown, but it starts the attack from the true noise plus 1e-4 randn and never changes it. This
+defense reproduces that scene under an honest name. It gives practically no protection.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from benchmark.types import PublicParameters
 
 @dataclass(frozen=True, kw_only=True)
 class NearNoise(Defense):
-    """Parameters.
+    """Hyper-parameters.
 
     Attributes:
-        std: standard deviation of the error; the noise itself has 1.
+        std: standard deviation of the error, at least 0. The noise itself has standard deviation 1.
     """
 
     std: NonNegative = 1e-4

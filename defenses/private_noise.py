@@ -1,8 +1,8 @@
-"""The client keeps the noise that it drew to itself; the update is the exact gradient.
+"""The client keeps its noise private; the update is the exact gradient.
 
 Source: after the abstract of Huang, Hong, Chen and Roos 2024 (arXiv 2405.20380)
 
-It changes what is granted, not what crosses the wire. The timestep is granted.
+This defense changes what is granted, not what is sent. The timestep is granted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,6 @@ from benchmark.types import Capability
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateNoise(Defense):
-    """No parameters."""
+    """No hyper-parameters."""
 
     hides: ClassVar[frozenset[Capability]] = frozenset({Capability.NOISE})

@@ -1,8 +1,8 @@
-"""The client keeps both noise and timestep to itself; the update is the exact gradient.
+"""The client keeps noise and timestep private; the update is the exact gradient.
 
 Source: after the abstract of Huang, Hong, Chen and Roos 2024 (arXiv 2405.20380)
 
-It changes what is granted, not what crosses the wire. This is what clients of real federations do by default.
+This defense changes what is granted, not what is sent. Clients of real federations behave like this by default.
 """
 
 from __future__ import annotations
@@ -16,6 +16,6 @@ from benchmark.types import Capability
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateNoiseTimestep(Defense):
-    """No parameters."""
+    """No hyper-parameters."""
 
     hides: ClassVar[frozenset[Capability]] = frozenset({Capability.TIMESTEP, Capability.NOISE})

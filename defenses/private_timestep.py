@@ -1,8 +1,8 @@
-"""The client keeps the timestep that it trained on to itself; the update is the exact gradient.
+"""The client keeps its timestep private; the update is the exact gradient.
 
 Source: after the abstract of Huang, Hong, Chen and Roos 2024 (arXiv 2405.20380)
 
-It changes what is granted, not what crosses the wire. The noise is granted.
+This defense changes what is granted, not what is sent. The noise is granted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,6 @@ from benchmark.types import Capability
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateTimestep(Defense):
-    """No parameters."""
+    """No hyper-parameters."""
 
     hides: ClassVar[frozenset[Capability]] = frozenset({Capability.TIMESTEP})

@@ -1,10 +1,11 @@
-"""Quantisation: every tensor of the update is rounded to 2^b - 1 equal levels, or to its signs.
+"""Quantisation: the client rounds every tensor of its update to 2^b - 1 equally spaced levels, or to signs.
 
 Source: ours; signs with a common size are after the abstract of Bernstein et al. 2018 (arXiv 1802.04434)
 
-A tensor's levels lie evenly and symmetrically in [-m, m], m the largest magnitude of its coordinates; each coordinate goes to
-the nearest one. With one bit a coordinate becomes its sign times the tensor's mean magnitude. Each client rounds its own
-update. The levels are in the update, so an attacker knows the cell that each coordinate was in. Cost: one pass over the update.
+The levels of a tensor lie evenly and symmetrically in [-m, m], where m is the largest magnitude of its coordinates. Each
+coordinate is rounded to the nearest level. With one bit a coordinate becomes its sign times the mean magnitude of the tensor.
+Each client rounds its own update. The update shows the levels, so an attacker knows the interval in which each coordinate lay.
+Cost: one pass over the update.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters, Update
 from benchmark.vectors import level_width
 
-MOST_BITS = 16
-"""From here on rounding is that of half precision, which no one takes for a defense."""
+MAX_BITS = 16
+"""Largest number of bits. Rounding to so many is like half precision, which nobody takes for a defense."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantisation(Defense):
-    """Parameters.
+    """Hyper-parameters.
 
     Attributes:
-        bits: of a coordinate; 8 for int8, 1 for signs.
+        bits: bits per coordinate, 1 to 16; 8 for int8, 1 for signs.
     """
 
-    bits: Annotated[int, Range(1, MOST_BITS)] = 8
+    bits: Annotated[int, Range(1, MAX_BITS)] = 8
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
         """See `Defense.release`."""

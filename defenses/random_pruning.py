@@ -1,9 +1,9 @@
-"""Random pruning: a random share of the coordinates leaves the client, the others are sent as zero.
+"""Random pruning: the client sends a random share of the coordinates, and zero for all others.
 
 Source: ours, the reference for `gradient_pruning`: as many coordinates, but not the largest
 
-Which coordinates are kept is drawn anew for each client and round; the server sees them. What is kept is not scaled up. Cost:
-one random number for each coordinate.
+The kept coordinates are drawn anew for each client and round. The server sees which ones they are. Kept values are not scaled
+up. Cost: one random number for each coordinate.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from benchmark.vectors import keep, size
 
 @dataclass(frozen=True, kw_only=True)
 class RandomPruning(Defense):
-    """Parameters.
+    """Hyper-parameters.
 
     Attributes:
-        keep: share of the coordinates that is kept.
+        keep: share of the coordinates that is kept, in (0, 1].
     """
 
     keep: Share = 0.1
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
-        """See `Defense.release`: exactly max(1, round(keep * n)) of the n coordinates stay as they are."""
+        """See `Defense.release`: exactly max(1, round(keep * n)) of the n coordinates keep their values."""
         return keep(update, torch.rand(size(update), generator=generator), self.keep)
 
     def public(self, scenario: Scenario) -> PublicParameters:

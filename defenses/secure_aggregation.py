@@ -1,9 +1,9 @@
-"""Secure aggregation: the server learns the mean of the clients' updates, and no client's own.
+"""Secure aggregation: the server receives the mean of the clients' updates, and no client's own update.
 
 Source: after the abstract of Bonawitz et al. 2017 (ACM CCS, doi 10.1145/3133956.3133982)
 
-The protocol is taken to be perfect: what is measured is what the mean itself gives away, over the scenario's `clients`. Of one
-client the mean is its update.
+The protocol is assumed to be perfect. The benchmark measures what the mean over the scenario's `clients` reveals. With one
+client the mean is that client's update.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmark.types import PublicParameters
 
 @dataclass(frozen=True, kw_only=True)
 class SecureAggregation(Defense):
-    """No parameters."""
+    """No hyper-parameters."""
 
     aggregates: ClassVar[bool] = True
 

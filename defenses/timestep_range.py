@@ -1,12 +1,11 @@
-"""Clients train on noisy timesteps only: those from a least one on.
+"""Timestep range: clients train only on noisy timesteps, from a smallest one on.
 
 Source: ours; arXiv 2504.00952, which was not read, splits timesteps between clients and a server
 
-At large t an update tells of an image through much noise. What the server has to learn at small t it must learn from other
-data.
+At large t the image is behind much noise, so an update reveals less of it. The server has to learn small t from other data.
 
-Where the scenario draws timesteps they are drawn uniformly from [least, T); victims stand in the order in which they stand
-without it. A scenario that fixes one below the least is refused.
+If the scenario draws timesteps, they are drawn uniformly from [least, T). The range does not change which of two victims has
+the larger timestep. If the scenario fixes a timestep below `least`, the defense refuses it.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from benchmark.types import PublicParameters
 
 @dataclass(frozen=True, kw_only=True)
 class TimestepRange(Defense):
-    """Parameters.
+    """Hyper-parameters.
 
     Attributes:
-        least: the least timestep that a client trains on, at least 0 and below the model's T.
+        least: smallest timestep that clients train on, at least 0 and below the model's T.
     """
 
     least: Natural = 500

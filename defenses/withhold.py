@@ -1,10 +1,10 @@
-"""Named layers are frozen on the client, so that nothing of them leaves it.
+"""Withheld layers: the client freezes the named layers, so their gradients are never sent.
 
-Source: ours, the answer to what is read in closed form from single layers
+Source: ours, the answer to attacks that read values in closed form from single layers
 
-The parameters whose names contain `layers` are neither trained nor sent; the server must train them on other data. `time_emb`
-names the time embedding and every layer that takes it up, `time_embedding` its own two layers alone, `conv_out` the output
-convolution.
+Parameters whose names contain `layers` are neither trained nor sent. The server must train them on other data. `time_emb`
+matches the time embedding and every layer that projects it, `time_embedding` only the two layers of the embedding itself, and
+`conv_out` the output convolution.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from benchmark.types import PublicParameters
 
 @dataclass(frozen=True, kw_only=True)
 class Withhold(Defense):
-    """Parameters.
+    """Hyper-parameters.
 
     Attributes:
-        layers: part of the names of the parameters that stay.
+        layers: text that the names of the withheld parameters contain, e.g. `time_emb`.
     """
 
     layers: str = "time_emb"
@@ -37,12 +37,14 @@ class Withhold(Defense):
             raise ValueError("layers must name the layers to withhold, e.g. time_emb")
 
     def prepare(self, network: Denoiser, generator: torch.Generator) -> Denoiser:
-        """See `Defense.prepare`."""
+        """See `Defense.prepare`: return a copy of the network in which the withheld parameters are frozen."""
         names = [name for name, p in network.named_parameters() if p.requires_grad]
         withheld = [name for name in names if self.layers in name]
         if not withheld:
-            rooms = sorted({".".join(name.split(".")[1:2]) for name in names})
-            raise UserError(f"withhold names no layer: no parameter has '{self.layers}' in its name, under {', '.join(rooms)}")
+            sections = sorted({".".join(name.split(".")[1:2]) for name in names})
+            raise UserError(
+                f"withhold names no layer: no parameter has '{self.layers}' in its name; the model has {', '.join(sections)}"
+            )
         if len(withheld) == len(names):
             raise UserError(f"withhold[layers={self.layers}] leaves nothing to train")
         network = copy.deepcopy(network)

@@ -1,1 +1,1 @@
-"""From records to tables and figures. Reads a run directory; knows no plugin."""
+"""Make tables and figures from the records of a run directory, without any plugin."""

@@ -1,4 +1,4 @@
-"""Tables and figures of a run directory, from its records alone."""
+"""Build the tables and figures of a run directory from its records alone."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from benchmark.report.strongest import strongest
 
 
 def build(store: Store) -> tuple[Results, pd.DataFrame]:
-    """Write `leaderboard.csv`, `.md`, `.tex` and `figures/`, and return what they show.
+    """Write `leaderboard.csv`, `.md`, `.tex` and `figures/`. Return the results of the run and its leaderboard.
 
     Raises:
-        UserError: it is no run directory, no cell of it has finished, memory runs out, or the disk does not take the report.
+        UserError: the store is not a run directory, no cell has finished, memory runs out, or the report cannot be written.
     """
     store.check()
     results = read(store)

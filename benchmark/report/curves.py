@@ -1,4 +1,4 @@
-"""PSNR as a curve: over the timestep of each image, and over how many images lie behind an update."""
+"""Draw PSNR as a curve: over the timestep of each image, or over the number of images behind an update."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from benchmark.experiment.grid import ORACLE
 
 
 def psnr_by_timestep(samples: pd.DataFrame, title: str) -> Figure:
-    """PSNR of every image of a scene over its timestep, a panel per defense and a colour per attack; controls are grey."""
-    shown = samples[(samples.attack != ORACLE) & samples.psnr.notna()]
-    defenses = sorted(dict.fromkeys(shown.defense), key=lambda name: (name != "none", name))
-    attacks = list(dict.fromkeys(shown.attack))
+    """Draw the PSNR of each image of a scene over its timestep: one panel per defense, one colour per attack, grey controls."""
+    rows = samples[(samples.attack != ORACLE) & samples.psnr.notna()]
+    defenses = sorted(dict.fromkeys(rows.defense), key=lambda name: (name != "none", name))
+    attacks = list(dict.fromkeys(rows.attack))
     figure, grid = _panels(defenses)
     for axes, defense in zip(grid, defenses, strict=True):
         for attack in attacks:
-            points = shown[(shown.defense == defense) & (shown.attack == attack)]
-            look: Any = {"color": "0.7", "marker": "x"} if points.control.any() else {"marker": "o"}
-            axes.plot(points.timestep, points.psnr, linestyle="", markersize=4, label=attack, **look)
-    return _finished(figure, grid, "timestep t", "PSNR (dB) of each image", title)
+            points = rows[(rows.defense == defense) & (rows.attack == attack)]
+            style: Any = {"color": "0.7", "marker": "x"} if points.control.any() else {"marker": "o"}
+            axes.plot(points.timestep, points.psnr, linestyle="", markersize=4, label=attack, **style)
+    return _with_labels(figure, grid, "timestep t", "PSNR (dB) of each image", title)
 
 
 def psnr_by_images(table: pd.DataFrame, title: str) -> Figure:
-    """Median PSNR with its 95% interval over the images behind an update, a panel per attack that met several images.
+    """Draw the median PSNR with its 95% interval over the number of images behind an update.
 
-    The better floor is dashed. A line joins what differs in the batch size alone, in the local steps alone or in the
-    clients alone.
+    Each attack that ran with several images has a panel. The dashed line is the better floor. A line joins points that differ
+    only in the batch size, only in the local steps, or only in the clients.
     """
     attacks = [name for name in dict.fromkeys(table.attack[~table.control.astype(bool) & (table.images > 1)]) if name != ORACLE]
     figure, grid = _panels(attacks)
@@ -38,27 +38,30 @@ def psnr_by_images(table: pd.DataFrame, title: str) -> Figure:
     for axes, attack in zip(grid, attacks, strict=True):
         rows = table[(table.attack == attack) & table.psnr_median.notna()]
         for defense in dict.fromkeys(rows.defense):
-            own = rows[rows.defense == defense]
-            alone = (own.images == 1) & ~own.scenario.str.contains(" K=")  # not one client of several
-            for practice in dict.fromkeys(own.practice[own.images > 1]):
-                line = own[(own.practice == practice) | alone].sort_values("images")
-                spread = [line.psnr_median - line.psnr_ci_low, line.psnr_ci_high - line.psnr_median]
-                axes.errorbar(line.images, line.psnr_median, spread, marker="o", markersize=4, label=f"{defense}, {practice}")
+            defense_rows = rows[rows.defense == defense]
+            several_clients = defense_rows.scenario.str.contains(" K=")
+            single_image = (defense_rows.images == 1) & ~several_clients  # leaves out one client of several
+            for practice in dict.fromkeys(defense_rows.practice[defense_rows.images > 1]):
+                line = defense_rows[(defense_rows.practice == practice) | single_image].sort_values("images")
+                errors = [line.psnr_median - line.psnr_ci_low, line.psnr_ci_high - line.psnr_median]
+                axes.errorbar(line.images, line.psnr_median, errors, marker="o", markersize=4, label=f"{defense}, {practice}")
         axes.plot(floors.index, floors, color="0.6", linestyle="--", linewidth=0.8, label="better floor")
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(set(table.images)), sorted(set(table.images)))
-    return _finished(figure, grid, "images behind an update", "median PSNR (dB) with 95% interval", title)
+    return _with_labels(figure, grid, "images behind an update", "median PSNR (dB) with 95% interval", title)
 
 
 def with_images(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with `images`, the number behind an update, and `practice`, what makes it so many."""
-    many = {"batch_size": "batch", "local_steps": "local steps", "clients": "clients"}
+    """Add two columns to the table: `images`, the number of images behind an update, and `practice`, the axes that raise it."""
+    words = {"batch_size": "batch", "local_steps": "local steps", "clients": "clients"}
     images = table.batch_size * table.local_steps * table.clients
-    names = [" and ".join(word for column, word in many.items() if row[column] > 1) for _, row in table.iterrows()]
-    how = [" ".join(re.findall(r"lr=\S+|order \w+", label)) for label in table.scenario]
-    timestep = table.timestep.map(str)  # one of each image comes as a list
+    names = [" and ".join(word for column, word in words.items() if row[column] > 1) for _, row in table.iterrows()]
+    details = [" ".join(re.findall(r"lr=\S+|order \w+", label)) for label in table.scenario]
+    timestep = table.timestep.map(str)  # a list if each image has its own timestep
     return table.assign(
-        images=images, timestep=timestep, practice=[f"{name} {more}".strip() for name, more in zip(names, how, strict=True)]
+        images=images,
+        timestep=timestep,
+        practice=[f"{name} {detail}".strip() for name, detail in zip(names, details, strict=True)],
     )
 
 
@@ -72,11 +75,11 @@ def _panels(names: list[str]) -> tuple[Figure, list[Any]]:
     return figure, list(grid.flat)
 
 
-def _finished(figure: Figure, panels: list[Any], across: str, up: str, title: str) -> Figure:
+def _with_labels(figure: Figure, panels: list[Any], x_label: str, y_label: str, title: str) -> Figure:
     handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     panels[0].set_ylim(bottom=0)
     figure.legend(list(handles.values()), list(handles), loc="outside right center")
-    figure.supxlabel(across, fontsize=8)
-    figure.supylabel(up, fontsize=8)
+    figure.supxlabel(x_label, fontsize=8)
+    figure.supylabel(y_label, fontsize=8)
     figure.suptitle(title, x=0.01, ha="left")
     return figure

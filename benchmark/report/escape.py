@@ -1,4 +1,4 @@
-"""Text of the user's (titles, names, paths, reasons) made harmless for each format, one function per format."""
+"""Make text from the user (titles, names, paths, reasons) harmless: one function for each output format."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rich.markup import escape as without_markup
 
 from benchmark.experiment.records import writable
 
-_TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-"""Unicode's classes of marks that embed, override or isolate a direction."""
+_DIRECTION_CLASSES = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Bidirectional classes of Unicode whose marks embed, override or isolate a text direction."""
 
-LONGEST_IN_FIGURE = 120
-"""Letters of one name or line in a figure; a longer one would make the picture too large to draw."""
+MAX_FIGURE_LETTERS = 120
+"""Maximum number of characters of a name or line in a figure. A longer one would make the picture too large to draw."""
 
-_FORMULA = tuple("=+-@\t\r＝＋－＠")
-"""First letters from which a spreadsheet reads a cell as a formula."""
+_FORMULA_STARTS = tuple("=+-@\t\r＝＋－＠")
+"""First characters by which a spreadsheet recognises a formula."""
 
 _MARKDOWN = {
     **{character: f"\\{character}" for character in "\\`|*~$"},
@@ -43,28 +43,28 @@ _TEX = {
 
 
 def plain(text: str) -> str:
-    """Return the text on one line: without control characters and marks that turn its direction, and as UTF-8 can hold it.
+    """Return the text on one line and valid in UTF-8, without control characters and without marks that change its direction.
 
     >>> plain("a\\n\\n b\\x1b[31m")
     'a b[31m'
     """
     spaced = "".join(" " if character.isspace() else character for character in writable(text))
-    kept = "".join(character for character in spaced if not _invisible(character))
+    kept = "".join(character for character in spaced if not _is_invisible(character))
     return re.sub(" {2,}", " ", kept).strip()
 
 
 def csv(text: str) -> str:
-    """Return a text cell that no spreadsheet takes for a formula; the writer of the file quotes it.
+    """Return a text cell that no spreadsheet reads as a formula. The writer of the file adds the quotation marks.
 
     >>> csv("=1+1")
     "'=1+1"
     """
-    guard = "'" if text.startswith(_FORMULA) else ""
-    return guard + writable(text).replace("\0", "").replace("\r", "\n")  # a lone return is not quoted
+    guard = "'" if text.startswith(_FORMULA_STARTS) else ""
+    return guard + writable(text).replace("\0", "").replace("\r", "\n")  # the writer does not quote a lone carriage return
 
 
 def markdown(text: str) -> str:
-    """Return the text for Markdown, also inside a table: no HTML, no code, no link, no formula, no heading.
+    """Return the text for Markdown, also inside a table. It forms no HTML, code, link, formula or heading.
 
     >>> markdown("<b> | `x`")
     '&lt;b&gt; \\\\| \\\\`x\\\\`'
@@ -74,29 +74,29 @@ def markdown(text: str) -> str:
 
 
 def tex(text: str) -> str:
-    """Return the text for LaTeX, as one paragraph.
+    """Return the text for LaTeX as one paragraph.
 
     >>> tex("50% of x_1")
     '50\\\\% of x\\\\_1'
     """
     text = plain(text)
-    guard = "{}" if text.startswith(("[", "*")) else ""  # else read as an argument of the line break before it
+    guard = "{}" if text.startswith(("[", "*")) else ""  # otherwise LaTeX reads it as an argument of the line break before
     return guard + "".join(_TEX.get(character, character) for character in text)
 
 
 def terminal(text: str) -> str:
-    """Return the text for rich's console, which shows it as it is; nothing in it moves the cursor."""
+    """Return the text for the console of rich, which shows it literally. Nothing in it moves the cursor."""
     return without_markup(plain(text))
 
 
 def figure(text: str) -> str:
-    """Return one line for a figure; a long one is cut, and a hash keeps it different from others."""
+    """Return the text as one line for a figure. A long line is cut, and a hash at its end keeps it unique."""
     text = plain(text)
-    if len(text) <= LONGEST_IN_FIGURE:
+    if len(text) <= MAX_FIGURE_LETTERS:
         return text
-    return f"{text[: LONGEST_IN_FIGURE - 9]}…{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+    return f"{text[: MAX_FIGURE_LETTERS - 9]}…{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
 
 
-def _invisible(character: str) -> bool:
-    """Return whether it is a control character, or one that turns the direction of the text around it."""
-    return unicodedata.category(character) == "Cc" or unicodedata.bidirectional(character) in _TURNING
+def _is_invisible(character: str) -> bool:
+    """Return whether the character is a control character or changes the direction of the text around it."""
+    return unicodedata.category(character) == "Cc" or unicodedata.bidirectional(character) in _DIRECTION_CLASSES

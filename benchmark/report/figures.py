@@ -1,4 +1,4 @@
-"""Paper-ready figures, each as PNG and PDF: a heat map, PSNR with intervals, a sheet of reconstructions, and `curves`."""
+"""Draw the figures for a paper, each as PNG and PDF: heat maps, PSNR with intervals, reconstructions, and `curves`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from benchmark.experiment.grid import ORACLE
 from benchmark.report import escape
 from benchmark.report.curves import psnr_by_images, psnr_by_timestep, with_images
-from benchmark.report.results import PAIR, SCENE, Results, select
+from benchmark.report.results import IMAGE_KEY, SCENE_COLUMNS, Results, select
 from benchmark.report.strongest import PREFIX
 
 STYLE: Any = {
@@ -38,34 +38,42 @@ STYLE: Any = {
     "savefig.bbox": "tight",
 }
 SHEET_IMAGES = 4
-SHEET_COLUMNS = 12
-"""Pairs of defense and attack on one sheet where there are many."""
-MANY = 9
-"""Defenses in a scene above which attacks are not shown side by side but in the heat map."""
-TIMESTEPS = 5
-"""Different timesteps in a scene from which on PSNR is drawn over them."""
-SIZES = 3
-"""Different numbers of images behind an update from which on PSNR is drawn over them."""
+MAX_SHEET_PAIRS = 12
+"""Maximum number of pairs of defense and attack on one sheet if a scene has many defenses."""
+MAX_SIDE_BY_SIDE = 9
+"""Maximum number of defenses for which a scene has a figure with one panel per defense. More are only in the heat map."""
+MIN_TIMESTEPS_FOR_CURVE = 5
+"""Minimum number of different timesteps for which PSNR is drawn over the timestep."""
+MIN_IMAGE_COUNTS_FOR_CURVE = 3
+"""Minimum number of different image counts behind an update for which PSNR is drawn over the image count."""
 INCHES_PER_LETTER = 0.06
-"""Room for a label in the figures' font."""
+"""Width of one letter of a label in the font of the figures."""
 NEGLIGIBLE_DB = 1.0
-"""Gain over the floor that the figure marks: below it a defense is taken to hold."""
-LINE = 11
-"""Letters that a name on the horizontal axis or above a picture may have in a line."""
-NAMES = (*SCENE, "timestep", "defense", "attack", "source", "status")
-"""Columns whose text a figure shows."""
-BRIGHT = 33
-"""dB from which the colour map is light enough for dark text."""
+"""Gain over the floor that the figure marks with a line. Below it, the defense counts as effective."""
+LABEL_WIDTH = 11
+"""Maximum letters per line of a name on the horizontal axis or above a picture."""
+NAME_COLUMNS = (*SCENE_COLUMNS, "timestep", "defense", "attack", "source", "status")
+"""Columns whose text appears in a figure."""
+LIGHT_BACKGROUND_DB = 33
+"""PSNR in dB above which the colour map is light enough for dark text."""
 
 
 def write(results: Results, table: pd.DataFrame, best: pd.DataFrame, directory: Path) -> list[Path]:
-    """Draw every figure of every scene into `directory`, and return the PNG files; `best` are the `strongest` attacks' rows."""
+    """Draw the figures of every scene and return the PNG files.
+
+    Args:
+        results: the run.
+        table: its leaderboard.
+        best: rows of the `strongest` attacks.
+        directory: folder of the figures; made if it does not exist.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    title, samples = escape.figure(results.title), _with_names(results.samples)
-    results, table, best = replace(results, title=title, samples=samples), _with_names(table), _with_names(best)
+    title, samples = escape.figure(results.title), _with_drawable_names(results.samples)
+    results = replace(results, title=title, samples=samples)
+    table, best = _with_drawable_names(table), _with_drawable_names(best)
     written = []
     with plt.rc_context(STYLE), warnings.catch_warnings():
-        for harmless in ("Glyph .* missing from", "constrained_layout not applied"):  # a letter or a name without room
+        for harmless in ("Glyph .* missing from", "constrained_layout not applied"):  # missing letter, or no space for a name
             warnings.filterwarnings("ignore", message=harmless)
         for name, figure in _figures(results, table, best):
             for suffix in ("png", "pdf"):
@@ -75,69 +83,69 @@ def write(results: Results, table: pd.DataFrame, best: pd.DataFrame, directory: 
     return written
 
 
-def _with_names(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the frame with every name as a figure can show it."""
+def _with_drawable_names(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame with each name in a form that a figure can show."""
 
-    def shown(name: object) -> object:
+    def drawable(name: object) -> object:
         if not isinstance(name, str):
             return name
         prefix = PREFIX if name.startswith(PREFIX) else ""
         return prefix + escape.figure(name.removeprefix(prefix))
 
-    return frame.assign(**{column: frame[column].map(shown) for column in NAMES if column in frame})
+    return frame.assign(**{column: frame[column].map(drawable) for column in NAME_COLUMNS if column in frame})
 
 
 def _figures(results: Results, table: pd.DataFrame, best: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
-    for key, rows in table.groupby(SCENE, sort=False):
+    for key, rows in table.groupby(SCENE_COLUMNS, sort=False):
         label = " · ".join(map(str, key))
         ending = _ending(key)
         samples = results.samples
         if len(samples):
-            samples = samples[np.logical_and.reduce([samples[c] == v for c, v in zip(SCENE, key, strict=True)])]
+            samples = samples[np.logical_and.reduce([samples[c] == v for c, v in zip(SCENE_COLUMNS, key, strict=True)])]
         yield f"heatmap-{ending}", heat_map(rows, f"{results.title}\n{label}")
-        won = select(best, dict(zip(SCENE, key, strict=True)))
-        many = rows.defense.nunique() > MANY
-        if len(won) > 1:
-            yield f"protection-{ending}", protection(won, f"{results.title}\n{label}")
+        winners = select(best, dict(zip(SCENE_COLUMNS, key, strict=True)))
+        many = rows.defense.nunique() > MAX_SIDE_BY_SIDE
+        if len(winners) > 1:
+            yield f"protection-{ending}", protection(winners, f"{results.title}\n{label}")
         if len(samples) and (samples.attack != ORACLE).any():
             if not many:
                 yield f"psnr-{ending}", psnr_by_attack(rows, f"{results.title}\n{label}")
-            yield from _sheets(samples, won if many else None, ending, f"{results.title}\n{label}")
-            if samples.timestep.nunique() >= TIMESTEPS:
+            yield from _sheets(samples, winners if many else None, ending, f"{results.title}\n{label}")
+            if samples.timestep.nunique() >= MIN_TIMESTEPS_FOR_CURVE:
                 yield f"timesteps-{ending}", psnr_by_timestep(samples, f"{results.title}\n{label}")
     table = with_images(table)
     for key, rows in table.groupby(["dataset", "model", "image_size", "timestep"], sort=False):
-        if rows.images.nunique() >= SIZES and not rows.control.all():
+        if rows.images.nunique() >= MIN_IMAGE_COUNTS_FOR_CURVE and not rows.control.all():
             label = "{} · {} · {}x{} · t={}".format(*key[:3], *key[2:])
             yield f"images-{_ending(key)}", psnr_by_images(rows, f"{results.title}\n{label}")
 
 
-def _sheets(samples: pd.DataFrame, won: pd.DataFrame | None, ending: str, title: str) -> Iterator[tuple[str, Figure]]:
-    """Sheets of reconstructions: of every attack under every defense, or of those that `won`, some to a sheet."""
+def _sheets(samples: pd.DataFrame, winners: pd.DataFrame | None, ending: str, title: str) -> Iterator[tuple[str, Figure]]:
+    """Yield sheets of reconstructions: of every attack under every defense, or only of the attacks in `winners`."""
     attacks = samples[~samples.control & (samples.attack != ORACLE)]
     columns = list(attacks.sort_values("defense", key=_none_first).groupby(["defense", "attack"], sort=False).groups)
-    if won is not None:
-        columns = [(row.defense, str(row.attack).removeprefix(PREFIX)) for row in won.itertuples()]
-    size = SHEET_COLUMNS if won is not None else max(1, len(columns))
-    parts = [columns[start : start + size] for start in range(0, len(columns), size)] or [[]]
-    for number, part in enumerate(parts, 1):
-        yield f"reconstructions{f'-{number}' if len(parts) > 1 else ''}-{ending}", sheet(samples, part, title)
+    if winners is not None:
+        columns = [(row.defense, str(row.attack).removeprefix(PREFIX)) for row in winners.itertuples()]
+    per_sheet = MAX_SHEET_PAIRS if winners is not None else max(1, len(columns))
+    sheets = [columns[start : start + per_sheet] for start in range(0, len(columns), per_sheet)] or [[]]
+    for number, pairs in enumerate(sheets, 1):
+        yield f"reconstructions{f'-{number}' if len(sheets) > 1 else ''}-{ending}", sheet(samples, pairs, title)
 
 
 def _ending(key: tuple[str, ...]) -> str:
-    """A scene as part of a file name: readable where that is unambiguous and short, with a hash where it is not."""
+    """Return the part of a file name that stands for a scene. It gets a hash if the name would be ambiguous or long."""
     text = "-".join(map(str, key)).replace("=", "")
-    plain = re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
-    if plain == text.replace(" ", "-") and len(plain) <= 80:
-        return plain
-    return f"{plain[:60]}-{hashlib.blake2b(text.encode(errors='replace'), digest_size=4).hexdigest()}"
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
+    if readable == text.replace(" ", "-") and len(readable) <= 80:
+        return readable
+    return f"{readable[:60]}-{hashlib.blake2b(text.encode(errors='replace'), digest_size=4).hexdigest()}"
 
 
-def protection(won: pd.DataFrame, title: str) -> Figure:
-    """The strongest attack's gain over the floor under each defense with its 95% interval, the best protected on top."""
-    won = won.sort_values("psnr_gain", ascending=False, kind="stable")
-    figure, axes = plt.subplots(figsize=(6.5, 0.9 + 0.2 * len(won)), layout="constrained")
-    for y, row in enumerate(won.itertuples()):
+def protection(winners: pd.DataFrame, title: str) -> Figure:
+    """Draw the gain of the strongest attack over the floor, with its 95% interval. The defense that protects best is on top."""
+    winners = winners.sort_values("psnr_gain", ascending=False, kind="stable")
+    figure, axes = plt.subplots(figsize=(6.5, 0.9 + 0.2 * len(winners)), layout="constrained")
+    for y, row in enumerate(winners.itertuples()):
         colour = "C0" if row.knows == "weights" else "C1"
         axes.plot([row.psnr_gain_ci_low, row.psnr_gain_ci_high], [y, y], color=colour, linewidth=1.4)
         axes.plot(row.psnr_gain, y, "o", color=colour, markersize=4)
@@ -146,8 +154,8 @@ def protection(won: pd.DataFrame, title: str) -> Figure:
         axes.annotate(name, (high, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=6, color="0.4")
     axes.axvline(0, color="0.6", linestyle="--", linewidth=0.8, zorder=0)
     axes.axvline(NEGLIGIBLE_DB, color="0.85", linewidth=0.8, zorder=0)
-    axes.set_yticks(range(len(won)), list(won.defense))
-    axes.set_ylim(-0.6, len(won) - 0.4)
+    axes.set_yticks(range(len(winners)), list(winners.defense))
+    axes.set_ylim(-0.6, len(winners) - 0.4)
     axes.grid(axis="x", color="0.92", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.margins(x=0.12)
@@ -163,26 +171,27 @@ def protection(won: pd.DataFrame, title: str) -> Figure:
 
 
 def heat_map(rows: pd.DataFrame, title: str) -> Figure:
-    """Median PSNR of attacks and defenses; a cell without a value says why, an incomplete one how many images it has.
+    """Draw the median PSNR of each attack under each defense as a heat map.
 
-    Many defenses lie below each other, a few side by side.
+    A cell without a value shows its status. An incomplete cell shows how many images it has. Defenses are columns if there
+    are few of them, and rows if there are many.
     """
     attacks, defenses = _order(rows), list(dict.fromkeys(rows.sort_values("defense").defense))
     defenses.sort(key=lambda name: (name != "none", name))
-    many = len(defenses) > MANY
+    many = len(defenses) > MAX_SIDE_BY_SIDE
     across, down = (attacks, defenses) if many else (defenses, attacks)
     figure, axes = plt.subplots(figsize=(1.3 + 1.0 * len(across), 1.2 + 0.42 * len(down)))
     values = np.full((len(down), len(across)), np.nan)
-    at = {(one, other): _place(down, across, one, other) for one in defenses for other in attacks}
-    found: dict[tuple[str, str], Any] = {(str(row.defense), str(row.attack)): row for row in rows.itertuples()}
-    for pair, row in found.items():
-        values[at[pair]] = row.psnr_median
+    places = {(defense, attack): _place(down, across, defense, attack) for defense in defenses for attack in attacks}
+    by_pair: dict[tuple[str, str], Any] = {(str(row.defense), str(row.attack)): row for row in rows.itertuples()}
+    for pair, row in by_pair.items():
+        values[places[pair]] = row.psnr_median
     colours = plt.get_cmap("viridis").with_extremes(bad="0.93")
     image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=5, vmax=60, aspect="auto")
-    for pair, (y, x) in at.items():
-        dark = pair in found and values[y, x] < BRIGHT
-        colour = ("white" if dark else "0.2") if pair in found else "0.5"
-        text = _heat_text(found[pair]) if pair in found else "not run"
+    for pair, (y, x) in places.items():
+        dark = pair in by_pair and values[y, x] < LIGHT_BACKGROUND_DB
+        colour = ("white" if dark else "0.2") if pair in by_pair else "0.5"
+        text = _heat_text(by_pair[pair]) if pair in by_pair else "not run"
         axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=7)
     with_budgets = [_with_budget(rows, name) for name in attacks]
     wrapped = [name if many else _wrapped(name) for name in defenses]
@@ -210,7 +219,7 @@ def _heat_text(row: Any) -> str:
 
 
 def psnr_by_attack(rows: pd.DataFrame, title: str) -> Figure:
-    """Median PSNR with its 95% interval, a panel per defense; the better floor is a dashed line, the ceiling is left out."""
+    """Draw the median PSNR with its 95% interval, one panel per defense. The better floor is dashed; the oracle is left out."""
     rows = rows[rows.attack != ORACLE]
     attacks, defenses = _order(rows)[::-1], list(dict.fromkeys(rows.defense))
     defenses.sort(key=lambda name: (name != "none", name))
@@ -244,14 +253,14 @@ def psnr_by_attack(rows: pd.DataFrame, title: str) -> Figure:
 
 def _psnr_panel(axes: Any, rows: pd.DataFrame, attacks: list[str]) -> None:
     floors = rows[rows.attack.isin(_controls(rows))].psnr_median
-    beside = 2.0
+    text_x = 2.0
     if floors.notna().any():
-        beside += floors.max()
+        text_x += floors.max()
         axes.axvline(floors.max(), color="0.6", linestyle="--", linewidth=0.8, zorder=0)
     for row in rows.itertuples():
         y = attacks.index(row.attack)
         if np.isnan(row.psnr_median):
-            axes.text(beside, y, row.status, va="center", color="0.5", fontsize=7, style="italic")
+            axes.text(text_x, y, row.status, va="center", color="0.5", fontsize=7, style="italic")
             continue
         colour = "0.55" if row.control else "C0"
         if not np.isnan(row.psnr_ci_low):
@@ -263,9 +272,17 @@ def _psnr_panel(axes: Any, rows: pd.DataFrame, attacks: list[str]) -> None:
 
 
 def sheet(samples: pd.DataFrame, pairs: Sequence[tuple[str, str]], title: str) -> Figure:
-    """A row per private image: the original, what was rebuilt for `pairs` of defense and attack with its PSNR, the floors."""
+    """Draw one row per private image: the original, one reconstruction with its PSNR for each pair, and the floors.
+
+    Args:
+        samples: a row per image of one scene.
+        pairs: (defense, attack) of each reconstruction.
+        title: title of the figure.
+    """
     rows = samples[samples.attack != ORACLE]
-    images = list(rows[PAIR].drop_duplicates().sort_values(PAIR).head(SHEET_IMAGES).itertuples(index=False, name=None))
+    images = list(
+        rows[IMAGE_KEY].drop_duplicates().sort_values(IMAGE_KEY).head(SHEET_IMAGES).itertuples(index=False, name=None)
+    )
     floors = rows[rows.control]
     columns = [*pairs, *floors.drop_duplicates("attack").groupby(["defense", "attack"], sort=False).groups]
     figure, grid = plt.subplots(
@@ -283,14 +300,14 @@ def sheet(samples: pd.DataFrame, pairs: Sequence[tuple[str, str]], title: str) -
     for x, heading in enumerate(headings):
         grid[0, x].text(0.5, 1.25, heading, ha="center", va="bottom", fontsize=7, transform=grid[0, x].transAxes)
     for y, image in enumerate(images):
-        found = [cells.get((*column, *image)) for column in columns]
+        row_cells = [cells.get((*column, *image)) for column in columns]
         original = originals[image]
         _picture(grid[y, 0], original.original, original.source)
-        for axes, cell in zip(grid[y, 1:], found, strict=True):
+        for axes, cell in zip(grid[y, 1:], row_cells, strict=True):
             if cell is not None and cell.status == "ok":
                 _picture(axes, cell.reconstruction, f"{cell.psnr:.1f} dB")
             else:
-                _note(axes, cell.status if cell else "no result")
+                _write(axes, cell.status if cell else "no result")
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 
@@ -299,7 +316,7 @@ def _heading(defense: str, attack: str, floors: set[str]) -> str:
     return _wrapped(attack) if attack in floors else f"{_wrapped(attack)}\nvs {_wrapped(defense)}"
 
 
-def _note(axes: Any, text: str) -> None:
+def _write(axes: Any, text: str) -> None:
     axes.text(0.5, 0.5, text, ha="center", va="center", color="0.5", style="italic", transform=axes.transAxes)
 
 
@@ -313,7 +330,7 @@ def _picture(axes: Any, picture: np.ndarray[Any, np.dtype[np.float32]], title: s
 
 
 def _order(rows: pd.DataFrame) -> list[str]:
-    """Attacks by their best median, the oracle on top and the other controls last."""
+    """Return the attacks sorted by their best median PSNR: the oracle first, the other controls last."""
     best = rows.groupby("attack").psnr_median.max()
     controls = _controls(rows)
     return sorted(best.index, key=lambda name: (name != ORACLE, name in controls, -np.nan_to_num(best[name], nan=-1)))
@@ -329,10 +346,10 @@ def _with_budget(rows: pd.DataFrame, attack: str) -> str:
 
 
 def _wrapped(name: str) -> str:
-    """In lines of `LINE` letters where it can be broken: after `_`, `,` and `+`, and before brackets."""
+    """Return the name in lines of at most `LABEL_WIDTH` letters if possible. Break after `_`, `,` or `+` or before brackets."""
     lines = [""]
     for part in re.split(r"(?<=[_,+])|(?=\[)|(?= \()", name):
-        if lines[-1] and len(lines[-1] + part) > LINE:
+        if lines[-1] and len(lines[-1] + part) > LABEL_WIDTH:
             lines.append("")
         lines[-1] += part if lines[-1] else part.lstrip()
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Measure the stored images of a finished run by one metric: a new one, or one that could not be measured when it ran."""
+"""Measure the stored images of a finished run by one metric, for example a new one or one that was not available in the run."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from benchmark.experiment.store import DamagedCell, Store
 
 
 def measure(store: Store, name: str) -> int:
-    """Measure the images of the latest plan's cells, store the values with them, and return how many images that were.
+    """Measure the images of all cells in the latest plan, store the values, and return the number of images.
 
-    A cell is kept as soon as it is measured. One that cannot be read is left as it is; the report names it.
+    Each cell is saved as soon as it is measured. A cell that cannot be read is not changed. The report names it.
 
     Raises:
-        UserError: no metric of images has this name, it cannot be measured here, or this is no run directory that can be
-            written.
+        UserError: no metric of images has this name, the metric cannot be measured on this machine, or the store is not a
+            run directory that can be written.
     """
     if name not in measures():
         raise UserError(f"unknown metric of images {shown(name)}; known are: {', '.join(measures())}")
-    chosen = measures()[name]
-    if reason := chosen.missing():
-        raise UserError(f"{chosen.title} cannot be measured: {reason}")
+    metric = measures()[name]
+    if reason := metric.missing():
+        raise UserError(f"{metric.title} cannot be measured: {reason}")
     identities = store.plan()["cells"]
     count = 0
     with store.writing():
@@ -38,16 +38,16 @@ def measure(store: Store, name: str) -> int:
             except DamagedCell:
                 continue
             if cell and len(cell.samples):
-                values = [_value(chosen, row) for row in cell.samples.itertuples()]
+                values = [_value(metric, row) for row in cell.samples.itertuples()]
                 store.amend(cell, name, values)
                 count += len(values)
     return count
 
 
-def _value(chosen: Measure, row: Any) -> float | None:
-    return chosen.of(_image(row.original), _image(row.reconstruction)) if row.status == "ok" else None
+def _value(metric: Measure, row: Any) -> float | None:
+    return metric.of(_image(row.original), _image(row.reconstruction)) if row.status == "ok" else None
 
 
 def _image(picture: NDArray[np.float32]) -> Tensor:
-    """Return a stored picture, (H, W, C), as the judge had it: (C, H, W), so that sums run in the same order."""
+    """Return a stored picture (H, W, C) as (C, H, W), the layout of the judge, so that sums run in the same order."""
     return torch.from_numpy(np.moveaxis(picture, -1, 0).copy())

@@ -1,4 +1,4 @@
-"""The sentences below every table: what its numbers depend on, and what they do not say."""
+"""Write the sentences that accompany every table: what its numbers depend on, and what they do not show."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmark.experiment.store import Cell, Record
 
 
 def notes_on_damage(damage: Sequence[tuple[str, str]]) -> list[str]:
-    """Return a sentence per kind of damage, given each file that cannot be read and the reason."""
+    """Return one sentence per reason, given (file, reason) for each file that cannot be read."""
     kinds: dict[str, list[str]] = {}
     for name, reason in damage:
         kinds.setdefault(reason, []).append(name)
@@ -28,7 +28,7 @@ def notes_on_damage(damage: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def notes_on_samples(samples: pd.DataFrame, group: Sequence[str]) -> list[str]:
-    """Return the warning that a group has too few photographs for any interval of a median to cover what it should."""
+    """Return a warning if a group has too few photographs for an interval of a median to reach its nominal coverage."""
     if samples.empty:
         return []
     fewest = int(samples.groupby(list(group), sort=False).source.nunique().min())
@@ -38,14 +38,14 @@ def notes_on_samples(samples: pd.DataFrame, group: Sequence[str]) -> list[str]:
 
 
 def notes_on_settings(settings: Mapping[str, Any]) -> list[str]:
-    """Return the hyper-parameters that are not the plugins' own."""
+    """Return the hyper-parameters that the grid or the command set, i.e. not the defaults of the plugins."""
     if not settings:
         return []
     return [f"Set by the grid or the command: {', '.join(f'{key}={settings[key]}' for key in sorted(settings))}."]
 
 
 def notes_on_measurements(cells: Sequence[Cell]) -> list[str]:
-    """Return which metrics lack values of images that did not diverge, and why."""
+    """Return which metrics lack values for images that did not diverge, and why."""
     notes = []
     for name, measure in measures().items():
         lacking = [cell.record for cell in cells if cell.samples[name][cell.samples.status == "ok"].isna().any()]
@@ -56,7 +56,7 @@ def notes_on_measurements(cells: Sequence[Cell]) -> list[str]:
 
 
 def notes_on_records(records: Sequence[Record]) -> list[str]:
-    """Return what the cells say of themselves, each sentence once."""
+    """Return the notes of all records, each sentence once."""
     notes: list[str] = []
     for record in records:
         notes += [remark for part in ("dataset", "model") for remark in record.config[part].get("remarks") or []]
@@ -66,13 +66,13 @@ def notes_on_records(records: Sequence[Record]) -> list[str]:
 
 
 def notes_on_floors(table: pd.DataFrame, success_db: float, scene: Sequence[str], ceiling: str) -> list[str]:
-    """Return where a floor itself reaches the success threshold, so that a success there says nothing about an attack.
+    """Return the scenes in which a floor itself reaches the success threshold, so success there shows nothing about an attack.
 
     Args:
         table: the leaderboard.
         success_db: PSNR from which an image counts as recovered.
-        scene: the columns that name a table of its own.
-        ceiling: the control that is no floor.
+        scene: columns that identify one table.
+        ceiling: name of the control that is not a floor.
     """
     floors = table[table.control.astype(bool) & (table.attack != ceiling) & (table.success_rate > 0)]
     shares = floors.groupby([*scene, "attack"], sort=False).success_rate.max()
@@ -90,23 +90,23 @@ def _percent(share: float) -> str:
 def _privacy(record: Record) -> str:
     assert record.privacy is not None
     p, steps = record.privacy, record.config["scenario"]["local_steps"]
-    local = f" of {steps} local steps" if steps > 1 else ""
-    one, total = (f"{float(p[f'epsilon_{span}']):.3g}" for span in ("round", "total"))
+    with_steps = f" of {steps} local steps" if steps > 1 else ""
+    per_round, total = (f"{float(p[f'epsilon_{span}']):.3g}" for span in ("round", "total"))
     rdp = [p.get(f"epsilon_{span}_rdp") for span in ("round", "total")]
-    by_rdp = [f"{float(epsilon):.3g}" for epsilon in rdp if epsilon is not None]
-    beside = f" ({' and '.join(by_rdp)} by RDP)" if by_rdp else ""
+    rdp_texts = [f"{float(epsilon):.3g}" for epsilon in rdp if epsilon is not None]
+    with_rdp = f" ({' and '.join(rdp_texts)} by RDP)" if rdp_texts else ""
     return (
-        f"{record.config['defense']['name']}: epsilon {one} a round and {total} in {p['rounds']} rounds{local}, by the "
-        f"{p['accountant']} accountant{beside}, for delta {p['delta']:g}, to {p['adjacency']}, sample rate "
+        f"{record.config['defense']['name']}: epsilon {per_round} a round and {total} in {p['rounds']} rounds{with_steps}, "
+        f"by the {p['accountant']} accountant{with_rdp}, for delta {p['delta']:g}, to {p['adjacency']}, sample rate "
         f"{p['sample_rate']:g} (sampling: {p.get('sampling') or 'not recorded'}); no amplification from sampling clients."
     )
 
 
 def _practice(record: Record) -> list[str]:
-    """Return what the model's origin and the client's practice mean for the numbers."""
+    """Return how the origin of the model and the practice of the client affect the numbers."""
     notes, model, scenario = [], record.config["model"], record.config["scenario"]
     if model["state"] == "checkpoint":
-        notes.append(f"{model['name']}: what it was trained on is not known; it may have seen the victims.")
+        notes.append(f"{model['name']}: its training data are not known, so it may have seen the victims.")
     if scenario["local_steps"] > 1 and scenario["order"] == "unknown":
         notes.append(
             "E above 1 in an unknown order: where timestep or noise is granted, the engine reads all images as one batch "
@@ -121,7 +121,7 @@ def _practice(record: Record) -> list[str]:
 
 
 def _made_with(record: Record) -> str:
-    """Return the versions and the machine."""
+    """Return a sentence with the versions and the machine."""
     made = record.environment
     commit = str(made.get("git_commit", "unknown"))[:12] + (" with local changes" if made.get("git_dirty") else "")
     machine = made.get("gpu") or f"{made.get('cpu')} CPU, threads: {made.get('threads')}"

@@ -1,4 +1,4 @@
-"""A run as the report reads it: a row per finished cell, and a row per image."""
+"""Read a run for the report: one row per finished cell, and one row per image."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ AXES = (
     *("dataset", "scenario", "image_size", "batch_size", "local_steps", "clients", "timestep"),
     *("model", "model_state", "prediction_type", "prior", "defense", "attack", "knows", "adaptive", "budget"),
 )
-"""The columns that name a cell's place in the grid, trial excepted."""
+"""The columns that identify a cell of the grid, except its trial."""
 
-SCENE = ["dataset", "scenario", "model"]
-"""The columns that name a table of its own; within it, attacks meet defenses."""
+SCENE_COLUMNS = ["dataset", "scenario", "model"]
+"""The columns that identify one table. The rows of a table are pairs of attack and defense."""
 
-PAIR = ["trial", "victim", "image"]
-"""What identifies a private image within a scene: the same one under every attack and defense."""
+IMAGE_KEY = ["trial", "victim", "image"]
+"""The columns that identify a private image within a scene. The image is the same under every attack and defense."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """A run as it was read: its title, threshold, planned and finished cells, a row per cell and a row per image.
+    """A run as the report reads it.
 
     Attributes:
-        title: heads every table and figure.
-        success_db: PSNR from which an image counts as recovered.
-        planned: number of cells of the latest plan.
-        cells: a row per finished cell, axes and outcome.
-        samples: a row per image of these, axes, `trial`, measurements and pictures.
-        notes: what a table must say of its numbers.
-        damage: of these, what could not be read.
-        floors: the floors that the latest plan has, None where it does not say.
+        title: title of every table and figure.
+        success_db: PSNR in dB from which an image counts as recovered.
+        planned: number of cells in the latest plan.
+        cells: one row per finished cell: axes, status, reason, counts and privacy.
+        samples: one row per judged image of these cells: axes, `trial`, measurements and pictures.
+        notes: sentences that accompany every table.
+        damage: those notes that name files which could not be read.
+        floors: names of the floors in the latest plan, None if the plan does not name them.
     """
 
     title: str
@@ -59,39 +59,39 @@ class Results:
 
 
 def read(store: Store) -> Results:
-    """Read the latest plan's finished cells. What cannot be read counts as missing, and a note names it.
+    """Read the finished cells of the latest plan. A cell that cannot be read counts as missing, and a note names it.
 
     Raises:
-        UserError: it is no run directory, or memory runs out.
+        UserError: the store is not a run directory, or memory runs out.
     """
     plan = store.plan()
     identities = list(dict.fromkeys(plan["cells"]))
     try:
-        found, damage = _readable(store, identities)
-        records = [cell.record for cell in found]
+        readable, damage = _read_cells(store, identities)
+        records = [cell.record for cell in readable]
         cells = pd.DataFrame([{**_axes(record), **_outcome(record)} for record in records])
         frames = [
-            cell.samples.assign(trial=cell.record.config["trial"], control=cell.record.control, **_own(cell.record))
-            for cell in found
+            cell.samples.assign(trial=cell.record.config["trial"], control=cell.record.control, **_image_axes(cell.record))
+            for cell in readable
             if cell.record.status.judged and len(cell.samples)
         ]
         samples = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     except MemoryError as error:
         raise UserError(f"the memory does not suffice to read {store.path}; the records are kept") from error
-    unread = notes_on_damage(damage)
+    damage_notes = notes_on_damage(damage)
     notes = [
-        *unread,
-        *notes_on_samples(samples, [*SCENE, "defense", "attack"]),
+        *damage_notes,
+        *notes_on_samples(samples, [*SCENE_COLUMNS, "defense", "attack"]),
         *notes_on_settings(plan["settings"]),
-        *notes_on_measurements(found),
+        *notes_on_measurements(readable),
         *notes_on_records(records),
     ]
-    return Results(plan["title"], plan["success_db"], len(identities), cells, samples, notes, unread, _floors(plan))
+    return Results(plan["title"], plan["success_db"], len(identities), cells, samples, notes, damage_notes, _floors(plan))
 
 
-def _readable(store: Store, identities: Sequence[str]) -> tuple[list[Cell], list[tuple[str, str]]]:
-    """Return the cells that can be read, and each file that cannot with the reason."""
-    found: dict[tuple[object, ...], Cell] = {}
+def _read_cells(store: Store, identities: Sequence[str]) -> tuple[list[Cell], list[tuple[str, str]]]:
+    """Return the cells that can be read, and (file, reason) for each file that cannot."""
+    readable: dict[tuple[object, ...], Cell] = {}
     damage = []
     for identity in identities:
         try:
@@ -101,12 +101,12 @@ def _readable(store: Store, identities: Sequence[str]) -> tuple[list[Cell], list
             continue
         if cell is None:
             continue
-        place = (*(_axes(cell.record)[name] for name in (*SCENE, "defense", "attack")), cell.record.config["trial"])
-        if place in found:
-            damage.append((f"cells/{identity}/record.json", f"it has the axes of cells/{found[place].record.identity}"))
+        place = (*(_axes(cell.record)[name] for name in (*SCENE_COLUMNS, "defense", "attack")), cell.record.config["trial"])
+        if place in readable:
+            damage.append((f"cells/{identity}/record.json", f"it has the axes of cells/{readable[place].record.identity}"))
         else:
-            found[place] = cell
-    return list(found.values()), damage
+            readable[place] = cell
+    return list(readable.values()), damage
 
 
 def _floors(plan: dict[str, Any]) -> frozenset[str] | None:
@@ -114,7 +114,7 @@ def _floors(plan: dict[str, Any]) -> frozenset[str] | None:
 
 
 def _axes(record: Record) -> dict[str, Any]:
-    """Return the values of `AXES`."""
+    """Return the value of each of `AXES`."""
     config = record.config
     scenario, model = config["scenario"], config["model"]
     return {
@@ -137,8 +137,8 @@ def _axes(record: Record) -> dict[str, Any]:
     }
 
 
-def _own(record: Record) -> dict[str, Any]:
-    """The axes beside an image, which has a timestep of its own."""
+def _image_axes(record: Record) -> dict[str, Any]:
+    """Return the axes of an image. The timestep is missing because each image has its own."""
     return {name: value for name, value in _axes(record).items() if name != "timestep"}
 
 
@@ -158,12 +158,12 @@ def _outcome(record: Record) -> dict[str, Any]:
 
 
 def by_image(samples: pd.DataFrame) -> pd.DataFrame:
-    """PSNR and source of each image, by `PAIR`."""
-    return samples.set_index(PAIR)[["psnr", "source"]]
+    """Return PSNR and source of each image, with `IMAGE_KEY` as index."""
+    return samples.set_index(IMAGE_KEY)[["psnr", "source"]]
 
 
 def select(frame: pd.DataFrame, values: dict[str, Any]) -> pd.DataFrame:
-    """The rows that have these values in these columns."""
+    """Return the rows that have the given value in each given column."""
     if frame.empty:
         return frame
     mask = np.logical_and.reduce([frame[name] == value for name, value in values.items()])

@@ -1,8 +1,10 @@
-"""The strongest attack under each defense: the row by which a defense is to be judged.
+"""Find the strongest attack under each defense. The defense should be judged by this row.
 
-Which attack is the strongest is chosen by its median gain over the floor, and chosen anew in every resample of the bootstrap:
-an interval of the winner alone would leave out that it was chosen for winning. An image that an attack lost counts as its
-floor, which everybody can return; an attack that lost them all is not chosen.
+The strongest attack is the one with the highest median gain over the floor. Each resample of the bootstrap chooses it again. An
+interval for a fixed winner would ignore that it was chosen because it won.
+
+An image that an attack lost counts as the floor, since everybody can return the floor. An attack that lost all images is not
+chosen.
 """
 
 from __future__ import annotations
@@ -15,24 +17,25 @@ import pandas as pd
 from benchmark.evaluation import metrics
 from benchmark.evaluation.statistics import best_intervals, rate_interval
 from benchmark.experiment.grid import ORACLE
-from benchmark.report.leaderboard import floors_of
-from benchmark.report.results import PAIR, SCENE, Results, by_image, select
+from benchmark.report.leaderboard import better_floors
+from benchmark.report.results import IMAGE_KEY, SCENE_COLUMNS, Results, by_image, select
 
 PREFIX = "strongest:"
-"""Before the name of the attack that won."""
+"""Prefix of the name of the winning attack."""
 
 
 def strongest(results: Results, table: pd.DataFrame) -> pd.DataFrame:
-    """A row per defense of each scene, in the order of the leaderboard: that of its strongest attack, under `strongest:NAME`.
+    """Return one row per scene and defense, in the order of the leaderboard: its strongest attack, under `strongest:NAME`.
 
-    PSNR, gain and success are those of the choice, and so are the intervals of PSNR and gain; what was measured of the winner's
-    own images alone is left out. Where no attack has an image or a floor is missing there is no row.
+    PSNR, gain and success count lost images as the floor. The intervals of PSNR and gain include the choice of the attack.
+    Other metrics are NaN, except metrics of the defense. There is no row if no attack has an image, or if a floor is missing.
     """
-    floors = floors_of(results)
+    floors = better_floors(results)
     rows = [
         row
-        for key, group in table.groupby([*SCENE, "defense"], sort=False)
-        if key in floors and (row := _winner(results, dict(zip([*SCENE, "defense"], key, strict=True)), group, floors[key]))
+        for key, group in table.groupby([*SCENE_COLUMNS, "defense"], sort=False)
+        if key in floors
+        and (row := _winner(results, dict(zip([*SCENE_COLUMNS, "defense"], key, strict=True)), group, floors[key]))
     ]
     return pd.DataFrame(rows, columns=table.columns)
 
@@ -43,32 +46,32 @@ def _winner(results: Results, names: dict[str, Any], rows: pd.DataFrame, floor: 
     attacks = list(dict.fromkeys(samples.attack[samples.status == "ok"]))
     if not attacks:
         return None
-    least = by_image(floor)
-    psnr = np.stack([_completed(samples[samples.attack == attack], least) for attack in attacks])
-    gain = psnr - least.psnr.to_numpy(dtype=float)
+    floor_images = by_image(floor)
+    psnr = np.stack([_psnr_or_floor(samples[samples.attack == attack], floor_images) for attack in attacks])
+    gain = psnr - floor_images.psnr.to_numpy(dtype=float)
     best = int(np.median(gain, axis=1).argmax())
-    of_gain, of_psnr = best_intervals(gain, [gain, psnr], least.source.tolist())
-    chosen: dict[str, Any] = rows[rows.attack == attacks[best]].iloc[0].to_dict()
-    recovered = float((psnr[best] >= results.success_db).mean())
-    success = rate_interval(recovered, least.source.nunique())
+    gain_interval, psnr_interval = best_intervals(gain, [gain, psnr], floor_images.source.tolist())
+    winner: dict[str, Any] = rows[rows.attack == attacks[best]].iloc[0].to_dict()
+    success_rate = float((psnr[best] >= results.success_db).mean())
+    success_interval = rate_interval(success_rate, floor_images.source.nunique())
     return {
-        **chosen,
+        **winner,
         **{column: np.nan for metric in metrics.METRICS if not metric.in_strongest for column in metric.columns},
-        "success_rate": recovered,
-        "success_ci_low": success[0],
-        "success_ci_high": success[1],
+        "success_rate": success_rate,
+        "success_ci_low": success_interval[0],
+        "success_ci_high": success_interval[1],
         "psnr_mean": float(psnr[best].mean()),
         "attack": f"{PREFIX}{attacks[best]}",
         "psnr_median": float(np.median(psnr[best])),
-        "psnr_ci_low": of_psnr[0],
-        "psnr_ci_high": of_psnr[1],
+        "psnr_ci_low": psnr_interval[0],
+        "psnr_ci_high": psnr_interval[1],
         "psnr_gain": float(np.median(gain[best])),
-        "psnr_gain_ci_low": of_gain[0],
-        "psnr_gain_ci_high": of_gain[1],
+        "psnr_gain_ci_low": gain_interval[0],
+        "psnr_gain_ci_high": gain_interval[1],
     }
 
 
-def _completed(samples: pd.DataFrame, least: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The PSNR of every image of the floor, the floor's own where the attack has none."""
-    found = samples[samples.status == "ok"].set_index(PAIR).psnr.reindex(least.index)
-    return np.asarray(found.fillna(least.psnr), dtype=float)
+def _psnr_or_floor(samples: pd.DataFrame, floor_images: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the PSNR of an attack for every image of the floor. If the attack lost an image, use the PSNR of the floor."""
+    psnr = samples[samples.status == "ok"].set_index(IMAGE_KEY).psnr.reindex(floor_images.index)
+    return np.asarray(psnr.fillna(floor_images.psnr), dtype=float)

@@ -1,4 +1,4 @@
-"""The leaderboard as files and on the terminal."""
+"""Write the leaderboard to files and show it on the terminal."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from benchmark.evaluation.metric import Room, Shown
 from benchmark.experiment.grid import ORACLE
 from benchmark.report import escape
 from benchmark.report.notes import notes_on_floors
-from benchmark.report.results import SCENE, Results
+from benchmark.report.results import SCENE_COLUMNS, Results
 
 REALISTIC = "Realistic: clients keep noise and timestep to themselves"
 LABORATORY = "Laboratory: timestep or noise is granted to the attack, which no real client does"
 STRONGEST = "The strongest attack under each defense, chosen inside the bootstrap"
 
 MISSING = "–"
-"""What stands in the place of a number that there is not."""
+"""Text in place of a missing number."""
 
-WIDEST_NAME = 24
-"""Columns of an attack's name; a longer one goes on in the next line."""
+MAX_NAME_WIDTH = 24
+"""Maximum width of the name of an attack in terminal columns. A longer name continues on the next line."""
 
-NARROWEST = 100
-"""Columns assumed where the output is no terminal."""
+DEFAULT_WIDTH = 100
+"""Width in columns that is assumed if the output is not a terminal."""
 
 
 def sections(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Heading and rows of each table that people read: per scene, the realistic setting first."""
-    for key, scene in table.groupby(SCENE, sort=False):
-        name = " · ".join(map(str, key)) + f" ({_about(scene.iloc[0])})"
+    """Yield heading and rows of each readable table: scene by scene, the realistic setting first."""
+    for key, scene in table.groupby(SCENE_COLUMNS, sort=False):
+        name = " · ".join(map(str, key)) + f" ({_model_description(scene.iloc[0])})"
         realistic = scene.knows == "weights"
         for heading, rows in ((REALISTIC, scene[realistic]), (LABORATORY, scene[~realistic])):
             if len(rows):
                 yield f"{heading} · {name}", rows
 
 
-def _about(row: Any) -> str:
+def _model_description(row: Any) -> str:
     return f"{row.model_state}, {row.prediction_type}, prior: {row.prior}"
 
 
-def _readable(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every column that people read, as text."""
-    columns = _columns()
+def _as_text(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return every readable column as text."""
+    columns = _shown_numbers()
     shown = [
         {
             "attack": row.attack,
@@ -64,8 +64,8 @@ def _readable(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-def _columns() -> dict[str, Shown]:
-    """Return the numbers that people read by their headings: with the better direction and whether an interval follows."""
+def _shown_numbers() -> dict[str, Shown]:
+    """Return the readable numbers by heading. A heading shows the better direction and whether an interval follows."""
     return {
         f"{shown.header} {metric.better}{' [95%]' if shown.interval else ''}": shown
         for metric in metrics.METRICS
@@ -74,11 +74,11 @@ def _columns() -> dict[str, Shown]:
 
 
 def captions(results: Results, table: pd.DataFrame) -> list[str]:
-    """Return the lines that stand with every table."""
+    """Return the lines that accompany every table."""
     lines = [
         "PSNR in dB, peak 1 on [0, 1] images, capped at 100; success from "
         f"{results.success_db:g} dB; intervals are 95%, by photograph; budget in evaluations per update.",
-        *notes_on_floors(table, results.success_db, SCENE, ORACLE),
+        *notes_on_floors(table, results.success_db, SCENE_COLUMNS, ORACLE),
         *results.notes,
     ]
     if len(results.cells) < results.planned:
@@ -87,9 +87,9 @@ def captions(results: Results, table: pd.DataFrame) -> list[str]:
 
 
 def write(results: Results, table: pd.DataFrame, best: pd.DataFrame, directory: Path) -> None:
-    """Write `leaderboard.csv` (every column), `leaderboard.md` and `leaderboard.tex` (the readable ones).
+    """Write `leaderboard.csv` with every column, and `leaderboard.md` and `leaderboard.tex` with the readable columns.
 
-    The rows of `strongest` attacks come last in the first and before the others in the other two.
+    The rows of the `strongest` attacks are last in the CSV file, and first in the other two files.
     """
     published(table, best).map(lambda value: escape.csv(value) if isinstance(value, str) else value).to_csv(
         directory / "leaderboard.csv", index=False, encoding="utf-8"
@@ -105,20 +105,20 @@ def published(table: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
 
 
 def _strongest(table: pd.DataFrame, best: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """A table per scene in which there was something to choose."""
-    attacks = table[~table.control.astype(bool)].groupby(SCENE, sort=False).attack.nunique()
-    for key, rows in best.groupby(SCENE, sort=False):
+    """Yield the table of the strongest attacks for each scene with more than one attack."""
+    attacks = table[~table.control.astype(bool)].groupby(SCENE_COLUMNS, sort=False).attack.nunique()
+    for key, rows in best.groupby(SCENE_COLUMNS, sort=False):
         if attacks[key] > 1:
-            yield f"{STRONGEST} · {' · '.join(map(str, key))} ({_about(rows.iloc[0])})", rows
+            yield f"{STRONGEST} · {' · '.join(map(str, key))} ({_model_description(rows.iloc[0])})", rows
 
 
 def show(results: Results, table: pd.DataFrame) -> None:
     """Print the readable tables."""
     console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, emoji=False, width=NARROWEST)
+        console = Console(highlight=False, emoji=False, width=DEFAULT_WIDTH)
     footnotes: dict[str, int] = {}
-    width = min(WIDEST_NAME, max(map(len, table.attack)))
+    width = min(MAX_NAME_WIDTH, max(map(len, table.attack)))
     for heading, rows in sections(table):
         console.print(f"\n{escape.terminal(heading)}", style="bold underline")
         for defense, group in rows.groupby("defense", sort=False):
@@ -132,13 +132,13 @@ def show(results: Results, table: pd.DataFrame) -> None:
 
 
 def _terminal(defense: str, rows: pd.DataFrame, width: int, footnotes: dict[str, int]) -> Table:
-    """The rows of one defense in 80 columns; reasons go to the numbered `footnotes`."""
-    title = f"[bold]{escape.terminal(defense)}[/] [dim]· {escape.terminal(_granted(rows))}[/]"
+    """Return the rows of one defense as a table of 80 columns. Reasons become numbered `footnotes`."""
+    title = f"[bold]{escape.terminal(defense)}[/] [dim]· {escape.terminal(_knowledge(rows))}[/]"
     printed = Table(title=title, title_justify="left", title_style="", box=None, padding=(0, 1, 0, 0))
     printed.add_column("attack", min_width=width, max_width=width, overflow="fold", header_style="dim")
     for name, room in (("budget", 6), ("n ok", 4)):
         printed.add_column(name, justify="right", min_width=room, no_wrap=True, header_style="dim")
-    columns = [shown for shown in _columns().values() if shown.room]
+    columns = [shown for shown in _shown_numbers().values() if shown.room]
     for shown in columns:
         justify: JustifyMethod = "left" if shown.room is Room.INTERVAL else "right"
         printed.add_column(shown.header, justify=justify, min_width=shown.room, no_wrap=True, header_style="dim")
@@ -152,7 +152,7 @@ def _terminal(defense: str, rows: pd.DataFrame, width: int, footnotes: dict[str,
 def _markdown(title: str, captions: Sequence[str], shown: Sequence[tuple[str, pd.DataFrame]]) -> str:
     parts = [f"# {escape.markdown(title)}", *map(escape.markdown, captions)]
     for heading, rows in shown:
-        frame = _readable(rows)
+        frame = _as_text(rows)
         cells = [list(frame.columns), *frame.to_numpy().tolist()]
         lines = ["| " + " | ".join(escape.markdown(str(cell)) for cell in row) + " |" for row in cells]
         lines.insert(1, "| --- " * len(frame.columns) + "|")
@@ -161,15 +161,15 @@ def _markdown(title: str, captions: Sequence[str], shown: Sequence[tuple[str, pd
 
 
 def _latex(title: str, captions: Sequence[str], shown: Sequence[tuple[str, pd.DataFrame]]) -> str:
-    """One full-width table per section, a block of rows per defense; reasons stay in the other files."""
+    """Return one full-width table per section, with one block of rows per defense. Reasons are only in the other files."""
     parts = ["% needs \\usepackage{booktabs,graphicx}"]
-    columns = {heading: shown for heading, shown in _columns().items() if shown.paper}
+    columns = {heading: shown for heading, shown in _shown_numbers().items() if shown.paper}
     headings = ["attack", "budget", "n ok", *columns]
     alignment = "lrr" + "".join("l" if shown.interval else "r" for shown in columns.values())
     for heading, rows in shown:
         lines = [_latex_row(headings)]
         for defense, group in rows.groupby("defense", sort=False):
-            block = rf"\textit{{{escape.tex(str(defense))}}}, {escape.tex(_granted(group))}"
+            block = rf"\textit{{{escape.tex(str(defense))}}}, {escape.tex(_knowledge(group))}"
             lines += [r"\midrule", rf"\multicolumn{{{len(headings)}}}{{l}}{{{block}}} \\"]
             lines += [
                 _latex_row([_name(row), str(row.budget), _count(row), *_measurements(row, columns.values())])
@@ -197,13 +197,13 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 
 def _measurements(row: Any, columns: Iterable[Shown], narrow: bool = False) -> list[str]:
-    """Return a row's numbers as text; the first gives way to the status where it has no value."""
+    """Return the numbers of a row as text. If the first has no value, return the status in its place."""
     first, *others = (_number(row, shown, narrow) for shown in columns)
     return [str(row.status) if first == MISSING else first, *others]
 
 
 def _number(row: Any, shown: Shown, narrow: bool) -> str:
-    """Return a number with its interval, which a `narrow` table has only where there is room for it."""
+    """Return a number with its interval. In a `narrow` table, only columns with room for an interval show it."""
     value = getattr(row, shown.column)
     if pd.isna(value):
         return MISSING
@@ -213,8 +213,8 @@ def _number(row: Any, shown: Shown, narrow: bool) -> str:
     return "{} [{}, {}]".format(*(format(number, shown.form) for number in (value, *bounds)))
 
 
-def _granted(rows: pd.DataFrame) -> str:
-    """What the attacker knows under one defense, and what the defense guarantees."""
+def _knowledge(rows: pd.DataFrame) -> str:
+    """Return what the attacker knows under one defense, and what the defense guarantees."""
     first = rows.iloc[0]
     guarantee = "" if pd.isna(first.epsilon_total) else f", epsilon {first.epsilon_total:.3g} in total"
     return f"knows {first.knows}{guarantee}"

@@ -90,7 +90,7 @@ def test_a_figure_shows_any_text(tmp_path):  # F18
 
 def test_long_names_stay_different_in_figures():
     names = {escape.figure("x" * 200 + ending) for ending in "ab"}
-    assert len(names) == 2 and max(map(len, names)) <= escape.LONGEST_IN_FIGURE
+    assert len(names) == 2 and max(map(len, names)) <= escape.MAX_FIGURE_LETTERS
 
 
 def hostile(path, texts):

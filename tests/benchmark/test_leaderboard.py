@@ -184,7 +184,7 @@ def test_the_strongest_attack_heads_the_tables_and_has_a_figure(run):
 
 
 def test_many_defenses_lie_below_each_other(table):
-    defenses = [f"d{i}" for i in range(figures.MANY + 1)]
+    defenses = [f"d{i}" for i in range(figures.MAX_SIDE_BY_SIDE + 1)]
     rows = pd.concat([table[table.defense == "none"].assign(defense=name) for name in defenses])
     axes = figures.heat_map(rows, "title").axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == defenses

@@ -138,7 +138,7 @@ def test_a_base_that_ends_its_reader_is_refused(lsun_bedroom, tmp_path, monkeypa
     monkeypatch.setattr(_lmdb, "TRIAL", trial)
     refused(LSUNBedroom(path=str(lsun_bedroom)), "data.mdb", signal.SIGBUS.name)
     trial.write_text("import time\ntime.sleep(60)\n")
-    monkeypatch.setattr(_lmdb, "LONGEST_TRIAL", 0.2)
+    monkeypatch.setattr(_lmdb, "MAX_TRIAL_SECONDS", 0.2)
     refused(LSUNBedroom(path=str(lsun_bedroom)), "data.mdb", "takes more than 0.2 seconds")
 
 

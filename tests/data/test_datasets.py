@@ -124,5 +124,5 @@ def test_a_missing_or_empty_folder_says_so(tmp_path, make, words):
 
 def test_one_image_is_too_few(tmp_path):
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match="one image; it takes two different ones"):
+    with pytest.raises(UserError, match="one image; it needs two different images"):
         Folder(path=str(tmp_path)).public(16)

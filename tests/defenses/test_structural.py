@@ -130,7 +130,7 @@ def test_a_model_without_attention_has_no_place_for_adapters():
 
 def test_adapters_leave_nothing_to_be_withheld_before_them():
     withheld = Withhold(layers="to_q").prepare(toy().network, stream(0, "p"))
-    with pytest.raises(UserError, match="nothing can be withheld before it"):
+    with pytest.raises(UserError, match="no layer can be withheld before it"):
         LoRA().prepare(withheld, stream(0, "p"))
 
 
