@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from benchmark.closed_form.activations import Activation, patch_span, read_activation, row_span
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.landmarks import landmarks
-from benchmark.matching.problem import defect
+from benchmark.matching.problem import why_unmatchable
 from benchmark.types import Observation
 
 RIDGE = 1e-9
@@ -112,10 +112,10 @@ def read_update(observation: Observation, network_sites: Sequence[Site]) -> Read
     """Read the spans of the encoder's weight gradients and, if one image lies behind the update, an activation too.
 
     With one image, the spans of layers after the activation are left out: they follow from it, and they made the search
-    slower. The readout is empty if the network states no landmarks or the update cannot be matched (`defect`).
+    slower. The readout is empty if the network states no landmarks or the update cannot be matched (`why_unmatchable`).
     """
     known = landmarks(observation.network)
-    if known is None or defect(observation):
+    if known is None or why_unmatchable(observation):
         return Readout({})
     images = observation.batch_shape[0]
     received = [site for site in network_sites if f"{site.name}.weight" in observation.update and site.name in known.encoder]

@@ -15,7 +15,15 @@ from torch import Tensor
 from benchmark.matching.defense_aware import distance, match_defense_aware
 from benchmark.matching.engine import Task
 from benchmark.matching.lbfgs import lbfgs
-from benchmark.matching.problem import Guess, NoisyGuess, Stack, flat, gaussian, granted, step_by_step
+from benchmark.matching.problem import (
+    Guess,
+    NoisyGuess,
+    Stack,
+    clean_guess,
+    gaussian_start,
+    mean_colour_start,
+    unrolls_local_steps,
+)
 from benchmark.matching.search import Solution
 from benchmark.types import Observation
 
@@ -39,7 +47,7 @@ def search(
 
     def guess(variables: Mapping[str, Tensor], known: Stack) -> Guess:
         if "x_0" in variables:
-            return granted(variables, known)
+            return clean_guess(variables, known)
         assert known.timesteps is not None
         return NoisyGuess(variables["x_t"], known.timesteps, scale * variables["r"])
 
@@ -57,15 +65,17 @@ def default_start(observation: Observation, generator: torch.Generator) -> Tenso
     """Return the mean colour of public images (B, C, H, W), noised to the level of the timesteps if the noise is private."""
     assert observation.timesteps is not None
     if observation.noise is not None:
-        return flat(observation)
-    return observation.schedule.add_noise(flat(observation), observation.timesteps, gaussian(observation, generator))
+        return mean_colour_start(observation)
+    return observation.schedule.add_noise(
+        mean_colour_start(observation), observation.timesteps, gaussian_start(observation, generator)
+    )
 
 
 def _start_variables(observation: Observation, x: Tensor) -> dict[str, Tensor]:
     if observation.noise is not None:
         return {"x_0": x}
     r = torch.zeros_like(x)
-    return _image_and_noise(observation, x, r) if step_by_step(observation) else {"x_t": x, "r": r}
+    return _image_and_noise(observation, x, r) if unrolls_local_steps(observation) else {"x_t": x, "r": r}
 
 
 def _with_image_and_noise(observation: Observation, solution: Solution, scale: float) -> Solution:

@@ -33,7 +33,7 @@ from benchmark.diffusion.loss import training_loss
 from benchmark.matching.defense_aware import as_released
 from benchmark.matching.objectives import Distance
 from benchmark.matching.plans import plan_for
-from benchmark.matching.problem import Updates, granted, stack
+from benchmark.matching.problem import Updates, clean_guess, stack
 from benchmark.types import Observation, Update
 
 
@@ -97,7 +97,7 @@ def whitened_distance(observation: Observation, guesses: Tensor, damping: float)
         return torch.stack([layer.whitened(difference).square().mean((1, 2)) for layer in factors], 1)
 
     def mean_squares_at(x_0: Tensor) -> Tensor:
-        own = {name: value.detach() for name, value in updates(granted({"x_0": x_0[None]}, known)).items()}
+        own = {name: value.detach() for name, value in updates(clean_guess({"x_0": x_0[None]}, known)).items()}
         return as_released(observation.public, mean_squares)(own, known.update)[0]
 
     at_guesses = torch.stack([mean_squares_at(x_0) for x_0 in guesses]).mean(0)

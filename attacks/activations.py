@@ -42,12 +42,12 @@ from torch import Tensor
 
 from benchmark.attacks._inversion import Inversion, Readout, read_update, sites
 from benchmark.attacks._residual import default_start, search
-from benchmark.base.ranges import LARGEST, InnerShare, Positive, Range
+from benchmark.base.ranges import MAX_NUMBER, InnerShare, Positive, Range
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.diffusion.landmarks import landmarks
 from benchmark.matching.defense_aware import DISTANCE_PARAMETERS
 from benchmark.matching.lbfgs import lbfgs
-from benchmark.matching.problem import gaussian
+from benchmark.matching.problem import gaussian_start
 from benchmark.matching.search import Searches, Solution
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
@@ -70,7 +70,7 @@ class Activations(MatchingAttack):
 
     adapts_to: ClassVar[frozenset[str]] = DISTANCE_PARAMETERS | {"least_timestep"}
 
-    evaluations: Annotated[int, Range(3, LARGEST)] = 1000
+    evaluations: Annotated[int, Range(3, MAX_NUMBER)] = 1000
     inversion_share: InnerShare = 0.5
     angle_share: InnerShare = 0.2
     span_weight: Positive = 10.0
@@ -107,7 +107,7 @@ class Activations(MatchingAttack):
         budget = min(max(2, round(self.inversion_share * self.evaluations)), self.evaluations - 1)
         x, spent = torch.stack(default_starts).flatten(1), [0] * len(default_starts)
         if observations[0].noise is None and readouts[0].site:
-            random_starts = torch.stack([gaussian(observation, generator) for observation in observations]).flatten(1)
+            random_starts = torch.stack([gaussian_start(observation, generator) for observation in observations]).flatten(1)
             angle_budget = min(max(1, round(self.angle_share * budget)), budget - 1)
             searches = _invert(Inversion(observations, readouts, 0.0), random_starts, [angle_budget] * len(random_starts))
             x, spent = searches.best, searches.spent

@@ -26,7 +26,7 @@ from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.adam import adam, cosine_decay
 from benchmark.matching.engine import Task, match
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import gaussian, granted, unknowns
+from benchmark.matching.problem import clean_guess, gaussian_start, start_variables
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
 
@@ -51,8 +51,8 @@ class AdamL2(MatchingAttack):
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         tasks = [
-            Task(observation, unknowns(observation, gaussian(observation, generator), generator), self.evaluations)
+            Task(observation, start_variables(observation, gaussian_start(observation, generator), generator), self.evaluations)
             for observation in observations
         ]
         optimise = partial(adam, lr=self.lr, decay=cosine_decay)
-        return [found.reconstruction() for found in match(tasks, granted, squared_distance, optimise)]
+        return [found.reconstruction() for found in match(tasks, clean_guess, squared_distance, optimise)]

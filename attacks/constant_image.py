@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import torch
 
-from benchmark.matching.problem import flat
+from benchmark.matching.problem import mean_colour_start
 from benchmark.plugins import Attack
 from benchmark.types import Observation, Reconstruction
 
@@ -28,4 +28,4 @@ class ConstantImage(Attack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return [Reconstruction(flat(observation), evaluations=0) for observation in observations]
+        return [Reconstruction(mean_colour_start(observation), evaluations=0) for observation in observations]

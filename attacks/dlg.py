@@ -28,7 +28,7 @@ from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import gaussian, granted, unknowns
+from benchmark.matching.problem import clean_guess, gaussian_start, start_variables
 from benchmark.matching.search import best_of_each, check_restarts
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
@@ -59,9 +59,9 @@ class DLG(MatchingAttack):
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         share = self.evaluations // self.restarts
         tasks = [
-            Task(observation, unknowns(observation, gaussian(observation, generator), generator), share)
+            Task(observation, start_variables(observation, gaussian_start(observation, generator), generator), share)
             for observation in observations
             for _ in range(self.restarts)
         ]
-        found = match(tasks, granted, squared_distance, lbfgs)
+        found = match(tasks, clean_guess, squared_distance, lbfgs)
         return [best.reconstruction() for best in best_of_each(found, self.restarts)]

@@ -38,12 +38,12 @@ import torch
 from torch import Tensor
 
 from benchmark.base.ranges import AnyShare, Count
-from benchmark.diffusion.sampler import ddim, ddim_inverse
+from benchmark.diffusion.sampler import ddim, ddim_inversion
 from benchmark.matching.adam import adam
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import Distance, cosine_distance, squared_distance
-from benchmark.matching.problem import Guess, Stack, flat, gaussian, granted
+from benchmark.matching.problem import Guess, Stack, clean_guess, gaussian_start, mean_colour_start
 from benchmark.matching.search import Optimiser, Solution, Variables
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Capability, Observation, Prior, Reconstruction
@@ -96,14 +96,14 @@ class GIDM(MatchingAttack):
         """See `Attack.run`."""
         preset = PRESETS[self.preset]
         starts = [
-            gaussian(observation, generator) if preset.start == "gaussian" else flat(observation)
+            gaussian_start(observation, generator) if preset.start == "gaussian" else mean_colour_start(observation)
             for observation in observations
         ]
         tasks = [
             Task(observation, {"x_0": start}, self.evaluations) for observation, start in zip(observations, starts, strict=True)
         ]
         share = preset.latent_share if self.latent_share is None else self.latent_share
-        first = self._phase_1([task for task in tasks if share and task.seen.prior], share)
+        first = self._phase_1([task for task in tasks if share and task.observation.prior], share)
         found = self._phase_2(tasks, first) if share < 1 else first
         return [_reconstruction(task, found.get(task), bool(share)) for task in tasks]
 
@@ -117,14 +117,14 @@ class GIDM(MatchingAttack):
 
         def guess(variables: Variables, known: Stack) -> Guess:
             z = variables["z"]
-            return granted({"x_0": _sampled(known.prior, z.flatten(0, 1), steps).view_as(z)}, known)
+            return clean_guess({"x_0": _sampled(known.prior, z.flatten(0, 1), steps).view_as(z)}, known)
 
         def latent(task: Task) -> Tensor:
-            prior, start = task.seen.prior, task.start["x_0"]
+            prior, start = task.observation.prior, task.start["x_0"]
             assert prior is not None
-            return start if preset.start == "gaussian" else ddim_inverse(prior.network, prior.schedule, start, steps)
+            return start if preset.start == "gaussian" else ddim_inversion(prior.network, prior.schedule, start, steps)
 
-        latents = [Task(task.seen, {"z": latent(task)}, evaluations) for task in tasks]
+        latents = [Task(task.observation, {"z": latent(task)}, evaluations) for task in tasks]
         found = match(latents, guess, preset.latent_distance, preset.search)
         return {task: _with_image(task, solution, steps) for task, solution in zip(tasks, found, strict=True)}
 
@@ -134,8 +134,8 @@ class GIDM(MatchingAttack):
         before = {**unsearched, **first}
         left = {task: self.evaluations - solution.evaluations for task, solution in before.items()}
         active = [task for task in tasks if left[task]]
-        pixels = [Task(task.seen, before[task].variables, left[task]) for task in active]
-        found = match(pixels, granted, squared_distance, PRESETS[self.preset].search)
+        pixels = [Task(task.observation, before[task].variables, left[task]) for task in active]
+        found = match(pixels, clean_guess, squared_distance, PRESETS[self.preset].search)
         return {**before, **{task: new.after(before[task]) for task, new in zip(active, found, strict=True)}}
 
 
@@ -147,11 +147,11 @@ def _sampled(prior: Prior | None, z: Tensor, steps: int) -> Tensor:
 @torch.no_grad()
 def _with_image(task: Task, latent: Solution, steps: int) -> Solution:
     """Return the solution with the image of its latent."""
-    return dataclasses.replace(latent, variables={"x_0": _sampled(task.seen.prior, latent.variables["z"], steps)})
+    return dataclasses.replace(latent, variables={"x_0": _sampled(task.observation.prior, latent.variables["z"], steps)})
 
 
 def _reconstruction(task: Task, found: Solution | None, latent: bool) -> Reconstruction:
     if found is None:
         return Reconstruction(task.start["x_0"], 0, diverged="phase 1 alone needs a prior, and none is granted")
-    note = "phase 1 skipped: no prior is granted" if latent and not task.seen.prior else ""
+    note = "phase 1 skipped: no prior is granted" if latent and not task.observation.prior else ""
     return dataclasses.replace(found.reconstruction(), note=note)

@@ -33,14 +33,14 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from benchmark.base.ranges import LARGEST, InnerShare, Positive, Range
+from benchmark.base.ranges import MAX_NUMBER, InnerShare, Positive, Range
 from benchmark.diffusion.loss import Forward, losses
 from benchmark.diffusion.process import Mixture, Process
 from benchmark.matching.adam import adam
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import layerwise_cosine_distance, squared_distance
-from benchmark.matching.problem import Guess, Stack, flat, granted, unknowns
+from benchmark.matching.problem import Guess, Stack, clean_guess, mean_colour_start, start_variables
 from benchmark.matching.search import Solution, Variables
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
@@ -64,7 +64,7 @@ class GIDMPlus(MatchingAttack):
 
     adapts_to: ClassVar[frozenset[str]] = frozenset({"least_timestep"})
 
-    evaluations: Annotated[int, Range(2, LARGEST)] = 1000
+    evaluations: Annotated[int, Range(2, MAX_NUMBER)] = 1000
     joint_share: InnerShare = 0.4
     lr: Positive = 0.05
     timestep_lr: Positive = 0.3
@@ -72,13 +72,15 @@ class GIDMPlus(MatchingAttack):
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
         tasks = [
-            Task(observation, unknowns(observation, flat(observation), generator), self.evaluations)
+            Task(observation, start_variables(observation, mean_colour_start(observation), generator), self.evaluations)
             for observation in observations
         ]
-        attackable = [task for task in tasks if task.seen.timesteps is not None or task.seen.network.mixes]
-        private = [task for task in attackable if task.seen.timesteps is None]
+        attackable = [
+            task for task in tasks if task.observation.timesteps is not None or task.observation.network.supports_mixtures
+        ]
+        private = [task for task in attackable if task.observation.timesteps is None]
         joint = dict(zip(private, self._joint(private), strict=True))
-        found = match([_second_phase(task, joint.get(task)) for task in attackable], granted, squared_distance, lbfgs)
+        found = match([_second_phase(task, joint.get(task)) for task in attackable], clean_guess, squared_distance, lbfgs)
         reconstructions = {
             task: _reconstruction(solution, joint.get(task)) for task, solution in zip(attackable, found, strict=True)
         }
@@ -93,7 +95,7 @@ class GIDMPlus(MatchingAttack):
 
 
 def _with_logits(task: Task) -> Variables:
-    return {**task.start, "logits": _equal_logits(task.seen)}
+    return {**task.start, "logits": _equal_logits(task.observation)}
 
 
 def _equal_logits(observation: Observation) -> Tensor:
@@ -108,7 +110,7 @@ def _second_phase(task: Task, joint: Solution | None) -> Task:
     if joint is None:
         return task
     start = {name: joint.variables[name] for name in task.start}
-    fixed = dataclasses.replace(task.seen, timesteps=joint.variables["logits"].argmax(dim=-1))
+    fixed = dataclasses.replace(task.observation, timesteps=joint.variables["logits"].argmax(dim=-1))
     return Task(fixed, start, task.evaluations - joint.evaluations)
 
 

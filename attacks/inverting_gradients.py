@@ -32,7 +32,7 @@ from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.adam import signed_adam
 from benchmark.matching.engine import Task, match
 from benchmark.matching.objectives import cosine_distance, total_variation
-from benchmark.matching.problem import gaussian, granted
+from benchmark.matching.problem import clean_guess, gaussian_start
 from benchmark.matching.search import best_of_each, check_restarts
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Capability, Observation, Reconstruction
@@ -68,11 +68,11 @@ class InvertingGradients(MatchingAttack):
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         share = self.evaluations // self.restarts
         starts = [
-            (observation, {"x_0": gaussian(observation, generator)})
+            (observation, {"x_0": gaussian_start(observation, generator)})
             for observation in observations
             for _ in range(self.restarts)
         ]
         tasks = [Task(observation, start, share) for observation, start in starts]
         optimise = partial(signed_adam, lr=self.lr, bounds=(-1.0, 1.0))
-        found = match(tasks, granted, cosine_distance, optimise, lambda v: self.tv * total_variation(v["x_0"]))
+        found = match(tasks, clean_guess, cosine_distance, optimise, lambda v: self.tv * total_variation(v["x_0"]))
         return [best.reconstruction() for best in best_of_each(found, self.restarts)]

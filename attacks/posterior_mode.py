@@ -48,13 +48,13 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from benchmark.base.ranges import LARGEST, NonNegative, Range
-from benchmark.closed_form.timesteps import Unreadable, read_timesteps, with_timesteps
-from benchmark.diffusion.sampler import estimate
+from benchmark.base.ranges import MAX_NUMBER, NonNegative, Range
+from benchmark.closed_form.timesteps import UnreadableTimesteps, read_timesteps, with_timesteps
+from benchmark.diffusion.sampler import denoise
 from benchmark.matching.defense_aware import LIKELIHOOD_PARAMETERS, likelihood, match_defense_aware
 from benchmark.matching.engine import Task
 from benchmark.matching.lbfgs import lbfgs
-from benchmark.matching.problem import CleanGuess, Guess, Stack, flat, gaussian, granted, unknowns
+from benchmark.matching.problem import CleanGuess, Guess, Stack, clean_guess, gaussian_start, mean_colour_start, start_variables
 from benchmark.matching.search import Solution, Variables
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Capability, Observation, Reconstruction
@@ -81,14 +81,14 @@ class PosteriorMode(MatchingAttack):
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.PRIOR})
     adapts_to: ClassVar[frozenset[str]] = LIKELIHOOD_PARAMETERS | {"draws_per_image", "least_timestep"}
 
-    evaluations: Annotated[int, Range(3, LARGEST)] = 300
+    evaluations: Annotated[int, Range(3, MAX_NUMBER)] = 300
     smoothness: NonNegative = 10.0
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
         repeated = [observation for observation in observations if observation.public.draws_per_image]
         once = [observation for observation in observations if not observation.public.draws_per_image]
-        # If clients draw several times per image, their local steps are treated as one batch, see `problem.step_by_step`.
+        # If clients draw several times per image, local steps are treated as one batch, see `problem.unrolls_local_steps`.
         several = iter(
             self._search([dataclasses.replace(observation, order_known=False) for observation in repeated], generator)
         )
@@ -116,14 +116,14 @@ class PosteriorMode(MatchingAttack):
 
 def _start(observation: Observation, generator: torch.Generator) -> Variables:
     if draws := observation.public.draws_per_image:
-        noise = torch.stack([gaussian(observation, generator) for _ in range(draws)], 1).flatten(0, 1)
+        noise = torch.stack([gaussian_start(observation, generator) for _ in range(draws)], 1).flatten(0, 1)
         return {
-            "anchor": flat(observation),
-            "x_0": flat(observation),
+            "anchor": mean_colour_start(observation),
+            "x_0": mean_colour_start(observation),
             "draws": noise,
             "at": _timesteps_of_draws(observation, draws).repeat(observation.image_count),
         }
-    return {"anchor": flat(observation), **unknowns(observation, flat(observation), generator)}
+    return {"anchor": mean_colour_start(observation), **start_variables(observation, mean_colour_start(observation), generator)}
 
 
 def _timesteps_of_draws(observation: Observation, draws: int) -> Tensor:
@@ -131,7 +131,7 @@ def _timesteps_of_draws(observation: Observation, draws: int) -> Tensor:
 
     They are the common timestep of all draws if it can be read, else evenly spaced over the range that clients train on.
     """
-    with suppress(Unreadable):
+    with suppress(UnreadableTimesteps):
         times = read_timesteps(observation).timesteps
         if bool((times == times[0]).all()):
             return times[:1].expand(draws).float()
@@ -140,9 +140,9 @@ def _timesteps_of_draws(observation: Observation, draws: int) -> Tensor:
 
 
 def _guess(variables: Variables, known: Stack) -> Guess:
-    """Return the guess of `granted`, or one with every image at each of its draws, which stay fixed."""
+    """Return the guess of `clean_guess`, or one with every image at each of its draws, which stay fixed."""
     if "draws" not in variables:
-        return granted(variables, known)
+        return clean_guess(variables, known)
     noise, images = variables["draws"].detach(), variables["x_0"]
     each = images.repeat_interleave(noise.shape[1] // images.shape[1], dim=1)
     return CleanGuess(each, variables["at"].detach().long(), noise)
@@ -156,7 +156,7 @@ def _with_anchor(observation: Observation, found: Solution, level: float | None)
     assert observation.prior is not None
     return {
         **found.variables,
-        "anchor": estimate(observation.prior.network, observation.prior.schedule, found.variables["x_0"], level),
+        "anchor": denoise(observation.prior.network, observation.prior.schedule, found.variables["x_0"], level),
     }
 
 

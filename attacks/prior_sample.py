@@ -17,7 +17,7 @@ import torch
 
 from benchmark.base.ranges import Count
 from benchmark.diffusion.sampler import ddim
-from benchmark.matching.problem import gaussian
+from benchmark.matching.problem import gaussian_start
 from benchmark.plugins import Attack
 from benchmark.types import Capability, Observation, Reconstruction
 
@@ -42,5 +42,5 @@ class PriorSample(Attack):
     @torch.no_grad()
     def _draw(self, observation: Observation, generator: torch.Generator) -> Reconstruction:
         assert observation.prior is not None
-        images = ddim(observation.prior.network, observation.prior.schedule, gaussian(observation, generator), self.steps)
+        images = ddim(observation.prior.network, observation.prior.schedule, gaussian_start(observation, generator), self.steps)
         return Reconstruction(images, evaluations=0)

@@ -45,13 +45,13 @@ import torch
 
 from benchmark.attacks._fields import fields
 from benchmark.attacks._whitening import NothingToCompare, whitened_distance
-from benchmark.base.ranges import LARGEST, Count, Positive, Range
+from benchmark.base.ranges import MAX_NUMBER, Count, Positive, Range
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.defense_aware import COMPARISON_PARAMETERS
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import flat, granted
+from benchmark.matching.problem import clean_guess, mean_colour_start
 from benchmark.matching.search import Solution
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Capability, Observation, Reconstruction
@@ -75,7 +75,7 @@ class Whitened(MatchingAttack):
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.NOISE})
     adapts_to: ClassVar[frozenset[str]] = COMPARISON_PARAMETERS | {"least_timestep"}
 
-    evaluations: Annotated[int, Range(3, LARGEST)] = 800
+    evaluations: Annotated[int, Range(3, MAX_NUMBER)] = 800
     stage: Count = 50
     damping: Positive = 1e-4
     guesses: Count = 8
@@ -91,7 +91,8 @@ class Whitened(MatchingAttack):
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         victims = [
-            _VictimSearch(observation, Solution({"x_0": flat(observation)}, math.inf, 0)) for observation in observations
+            _VictimSearch(observation, Solution({"x_0": mean_colour_start(observation)}, math.inf, 0))
+            for observation in observations
         ]
         for number, spread in enumerate(chain(SPREADS, repeat(SPREADS[-1]))):
             if not self._stage(victims, self.stage << max(0, number - 1), spread, generator):
@@ -102,7 +103,7 @@ class Whitened(MatchingAttack):
         """Run one stage and return whether any victim was searched. On return, the memory of its distances is free."""
         tasks = [self._task(victim, length, spread, generator) for victim in victims]
         active = [(victim, task) for victim, task in zip(victims, tasks, strict=True) if task]
-        solutions = match([task for _, task in active], granted, squared_distance, lbfgs)  # each task has its own distance
+        solutions = match([task for _, task in active], clean_guess, squared_distance, lbfgs)  # each task has its own distance
         for (victim, _), solution in zip(active, solutions, strict=True):
             victim.accept(solution)
         return bool(active)

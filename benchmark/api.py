@@ -14,14 +14,14 @@ from typing import overload
 import pandas as pd
 
 from benchmark.base.errors import UserError
-from benchmark.base.machine import device_name, settle
+from benchmark.base.machine import configure_torch, device_name
 from benchmark.base.paths import user_path
 from benchmark.base.seeds import stream
-from benchmark.base.spec import one
+from benchmark.base.spec import parse_one
 from benchmark.evaluation.judge import Sample, judge
 from benchmark.experiment.cache import Cache
 from benchmark.experiment.display import choose
-from benchmark.experiment.grid import Grid, read
+from benchmark.experiment.grid import Grid, read_grid
 from benchmark.experiment.job import Job
 from benchmark.experiment.scene import Scene, check_inputs
 from benchmark.experiment.session import Session
@@ -29,7 +29,7 @@ from benchmark.experiment.store import Store
 from benchmark.plugins import Attack
 from benchmark.registry import Registry
 from benchmark.report import results, tables
-from benchmark.report.build import build
+from benchmark.report.build import build_report
 from benchmark.report.leaderboard import leaderboard
 from benchmark.report.strongest import strongest
 from benchmark.scenario import Scenario
@@ -115,7 +115,7 @@ def simulate(
     Raises:
         UserError: a name or value is unknown, or the server would receive several updates instead of their sum.
     """
-    settle()
+    configure_torch()
     grid = Grid("one update", (dataset,), (model,), (defense,), ("oracle",), (scenario or Scenario(),), victims=1, seed=seed)
     cells = Job(grid, device=device_name(device)).cells()
     cache = Cache()
@@ -155,8 +155,8 @@ def attack(
     Raises:
         UserError: there is no such attack, or it needs something that an observation does not grant.
     """
-    settle()
-    plugin, chosen = Registry(include).create("attack", one(name))
+    configure_torch()
+    plugin, chosen = Registry(include).create("attack", parse_one(name))
     several = [observation] if isinstance(observation, Observation) else list(observation)
     _check_granted(chosen, plugin.name, several)
     rebuilt = list(chosen.run(several, stream(seed, "attack", name)))
@@ -193,18 +193,18 @@ def run(
     Raises:
         UserError: the grid is not valid, an input is missing, or the disk does not take the results.
     """
-    settle()
+    configure_torch()
     if out is None and not isinstance(grid, str):
         raise UserError("a grid that is no file has no name of its own: give the run directory as `out`")
     store = Store(user_path(str(out)) if out is not None else Path("results", "runs", Path(str(grid)).stem))
-    session = Session(Job(read(grid) if isinstance(grid, str) else grid, include, device_name(device)), store)
+    session = Session(Job(read_grid(grid) if isinstance(grid, str) else grid, include, device_name(device)), store)
     executor = session.executor(workers, timeout)
     cells = session.unfinished()
     session.check(cells)
     with store.writing():
         for _ in session.run(cells, executor, choose("none", cells)):
             pass
-        build(store)
+        build_report(store)
     return load(store.path)
 
 
@@ -215,7 +215,7 @@ def load(run_dir: Path | str) -> Run:
         UserError: it is no run directory, or no cell in it has finished.
     """
     store = Store(user_path(str(run_dir)))
-    found = results.read(store)
+    found = results.read_results(store)
     if found.cells.empty:
         raise UserError(f"{store.path} has no finished cell yet")
     table = leaderboard(found)

@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmark.base.ranges import check_fields
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.loss import parameter_gradient, training_loss
-from benchmark.diffusion.process import Process, uniform_timesteps
+from benchmark.diffusion.process import Process, draw_timesteps
 from benchmark.disclosure import User
 from benchmark.scenario import Scenario
 from benchmark.types import Capability, Observation, Privacy, PublicParameters, Reconstruction, Update, Victim
@@ -91,7 +91,7 @@ class ClientStep:
     schedule: Process
     victim: Victim
     scenario: Scenario
-    least: int = 0
+    least_timestep: int = 0
 
     def loss(self, network: torch.nn.Module) -> Tensor:
         """Return the mean training loss of the batch under `network`, which may wrap the client's network."""
@@ -111,7 +111,7 @@ class ClientStep:
         images = victim.images.repeat_interleave(draws, dim=0)
         timesteps = victim.timesteps.repeat_interleave(draws)
         if not self.scenario.fixed_timesteps:
-            timesteps = uniform_timesteps(len(images), self.least, steps, generator).to(images.device)
+            timesteps = draw_timesteps(len(images), self.least_timestep, steps, generator).to(images.device)
         noise = torch.randn(images.shape, generator=generator).to(images.device)
         sources = tuple(source for source in victim.sources for _ in range(draws))
         return dataclasses.replace(self, victim=Victim(images, timesteps, noise, sources))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from benchmark.base.ranges import Count, Natural, Positive, Range, Share, check_fields
 
-MOST_IMAGES = 100_000
+MAX_IMAGES = 100_000
 """Maximum number of private images behind one update. More are probably a mistake, and would not fit into memory."""
 
 MAX_LOCAL_IMAGES = 10_000_000
@@ -51,8 +51,8 @@ class Scenario:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.images > MOST_IMAGES:
-            raise ValueError(f"at most {MOST_IMAGES} images may lie behind an update, not {self.images}")
+        if self.images > MAX_IMAGES:
+            raise ValueError(f"at most {MAX_IMAGES} images may lie behind an update, not {self.images}")
         if self.sample_rate < 1 and self.sampling != "poisson":
             raise ValueError("a sample_rate below 1 needs 'sampling: poisson': fixed batches amplify no privacy")
         local_images = self.batch_size / self.sample_rate
@@ -99,7 +99,7 @@ class Scenario:
         return dataclasses.replace(self, clients=1, order=order, timesteps=timesteps)
 
     @property
-    def drawn(self) -> dict[str, object]:
+    def draw_fields(self) -> dict[str, object]:
         """Return the fields that decide which timesteps and noise the clients draw.
 
         `local_lr` and `order` are left out, so that scenarios that differ only in them share one draw.

@@ -81,7 +81,7 @@ class PublicParameters:
         """Return the steps of a release that the applying fields describe."""
         return frozenset(declared.release for declared in self._declared().values() if declared.release is not None)
 
-    def telling(self, timestep_private: bool) -> frozenset[str]:
+    def informative(self, timestep_private: bool) -> frozenset[str]:
         """Return the names of the disclosed fields that give an attack new information.
 
         An attack that knows the timesteps learns nothing from a field that they already imply.
@@ -90,7 +90,7 @@ class PublicParameters:
             name for name, declared in self._declared().items() if timestep_private or not declared.implied_by_timestep
         )
 
-    def of_aggregate(self) -> Self:
+    def for_aggregate(self) -> Self:
         """Return the parameters that still apply when the server receives the mean of several clients' updates."""
         inapplicable = {name: None for name, declared in self._declared().items() if declared.scope is Scope.CLIENT}
         return replace(self, **inapplicable)

@@ -24,13 +24,13 @@ def size(update: Update) -> int:
     return sum(value.numel() for value in update.values())
 
 
-def scaled_to(update: Update, max_norm: float) -> Update:
+def clip_to_norm(update: Update, max_norm: float) -> Update:
     """Return the update, scaled down to the l2 norm `max_norm` if its norm is larger."""
     factor = max_norm / max(norm(update), max_norm)
     return {name: value * factor for name, value in update.items()}
 
 
-def keep(update: Update, scores: Tensor, share: float) -> Update:
+def keep_highest(update: Update, scores: Tensor, share: float) -> Update:
     """Return the update with only the coordinates that have the highest `scores` (n,); all others are set to 0.
 
     Of n coordinates, max(1, round(share * n)) are kept.

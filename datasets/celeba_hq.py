@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark.base.errors import UserError
-from benchmark.base.image_files import files_below, is_image, passed_over, read_image
+from benchmark.base.image_files import files_below, is_image, read_image, skipped_files_remark
 from benchmark.base.paths import printable
 from benchmark.datasets._parquet import parquet_part
 from benchmark.datasets._parts import OnDisk, Part, dataset_folder, ends_fingerprint
@@ -49,7 +49,7 @@ class CelebAHQ(OnDisk, Dataset):
         files = self._files()
         below = files_below(self._root())
         others = [file for file in below if not is_image(file)]
-        return (f"data set 'celeba_hq': {passed_over(others, len(below))}",) if is_image(files[0]) and others else ()
+        return (f"data set 'celeba_hq': {skipped_files_remark(others, len(below))}",) if is_image(files[0]) and others else ()
 
     def _private(self) -> Part:
         return self._all().split(PUBLIC_EVERY_NTH)[1]

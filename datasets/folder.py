@@ -22,7 +22,7 @@ from typing import ClassVar
 import torch
 
 from benchmark.base.errors import UserError
-from benchmark.base.image_files import content_hash, files_below, is_image, passed_over, read_image
+from benchmark.base.image_files import content_hash, files_below, is_image, read_image, skipped_files_remark
 from benchmark.base.images import centred_square
 from benchmark.base.paths import printable, user_path
 from benchmark.datasets._parts import existing_folder
@@ -74,7 +74,7 @@ class Folder(Dataset):
         files = files_below(self._root())
         others = _others(files)
         copies = len(files) - len(others) - len(self._images())
-        remarks = [f"{self._name}: {passed_over(others, len(files))}"] if others else []
+        remarks = [f"{self._name}: {skipped_files_remark(others, len(files))}"] if others else []
         if copies:
             what = "is a copy of another and was" if copies == 1 else "are copies of others and were"
             remarks.append(f"{self._name}: {copies} of {len(files)} files {what} passed over")
@@ -96,7 +96,7 @@ class Folder(Dataset):
         by_content = {content_hash(file).hex(): file for file in reversed(files) if is_image(file)}
         if len(by_content) < 2:
             kinds, others = "one image" if by_content else "no image that Pillow reads", _others(files)
-            hint = f" ({passed_over(others, len(files))})" if others else ""
+            hint = f" ({skipped_files_remark(others, len(files))})" if others else ""
             raise UserError(f"{self._name} holds {kinds}; it needs two different images, one public and one private{hint}")
         return dict(sorted(by_content.items()))
 

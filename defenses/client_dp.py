@@ -24,7 +24,7 @@ from benchmark.clients.privacy import GaussianMechanism, guarantee
 from benchmark.plugins import Defense
 from benchmark.scenario import Scenario
 from benchmark.types import Privacy, PublicParameters, Update
-from benchmark.vectors import add_noise, gaussian, scaled_to
+from benchmark.vectors import add_noise, clip_to_norm, gaussian
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class ClientDP(GaussianMechanism, Defense):
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
         """See `Defense.release`."""
-        return add_noise(scaled_to(update, self.clip), self.noise_multiplier * self.clip, gaussian, generator)
+        return add_noise(clip_to_norm(update, self.clip), self.noise_multiplier * self.clip, gaussian, generator)
 
     def public(self, scenario: Scenario) -> PublicParameters:
         """See `Defense.public`; `noise_std` is the standard deviation of the noise on each coordinate of the clients' mean."""

@@ -16,7 +16,7 @@ from benchmark.base.ranges import Positive
 from benchmark.plugins import Defense
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters, Update
-from benchmark.vectors import scaled_to
+from benchmark.vectors import clip_to_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Clipping(Defense):
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
         """See `Defense.release`."""
-        return scaled_to(update, self.clip)
+        return clip_to_norm(update, self.clip)
 
     def public(self, scenario: Scenario) -> PublicParameters:
         """See `Defense.public`."""

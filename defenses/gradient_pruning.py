@@ -18,7 +18,7 @@ from benchmark.base.ranges import Share
 from benchmark.plugins import Defense
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters, Update
-from benchmark.vectors import keep
+from benchmark.vectors import keep_highest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class GradientPruning(Defense):
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
         """See `Defense.release`: exactly max(1, round(keep * n)) of the n coordinates keep their values."""
-        return keep(update, torch.cat([value.abs().flatten() for value in update.values()]), self.keep)
+        return keep_highest(update, torch.cat([value.abs().flatten() for value in update.values()]), self.keep)
 
     def public(self, scenario: Scenario) -> PublicParameters:
         """See `Defense.public`."""

@@ -16,7 +16,7 @@ from benchmark.base.ranges import Share
 from benchmark.plugins import Defense
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters, Update
-from benchmark.vectors import keep, size
+from benchmark.vectors import keep_highest, size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class RandomPruning(Defense):
 
     def release(self, update: Update, generator: torch.Generator) -> Update:
         """See `Defense.release`: exactly max(1, round(keep * n)) of the n coordinates keep their values."""
-        return keep(update, torch.rand(size(update), generator=generator), self.keep)
+        return keep_highest(update, torch.rand(size(update), generator=generator), self.keep)
 
     def public(self, scenario: Scenario) -> PublicParameters:
         """See `Defense.public`."""

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import settings
 
-from benchmark.base.machine import settle
+from benchmark.base.machine import configure_torch
 from benchmark.clients.toy import Toy, toy
 from benchmark.matching.plans import shared_plans
 
-settle()
+configure_torch()
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("repeatable")

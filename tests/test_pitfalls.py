@@ -7,7 +7,7 @@ Evaluation mode: test_federation. Failed trials in means: test_leaderboard.
 
 import torch
 
-from benchmark.clients.toy import Exposed
+from benchmark.clients.toy import PlainDefense
 from benchmark.evaluation.judge import judge
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
@@ -18,7 +18,7 @@ from tests.scenes import oracle, play
 
 
 def test_client_and_attacker_scale_the_loss_and_the_images_alike(scene):
-    seen = scene.observe(Exposed())
+    seen = scene.observe(PlainDefense())
     victim = scene.victim
     guess = CleanGuess(victim.images[None], seen.timesteps[None], seen.noise[None])
     update = Updates(seen, Backend.LOOP)(guess)

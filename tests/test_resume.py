@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from benchmark.cli import main
-from benchmark.experiment.store import ASIDE, Store
+from benchmark.experiment.store import TEMP_PREFIX, Store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,7 +45,7 @@ def start(grid, out, printed=subprocess.DEVNULL):
 
 def finished(out):
     """Cells in their place; one that is still being written aside is not."""
-    return sum(not path.parent.name.startswith(ASIDE) for path in out.glob("cells/*/record.json"))
+    return sum(not path.parent.name.startswith(TEMP_PREFIX) for path in out.glob("cells/*/record.json"))
 
 
 def stop_after(process, out, cells, number):

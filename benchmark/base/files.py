@@ -13,7 +13,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-ASIDE = ".writing-"
+TEMP_PREFIX = ".writing-"
 """Prefix of the temporary name of a file or directory that is not complete yet."""
 
 
@@ -27,7 +27,7 @@ def write_new(path: Path, content: bytes) -> None:
 
 def replace(path: Path, content: bytes) -> None:
     """Write a temporary file and rename it to `path`. At any moment, `path` is either the old file or the new one."""
-    aside = path.with_name(f"{ASIDE}{secrets.token_hex(8)}")
+    aside = path.with_name(f"{TEMP_PREFIX}{secrets.token_hex(8)}")
     try:
         write_new(aside, content)
         aside.replace(path)

@@ -133,7 +133,7 @@ def content_hash(file: Path) -> bytes:
         raise UserError(f"cannot read {printable(file)}: {reason(error)}") from error
 
 
-def passed_over(others: Sequence[Path], total: int) -> str:
+def skipped_files_remark(others: Sequence[Path], total: int) -> str:
     """Return the end of a remark about skipped files: `3 of 25 files are not images ... (.json, .txt)`."""
     counts = Counter(printable(file.suffix.lower()) or "no suffix" for file in others)
     suffixes = sorted(counts, key=lambda suffix: (-counts[suffix], suffix))

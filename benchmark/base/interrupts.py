@@ -34,7 +34,7 @@ def exit_code(number: int) -> int:
 
 
 @contextmanager
-def noted(patient: bool) -> Iterator[list[int]]:
+def record_interrupts(patient: bool) -> Iterator[list[int]]:
     """Record the first signal within this context in the list that is yielded.
 
     A caller must check the list too, because a library may catch the exception. A signal that was ignored before stays

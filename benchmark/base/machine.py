@@ -47,7 +47,7 @@ def device_name(choice: str) -> str:
     return f"cuda:{index or 0}"
 
 
-def settle() -> None:
+def configure_torch() -> None:
     """Set threads, allocator and precision for GIDBench. Call this before the first tensor is created.
 
     Threads: torch uses one thread, unless the user set OMP_NUM_THREADS. The preset U-Nets are too small to gain from a second
@@ -106,7 +106,7 @@ def share_machine(processes: int) -> None:
 _processes = 1
 
 
-def available(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
     """Return the bytes of free memory on a GPU, or for this process on the CPU."""
     import torch
 
@@ -126,7 +126,7 @@ class _Mallinfo(ctypes.Structure):
 
 
 def _allocator_free() -> int:
-    """Return the bytes that glibc's allocator holds but does not use. `settle` lets it keep freed memory."""
+    """Return the bytes that glibc's allocator holds but does not use. `configure_torch` lets it keep freed memory."""
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except (AttributeError, OSError):  # another C library, or an old one

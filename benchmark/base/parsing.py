@@ -29,7 +29,7 @@ MAX_NODES = 1_000_000
 MAX_YAML_NODES = 20_000
 """Maximum number of keys and values in a YAML file. Values behind an alias count each time that they are used."""
 
-LARGEST_INTEGER = 2**63 - 1
+MAX_INTEGER = 2**63 - 1
 
 
 def read_text(path: Path, what: str) -> str:
@@ -141,7 +141,7 @@ def _check_limits(value: Any, what: str, max_nodes: int) -> None:
             raise UserError(f"{what} nests more than {MAX_DEPTH} levels")
         if count > max_nodes:
             raise UserError(f"{what} holds more than {max_nodes} values")
-        if isinstance(item, int) and abs(item) > LARGEST_INTEGER:
+        if isinstance(item, int) and abs(item) > MAX_INTEGER:
             raise UserError(f"{what} holds an integer beyond 64 bits: {shown(item)}")
         if isinstance(item, str):
             _check_text(item, what)

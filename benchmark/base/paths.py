@@ -43,7 +43,7 @@ def printable(text: str | os.PathLike[str]) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in os.fsencode(text).decode(errors="replace"))
 
 
-def followed(path: Path) -> Path:
+def resolve_link(path: Path) -> Path:
     """Return the target of a link. Return any other path unchanged."""
     try:
         return path.resolve() if path.is_symlink() else path

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from benchmark.base.errors import shown
 
-LARGEST = 10**9
+MAX_NUMBER = 10**9
 """Default upper limit of all ranges. A greater number is a mistake, e.g. a count that would take years to run."""
 
 
@@ -40,9 +40,9 @@ class Range:
         high = value < self.most if self.below else value <= self.most
         return low and high
 
-    def wanted(self, value: float) -> str:
+    def describe(self, value: float) -> str:
         """Return a description of the range for the error message about `value`, e.g. `at least 1` or `from 0 to 1`."""
-        if self.most < LARGEST:
+        if self.most < MAX_NUMBER:
             return self._two_sided()
         if math.isfinite(value) and value > self.least:
             return f"at most {self.most:g}"
@@ -60,16 +60,16 @@ class Range:
         return "above" if self.above else "at least"
 
 
-Count = Annotated[int, Range(1, LARGEST)]
+Count = Annotated[int, Range(1, MAX_NUMBER)]
 """A whole number, at least 1."""
 
-Natural = Annotated[int, Range(0, LARGEST)]
+Natural = Annotated[int, Range(0, MAX_NUMBER)]
 """A whole number, at least 0, e.g. a timestep."""
 
-Positive = Annotated[float, Range(0, LARGEST, above=True)]
+Positive = Annotated[float, Range(0, MAX_NUMBER, above=True)]
 """A number above 0."""
 
-NonNegative = Annotated[float, Range(0, LARGEST)]
+NonNegative = Annotated[float, Range(0, MAX_NUMBER)]
 """A number, at least 0."""
 
 Share = Annotated[float, Range(0, 1, above=True)]
@@ -102,7 +102,7 @@ def check_range(name: str, hint: Any, value: Any) -> None:
     for number in _numbers(value):
         allowed = _range_of(hint, number)
         if number not in allowed:
-            raise ValueError(f"{name} must be {allowed.wanted(number)}, not {_formatted(number)}")
+            raise ValueError(f"{name} must be {allowed.describe(number)}, not {_formatted(number)}")
 
 
 def declared(hint: Any) -> list[Range]:

@@ -85,7 +85,7 @@ def expand(texts: Iterable[str]) -> list[Spec]:
     return list(dict.fromkeys(specs))
 
 
-def one(text: str) -> Spec:
+def parse_one(text: str) -> Spec:
     """Parse a single value.
 
     Raises:

@@ -9,10 +9,10 @@ from typing import NoReturn
 
 import benchmark
 from benchmark.base.errors import UserError, say, unknown, whole_message
-from benchmark.base.interrupts import Interrupted, exit_code, noted
+from benchmark.base.interrupts import Interrupted, exit_code, record_interrupts
 from benchmark.cli import check, compare, info, report, run, train
 from benchmark.cli import list as list_
-from benchmark.cli.output import give_up_stdout, prepare_streams
+from benchmark.cli.output import discard_stdout, prepare_streams
 
 VERBS = {"run": run, "train": train, "list": list_, "report": report, "compare": compare, "check": check, "info": info}
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     prepare_streams()
     try:
-        with noted(patient=False):
+        with record_interrupts(patient=False):
             options = _parser().parse_args(arguments)
             code = int(options.execute(options))
             sys.stdout.flush()
@@ -78,7 +78,7 @@ def _report_system_error(error: OSError) -> int:
     reason = error.strerror or whole_message(error)
     if error.filename is not None:
         return _report_error(f"{error.filename}: {reason}", EXIT_MISTAKE)
-    give_up_stdout()
+    discard_stdout()
     if isinstance(error, BrokenPipeError):  # the reader of the output, e.g. `head`, has closed it
         return EXIT_FAILED
     return _report_error(f"cannot write to the output: {reason}", EXIT_FAILED)

@@ -20,9 +20,9 @@ def execute(options: argparse.Namespace) -> int:
     from benchmark.experiment.store import Store
     from benchmark.report.compare import paired_difference
     from benchmark.report.escape import plain
-    from benchmark.report.results import read
+    from benchmark.report.results import read_results
 
-    results = read(Store(options.run_dir))
+    results = read_results(Store(options.run_dir))
     for note in results.damage:
         remark(plain(note))
     names = set(results.samples.attack) if len(results.samples) else set()

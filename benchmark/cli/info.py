@@ -20,11 +20,11 @@ def execute(options: argparse.Namespace) -> int:
     import torch
 
     from benchmark.base.environment import describe
-    from benchmark.base.machine import device_name, settle
+    from benchmark.base.machine import configure_torch, device_name
     from benchmark.evaluation.metrics import lpips_missing
     from benchmark.registry import Registry
 
-    settle()
+    configure_torch()
     for name, value in describe(device_name(options.device)).items():
         print(f"{name:<26}{value}")
     print("\nOptional weights")

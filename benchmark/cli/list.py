@@ -24,9 +24,9 @@ def execute(options: argparse.Namespace) -> int:
     A plugin also has its source, and what an attack needs or a defense hides. No plugin is imported.
     """
     if options.what == "grids":
-        from benchmark.experiment.grid import titles
+        from benchmark.experiment.grid import packaged_titles
 
-        rows: list[Row] = [(name, title, []) for name, title in titles().items()]
+        rows: list[Row] = [(name, title, []) for name, title in packaged_titles().items()]
     elif options.what == "models":
         rows = _model_rows()
     else:
@@ -41,14 +41,16 @@ def execute(options: argparse.Namespace) -> int:
 
 def _model_rows() -> list[Row]:
     """Return every model with a name, and whether it is on this machine."""
-    from benchmark.diffusion.catalogue import HUB_IDS, cached, shipped
+    from benchmark.diffusion.catalogue import HUB_IDS, cached_directory, packaged_checkpoints
     from benchmark.diffusion.presets import PRESETS
 
     rows: list[Row] = [(name, f"{preset.summary}, random init", []) for name, preset in PRESETS.items()]
-    for name in shipped():
+    for name in packaged_checkpoints():
         rows.append((name, f"the preset {name.partition(':')[0]}, trained on the public images of photos; included", []))
     for name in HUB_IDS:
-        location = "in the Hugging Face cache" if cached(name) else f"not on this machine; 'hf download {name}' fetches it"
+        location = (
+            "in the Hugging Face cache" if cached_directory(name) else f"not on this machine; 'hf download {name}' fetches it"
+        )
         rows.append((name, location, []))
     rows.append(("PATH", "any local diffusers U-Net directory with safetensors weights; `train` makes one", []))
     return rows

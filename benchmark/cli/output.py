@@ -20,7 +20,7 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def give_up_stdout() -> None:
+def discard_stdout() -> None:
     """Discard all output that is not written yet, so that it does not fail again when the process ends."""
     null_device = os.open(os.devnull, os.O_WRONLY)
     try:

@@ -21,20 +21,20 @@ def execute(options: argparse.Namespace) -> int:
     """Write the tables and figures, print the leaderboard, and return 0."""
     from benchmark.experiment.store import Store
     from benchmark.report import tables
-    from benchmark.report.build import build
+    from benchmark.report.build import build_report
 
     store = Store(options.run_dir)
     if options.measure is not None:
         _measure(store, options.measure)
-    results, table = build(store)
-    tables.show(results, table)
+    results, table = build_report(store)
+    tables.print_tables(results, table)
     print(f"Tables and figures: {options.run_dir}")
     return 0
 
 
 def _measure(store: Store, name: str) -> None:
-    from benchmark.base.machine import settle
+    from benchmark.base.machine import configure_torch
     from benchmark.report.measure import measure
 
-    settle()
+    configure_torch()
     print(f"Measured {name} of {measure(store, name)} images")

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.base.errors import UserError, remark, say
-from benchmark.base.interrupts import exit_code, noted
+from benchmark.base.interrupts import exit_code, record_interrupts
 from benchmark.base.paths import printable, user_path
 from benchmark.cli.options import add_include
-from benchmark.cli.output import give_up_stdout
+from benchmark.cli.output import discard_stdout
 
 if TYPE_CHECKING:
     from benchmark.experiment.cell import Cell
@@ -53,15 +53,15 @@ def execute(options: argparse.Namespace) -> int:
 
     A run that a signal or the output ended early reports what is finished.
     """
-    from benchmark.base.machine import device_name, settle
+    from benchmark.base.machine import configure_torch, device_name
     from benchmark.experiment.display import choose
-    from benchmark.experiment.grid import read
+    from benchmark.experiment.grid import read_grid
     from benchmark.experiment.job import Job
     from benchmark.experiment.session import Session
     from benchmark.experiment.store import Store
 
-    settle()
-    job = Job(_override(read(options.grid), options), options.include, device_name(options.device))
+    configure_torch()
+    job = Job(_override(read_grid(options.grid), options), options.include, device_name(options.device))
     session = Session(job, Store(options.out or Path("results", "runs", Path(options.grid).stem)))
     executor = session.executor(options.workers, options.cell_timeout)
     missing = session.cells if options.force else session.failed() if options.only_failed else session.unfinished()
@@ -70,7 +70,7 @@ def execute(options: argparse.Namespace) -> int:
         remark(text)
     if options.dry_run:
         return _dry_run(session, missing)
-    with session.store.writing(), noted(patient=False) as signals:
+    with session.store.writing(), record_interrupts(patient=False) as signals:
         saved = session.run(missing, executor, choose(options.display, missing))
         ended = _run(saved, signals)
         return _report(session.store, options) if ended is None else _report_early(ended, session.store)
@@ -117,17 +117,17 @@ def _run(saved: Generator[Cell], signals: Sequence[int]) -> _Ended | None:
     except KeyboardInterrupt:
         return _Ended("Interrupted", exit_code(signals[0] if signals else signal.SIGINT))
     except OSError as error:  # from the display: an error of the store is a `UserError`
-        give_up_stdout()
+        discard_stdout()
         return _Ended(f"The output is lost ({error.strerror})", 1)
     return _Ended("Interrupted", exit_code(signals[0])) if signals else None
 
 
 def _report_early(ended: _Ended, store: Store) -> int:
     """Write the tables of what is finished, and say how to go on."""
-    from benchmark.report.build import build
+    from benchmark.report.build import build_report
 
     try:
-        build(store)
+        build_report(store)
         tables = ", its tables are written"
     except (UserError, MemoryError) as error:
         tables = f", its tables are not written ({error})"
@@ -139,11 +139,11 @@ def _report_early(ended: _Ended, store: Store) -> int:
 def _report(store: Store, options: argparse.Namespace) -> int:
     from benchmark.experiment.store import Status
     from benchmark.report import tables
-    from benchmark.report.build import build
+    from benchmark.report.build import build_report
 
-    results, table = build(store)
+    results, table = build_report(store)
     if options.display != "none":
-        tables.show(results, table)
+        tables.print_tables(results, table)
         print(f"Tables and figures: {store.path}")
     return 0 if all(Status(status).final for status in results.cells.status) else 1
 

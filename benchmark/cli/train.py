@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from benchmark.base.errors import UserError, remark, say, shown
 from benchmark.base.interrupts import Interrupted, exit_code
-from benchmark.base.paths import followed, printable, user_path
-from benchmark.base.ranges import LARGEST
+from benchmark.base.paths import printable, resolve_link, user_path
+from benchmark.base.ranges import MAX_NUMBER
 from benchmark.cli.options import add_include
 
 if TYPE_CHECKING:
@@ -45,13 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Train a model, write its weights, schedule, card and sample sheet to `--out`, and return the exit code."""
     from benchmark.base.environment import describe
-    from benchmark.base.machine import settle
-    from benchmark.diffusion.training import SHEET, draw_sheet, publish, train
+    from benchmark.base.machine import configure_torch
+    from benchmark.diffusion.training import SAMPLE_SHEET_FILE, draw_sheet, publish, train
 
     for name in ("steps", "save_every"):
-        if not 1 <= getattr(options, name) <= LARGEST:
-            raise UserError(f"--{name.replace('_', '-')} must be from 1 to {LARGEST}, not {shown(getattr(options, name))}")
-    settle()
+        if not 1 <= getattr(options, name) <= MAX_NUMBER:
+            raise UserError(f"--{name.replace('_', '-')} must be from 1 to {MAX_NUMBER}, not {shown(getattr(options, name))}")
+    configure_torch()
     training, scheduler, model, dataset = _prepare(options)
     contents = dataset.contents()
     for text in (*dataset.remarks(), *model.remarks):
@@ -75,24 +75,24 @@ def execute(options: argparse.Namespace) -> int:
     publish(training, scheduler, options.out, card)
     print(f"Model and card: {options.out}", flush=True)
     draw_sheet(training, options.out, lambda done, rows: print(f"Sample sheet: row {done} of {rows}", flush=True))
-    print(f"Sample sheet: {options.out / SHEET}")
+    print(f"Sample sheet: {options.out / SAMPLE_SHEET_FILE}")
     return 0
 
 
 def _prepare(options: argparse.Namespace) -> tuple[Training, SchedulerMixin, Model, Dataset]:
     """Return the training at the step saved in `--out`, its scheduler, the model that it started from and its data set."""
     from benchmark.base.machine import device_name
-    from benchmark.base.spec import one
-    from benchmark.diffusion.models import build_network, build_schedule, build_scheduler, resolve
+    from benchmark.base.spec import parse_one
+    from benchmark.diffusion.models import build_network, build_process, build_scheduler, resolve_model
     from benchmark.diffusion.training import Recipe, Training, fingerprint
     from benchmark.registry import Registry
 
     device = device_name(options.device)
-    model = resolve(one(options.model))
-    schedule = build_schedule(model)
+    model = resolve_model(parse_one(options.model))
+    schedule = build_process(model)
     network = build_network(model, options.seed).to(device)
-    dataset: Dataset = Registry(options.include).create("dataset", one(options.dataset))[1]
-    options.out = followed(options.out)
+    dataset: Dataset = Registry(options.include).create("dataset", parse_one(options.dataset))[1]
+    options.out = resolve_link(options.out)
     images = dataset.training(model.image_size)
     try:
         recipe = Recipe(

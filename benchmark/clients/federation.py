@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmark.diffusion.denoiser import Denoiser
-from benchmark.diffusion.process import Process, uniform_timesteps
+from benchmark.diffusion.process import Process, draw_timesteps
 from benchmark.diffusion.sgd import local_batches, mean_update
 from benchmark.plugins import ClientStep, Defense, Picture
 from benchmark.scenario import Scenario
@@ -105,12 +105,12 @@ def draw_victim(
     if fixed:
         timesteps = torch.tensor(fixed).expand(len(pictures)).clone()
     else:
-        timesteps = uniform_timesteps(len(pictures), least_timestep, schedule.steps, generator)
+        timesteps = draw_timesteps(len(pictures), least_timestep, schedule.steps, generator)
     noise = torch.randn(images.shape, generator=generator)
     return Victim(images, timesteps, noise, tuple(picture.source for picture in pictures))
 
 
-def split(victim: Victim, parts: int) -> list[Victim]:
+def split_victim(victim: Victim, parts: int) -> list[Victim]:
     """Split the victim of a round into equal parts, for example one per client."""
     return [_subset(victim, batch) for (batch,) in local_batches(len(victim.images), parts, 1)]
 
@@ -121,11 +121,11 @@ def public_parameters(defense: Defense, practice: Scenario) -> PublicParameters:
     Parameters that describe a single client's update are dropped when the practice has several clients.
     """
     public = defense.public(practice)
-    return public if practice.clients == 1 else public.of_aggregate()
+    return public if practice.clients == 1 else public.for_aggregate()
 
 
 @dataclass(frozen=True, eq=False)
-class Granted:
+class AttackerKnowledge:
     """What the attacker gets besides the update, timesteps and noise. The tensors share no storage with the clients' own.
 
     Attributes:
@@ -142,7 +142,7 @@ class Granted:
 
 
 def observe(
-    training: Round, defense: Defense, granted: Granted, generator: torch.Generator, shuffle: torch.Generator
+    training: Round, defense: Defense, granted: AttackerKnowledge, generator: torch.Generator, shuffle: torch.Generator
 ) -> Observation:
     """Train the round under `defense` and return the observation of the attack.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmark.base.seeds import stream
-from benchmark.clients.federation import Granted, Round, draw_victim, observe, public_parameters
+from benchmark.clients.federation import AttackerKnowledge, Round, draw_victim, observe, public_parameters
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.families.unet2d import UNet2D
 from benchmark.diffusion.process import Process
@@ -49,12 +49,12 @@ class Toy:
         """Return the observation of this round under a defense. A copy of the undefended network serves as the prior."""
         network = defense.prepare(self.network, stream(seed, "prepare"))
         prior = Prior(copy.deepcopy(self.network).requires_grad_(False), copy.deepcopy(self.schedule))
-        granted = Granted(copy.deepcopy(network), torch.zeros(3), public_parameters(defense, self.scenario), prior)
+        granted = AttackerKnowledge(copy.deepcopy(network), torch.zeros(3), public_parameters(defense, self.scenario), prior)
         training = dataclasses.replace(self.round(), network=network)
         return observe(training, defense, granted, stream(seed, "defense"), stream(seed, "order"))
 
 
-class Exposed(Defense):
+class PlainDefense(Defense):
     """A defense that changes nothing and hides nothing."""
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from benchmark.closed_form.activations import ROUNDING_NOISE
 from benchmark.diffusion.landmarks import Landmarks, landmarks
-from benchmark.matching.problem import defect, flat
+from benchmark.matching.problem import mean_colour_start, why_unmatchable
 from benchmark.types import Observation, Reconstruction
 
 MIN_SIGNAL_TO_NOISE = 5.0
@@ -40,7 +40,7 @@ MIN_CONFIDENCE = 10.0
 """Smallest confidence at which a reading is accepted."""
 
 
-class Unreadable(Exception):
+class UnreadableTimesteps(Exception):
     """Raised if the timesteps cannot be read; the message is one sentence that gives the reason."""
 
 
@@ -65,14 +65,14 @@ def read_timesteps(observation: Observation) -> Reading:
         Unreadable: the update cannot be matched, it lacks the layers, the network states no landmarks, there are too many
             images, the gradient is too noisy, or some timesteps are repeated.
     """
-    if problem := defect(observation):
-        raise Unreadable(problem)
+    if problem := why_unmatchable(observation):
+        raise UnreadableTimesteps(problem)
     marks = landmarks(observation.network)
     if marks is None:
-        raise Unreadable("the network does not say which layers take the time embedding")
+        raise UnreadableTimesteps("the network does not say which layers take the time embedding")
     *others, last = _readable_layers(observation, marks)
     for layer in others:
-        with suppress(Unreadable):
+        with suppress(UnreadableTimesteps):
             return _read_layer(observation, layer, marks.inputs(layer))
     return _read_layer(observation, last, marks.inputs(last))
 
@@ -81,7 +81,7 @@ def _readable_layers(observation: Observation, marks: Landmarks) -> list[str]:
     """Return the layers to read timesteps from: the first layer, or the projections in the blocks if it is withheld."""
     available = [name for name in (marks.embedding, *marks.projections) if f"{name}.weight" in observation.update]
     if not available:
-        raise Unreadable("no layer that takes the time embedding left the client")
+        raise UnreadableTimesteps("no layer that takes the time embedding left the client")
     return available[:1] if available[0] == marks.embedding else available
 
 
@@ -94,7 +94,7 @@ def _read_layer(observation: Observation, layer: str, inputs: Tensor) -> Reading
         rows = torch.cat([rows, bias[:, None].double()], 1)
         candidates = torch.cat([candidates, torch.ones_like(candidates[:, :1])], 1)
     if images >= min(rows.shape):
-        raise Unreadable(f"{images} timesteps are too many for a time embedding of width {width}")
+        raise UnreadableTimesteps(f"{images} timesteps are too many for a time embedding of width {width}")
     _, sigma, basis = torch.linalg.svd(rows, full_matrices=False)
     noise = torch.maximum(sigma[images], ROUNDING_NOISE * sigma[0])
     rank = int((sigma[:images] > MIN_SIGNAL_TO_NOISE * noise).sum())
@@ -102,9 +102,11 @@ def _read_layer(observation: Observation, layer: str, inputs: Tensor) -> Reading
     distances, order = (candidates - candidates @ span.T @ span).norm(dim=1).sort()
     confidence = float(distances[rank] / distances[rank - 1]) if rank else 0.0
     if not confidence >= MIN_CONFIDENCE:
-        raise Unreadable(f"no {rank or images} timesteps stand out from the gradient of '{layer}'")
+        raise UnreadableTimesteps(f"no {rank or images} timesteps stand out from the gradient of '{layer}'")
     if 1 < rank < images:
-        raise Unreadable(f"only {rank} timesteps stand out for {images} images: some are repeated, and which ones is unknown")
+        raise UnreadableTimesteps(
+            f"only {rank} timesteps stand out for {images} images: some are repeated, and which ones is unknown"
+        )
     return Reading((least + order[:rank]).sort().values.expand(images).clone(), confidence)
 
 
@@ -114,7 +116,7 @@ def with_timesteps(
     """Run an attack that needs timesteps, and read the timesteps from the updates where they are not granted.
 
     A reading is a set, without an order. If it holds several timesteps, nothing assigns them to local steps. The attack then
-    treats the update as the gradient of one batch, see `problem.step_by_step`.
+    treats the update as the gradient of one batch, see `problem.unrolls_local_steps`.
 
     Args:
         observations: with or without granted timesteps.
@@ -127,14 +129,14 @@ def with_timesteps(
     attacked: dict[int, Observation] = {}
     refused: dict[int, Reconstruction] = {}
     for index, observation in enumerate(observations):
-        if problem := defect(observation):
-            refused[index] = Reconstruction(flat(observation), 0, diverged=problem)
+        if problem := why_unmatchable(observation):
+            refused[index] = Reconstruction(mean_colour_start(observation), 0, diverged=problem)
             continue
         try:
             attacked[index] = observation if observation.timesteps is not None else _with_read_timesteps(observation)
-        except Unreadable as reason:
+        except UnreadableTimesteps as reason:
             refused[index] = Reconstruction(
-                flat(observation), 0, diverged=f"the timestep is private and cannot be read: {reason}"
+                mean_colour_start(observation), 0, diverged=f"the timestep is private and cannot be read: {reason}"
             )
     rebuilt = dict(zip(attacked, attack(list(attacked.values())) if attacked else [], strict=True))
     with_reading = {
@@ -150,5 +152,5 @@ def _with_read_timesteps(observation: Observation) -> Observation:
     timesteps = read_timesteps(observation).timesteps
     several = bool((timesteps != timesteps[0]).any())
     if several and observation.noise is not None:
-        raise Unreadable("it is unknown which of the timesteps belongs to which of the granted noises")
+        raise UnreadableTimesteps("it is unknown which of the timesteps belongs to which of the granted noises")
     return dataclasses.replace(observation, timesteps=timesteps, order_known=observation.order_known and not several)

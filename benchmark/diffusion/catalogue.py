@@ -9,13 +9,13 @@ HUB_IDS = ("google/ddpm-cifar10-32", "google/ddpm-ema-celebahq-256", "google/ddp
 """Models of the Hugging Face hub that `list models` shows; other hub ids work in the same way."""
 
 
-def shipped() -> dict[str, Path]:
+def packaged_checkpoints() -> dict[str, Path]:
     """Return the directories of the checkpoints inside the package, by model name: `PRESET:trained`."""
     root = Path(str(files("benchmark"))) / "checkpoints"
     return {f"{path.name}:trained": path for path in sorted(root.iterdir()) if path.is_dir()}
 
 
-def cached(hub_id: str) -> Path | None:
+def cached_directory(hub_id: str) -> Path | None:
     """Return the directory of the local copy of a Hugging Face hub model, or None if there is no copy."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

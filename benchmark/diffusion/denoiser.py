@@ -21,13 +21,13 @@ class Denoiser(nn.Module, ABC):
     Attributes:
         part: the network's name: the prefix of its parameter names, and its subfolder in the directory of a pipeline.
         codec: converts images to the data that the network denoises, and back.
-        mixes: whether the network accepts relaxed timesteps, see `mixed`.
+        supports_mixtures: whether the network accepts relaxed timesteps, see `predict_mixture`.
         times: (T,) input of the network for each timestep, see `Process.times`; not saved with the weights.
     """
 
     part: ClassVar[str]
     codec: ClassVar[Codec] = Pixels()
-    mixes: ClassVar[bool] = False
+    supports_mixtures: ClassVar[bool] = False
     times: Tensor
 
     def __init__(self, network: ModelMixin, times: Tensor) -> None:
@@ -38,13 +38,13 @@ class Denoiser(nn.Module, ABC):
 
     def forward(self, x_t: Tensor, t: Tensor | Mixture) -> Tensor:
         """Return the prediction for noisy images `x_t` (B, C, H, W) at timesteps `t` (B,) in [0, T), of the images' shape."""
-        return self.mixed(x_t, t) if isinstance(t, Mixture) else self.predict(x_t, self.times[t])
+        return self.predict_mixture(x_t, t) if isinstance(t, Mixture) else self.predict(x_t, self.times[t])
 
     @abstractmethod
     def predict(self, x_t: Tensor, times: Tensor) -> Tensor:
         """Return the prediction for `x_t`, with `times` (B,) as the network's second input."""
 
-    def mixed(self, x_t: Tensor, t: Mixture) -> Tensor:
+    def predict_mixture(self, x_t: Tensor, t: Mixture) -> Tensor:
         """Return the prediction at relaxed timesteps, for the weighted mean of the timesteps' embeddings."""
         raise NotImplementedError(f"{type(self).__name__} mixes no time embeddings")
 

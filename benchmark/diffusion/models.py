@@ -22,8 +22,8 @@ from benchmark.base.config import build
 from benchmark.base.errors import UserError, shown, unknown
 from benchmark.base.paths import printable, user_path
 from benchmark.base.seeds import seed
-from benchmark.base.spec import Spec, one
-from benchmark.diffusion.catalogue import cached, shipped
+from benchmark.base.spec import Spec, parse_one
+from benchmark.diffusion.catalogue import cached_directory, packaged_checkpoints
 from benchmark.diffusion.checkpoint import Checkpoint, inspect, load, read_object
 from benchmark.diffusion.conventions import Convention
 from benchmark.diffusion.denoiser import Denoiser
@@ -129,7 +129,7 @@ class Model:
         return "self" if self.prior == dataclasses.replace(self, label=self.prior.label, prior=None) else self.prior.label
 
 
-def resolve(spec: Spec) -> Model:
+def resolve_model(spec: Spec) -> Model:
     """Return the model that a spec names; read only small configuration files.
 
     The parameter `prior` is `none`, `self` or the name of another trained model. By default, a trained model is its own prior,
@@ -147,7 +147,7 @@ def resolve(spec: Spec) -> Model:
 def _resolve_prior(model: Model, name: str) -> Model | None:
     if name == "none":
         return None
-    prior = model if name == "self" else _resolve_alone(one(name))
+    prior = model if name == "self" else _resolve_alone(parse_one(name))
     if prior.checkpoint is None:
         raise UserError(
             f"the prior of model '{model.label}' is untrained; a prior is none or a trained model, as small:trained"
@@ -166,8 +166,8 @@ def _resolve_alone(spec: Spec) -> Model:
         preset = PRESETS[spec.name]
         size, stride = families()[preset.family].size(preset.config, f"model '{spec.name}'")
         return Model(str(spec), size, stride, convention.steps, convention, preset=spec.name)
-    if spec.name in shipped():
-        return _resolve_directory(spec, shipped()[spec.name])
+    if spec.name in packaged_checkpoints():
+        return _resolve_directory(spec, packaged_checkpoints()[spec.name])
     path = user_path(spec.name)
     if path.is_dir():
         return _resolve_directory(spec, path)
@@ -175,11 +175,11 @@ def _resolve_alone(spec: Spec) -> Model:
         return _resolve_directory(spec, _cached(spec.name))
     if "/" in spec.name or spec.name.startswith("."):
         raise UserError(f"model {shown(spec.name)} is no directory")
-    raise unknown("model", spec.name, [*PRESETS, *shipped()])
+    raise unknown("model", spec.name, [*PRESETS, *packaged_checkpoints()])
 
 
 def _cached(hub_id: str) -> Path:
-    path = cached(hub_id)
+    path = cached_directory(hub_id)
     if path is None:
         raise UserError(
             f"model '{hub_id}' is no directory, and no model of that name is in the Hugging Face cache of this machine; "
@@ -217,7 +217,7 @@ def _remarks(model: Model) -> tuple[str, ...]:
     if model.checkpoint and model.checkpoint.ignored:
         names = ", ".join(map(shown, model.checkpoint.ignored[:MAX_LISTED_SETTINGS]))
         remarks.append(f"model '{model.label}': its configuration has settings that diffusers ignores: {names}")
-    schedule = build_schedule(model)
+    schedule = build_process(model)
     if schedule.signal[-1] == 0 and schedule.prediction_type == "epsilon":
         remarks.append(
             f"model '{model.label}': alpha_bar ends at 0, where the noisy image is noise alone and a network that predicts the "
@@ -239,7 +239,7 @@ def build_scheduler(model: Model) -> SchedulerMixin:
     return read_scheduler(read_object(model.checkpoint.scheduler, what), what)
 
 
-def build_schedule(model: Model) -> Process:
+def build_process(model: Model) -> Process:
     """Return the process that clients train the model with, on the CPU.
 
     Raises:
@@ -259,7 +259,7 @@ def build_network(model: Model, base_seed: int) -> Denoiser:
     Raises:
         UserError: the weights cannot be used.
     """
-    times = build_schedule(model).times
+    times = build_process(model).times
     if model.checkpoint is not None:
         return load(model.checkpoint, times, f"model '{model.label}'")
     assert model.preset is not None

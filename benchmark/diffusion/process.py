@@ -30,7 +30,7 @@ class Mixture:
 
     weights: Tensor
 
-    def of(self, table: Tensor) -> Tensor:
+    def average(self, table: Tensor) -> Tensor:
         """Return the weighted mean (B, *shape) of the rows of a table (T, *shape)."""
         return self.weights @ table
 
@@ -131,7 +131,7 @@ class Process:
 
     def _scales(self, t: Tensor | Mixture) -> tuple[Tensor, Tensor]:
         """Return alpha and sigma at timesteps `t`, each (B, 1, 1, 1)."""
-        level = (t.of(self.level) if isinstance(t, Mixture) else self.level[t]).view(-1, 1, 1, 1)
+        level = (t.average(self.level) if isinstance(t, Mixture) else self.level[t]).view(-1, 1, 1, 1)
         return self.path.signal(level), self.path.noise(level)
 
 
@@ -150,7 +150,7 @@ def flow_matching(sigma: Tensor) -> Process:
     return Process(sigma, STRAIGHT, "flow_prediction", sigma * sigma.numel())
 
 
-def uniform_timesteps(count: int, least: int, steps: int, generator: torch.Generator) -> Tensor:
+def draw_timesteps(count: int, least: int, steps: int, generator: torch.Generator) -> Tensor:
     """Draw timesteps (count,) in [least, steps) as shares of the range; a seed gives the same shares for every range."""
     share = torch.rand(count, generator=generator, dtype=torch.float64)
     return least + (share * (steps - least)).long()

@@ -57,7 +57,7 @@ def ddim(network: Denoiser, schedule: Process, z: Tensor, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def ddim_inverse(network: Denoiser, schedule: Process, x_0: Tensor, steps: int) -> Tensor:
+def ddim_inversion(network: Denoiser, schedule: Process, x_0: Tensor, steps: int) -> Tensor:
     """Return a latent from which `ddim` gives approximately the images `x_0` (B, C, H, W), by the steps of `ddim` reversed.
 
     The latent is exact only where the prediction does not change from one step to the next. It serves as the start of a search.
@@ -68,7 +68,7 @@ def ddim_inverse(network: Denoiser, schedule: Process, x_0: Tensor, steps: int) 
     return x
 
 
-def estimate(network: Denoiser, schedule: Process, images: Tensor, noise_std: float) -> Tensor:
+def denoise(network: Denoiser, schedule: Process, images: Tensor, noise_std: float) -> Tensor:
     """Denoise images (B, C, H, W) with errors of standard deviation `noise_std`, and return them clipped to [-1, 1].
 
     No noise is added: the errors of the images take the place of the noise. The timestep is the one whose ratio of noise to

@@ -28,9 +28,9 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from benchmark.base.errors import UserError, first_line
-from benchmark.base.files import ASIDE, remove, replace
+from benchmark.base.files import TEMP_PREFIX, remove, replace
 from benchmark.base.images import to_unit
-from benchmark.base.interrupts import Interrupted, noted
+from benchmark.base.interrupts import Interrupted, record_interrupts
 from benchmark.base.ranges import Range, Share, check_fields
 from benchmark.base.seeds import stream
 from benchmark.diffusion.denoiser import Denoiser
@@ -40,7 +40,7 @@ from benchmark.diffusion.process import Process
 from benchmark.diffusion.sampler import ddim
 
 STATE_FILE = "training.pt"
-SHEET = "samples.png"
+SAMPLE_SHEET_FILE = "samples.png"
 SHEET_ROWS = 8
 SHEET_COLUMNS = 8
 SHEET_STEPS = 50
@@ -141,7 +141,7 @@ class Training:
     @property
     def output_names(self) -> tuple[str, ...]:
         """Return the names of the files and directories that `publish` and `draw_sheet` write."""
-        return (self.network.part, "scheduler", CARD, SHEET)
+        return (self.network.part, "scheduler", CARD, SAMPLE_SHEET_FILE)
 
     def describe(self) -> dict[str, object]:
         """Return the entries of the card that describe this training."""
@@ -215,7 +215,7 @@ def train(training: Training, steps: int, out: Path, save_every: int, watch: Cal
     if training.step > steps:
         raise UserError(f"{out} holds a training of {training.step} steps already, more than {steps}; choose another --out")
     try:
-        with noted(patient=True) as interrupts:  # a training resumed from half a step would reach other weights
+        with record_interrupts(patient=True) as interrupts:  # a training resumed from half a step would reach other weights
             while training.step < steps and not interrupts:
                 training.advance()
                 watch(training)
@@ -229,7 +229,7 @@ def train(training: Training, steps: int, out: Path, save_every: int, watch: Cal
 
 
 def publish(training: Training, scheduler: SchedulerMixin, out: Path, card: dict[str, object]) -> None:
-    """Write the averaged weights, the scheduler and the card into `out`, where `resolve` finds them.
+    """Write the averaged weights, the scheduler and the card into `out`, where `resolve_model` finds them.
 
     A sample sheet of earlier weights is removed.
 
@@ -238,7 +238,7 @@ def publish(training: Training, scheduler: SchedulerMixin, out: Path, card: dict
     """
     training.average.store(training.network.parameters())
     training.average.copy_to(training.network.parameters())
-    aside = out / f"{ASIDE}{secrets.token_hex(8)}"
+    aside = out / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
     try:
         training.network.body.save_pretrained(aside / training.network.part, safe_serialization=True)
         scheduler.save_pretrained(aside / "scheduler")
@@ -247,7 +247,7 @@ def publish(training: Training, scheduler: SchedulerMixin, out: Path, card: dict
             target = out / part.name
             remove(target)
             part.rename(target)
-        (out / SHEET).unlink(missing_ok=True)
+        (out / SAMPLE_SHEET_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
     finally:
@@ -276,7 +276,7 @@ def draw_sheet(training: Training, out: Path, watch: Callable[[int, int], None])
             watch(number, SHEET_ROWS)
         content = io.BytesIO()
         _picture(torch.cat(rows)).save(content, format="PNG")
-        replace(out / SHEET, content.getvalue())
+        replace(out / SAMPLE_SHEET_FILE, content.getvalue())
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}; the model itself is complete") from error
     finally:

@@ -31,7 +31,7 @@ class Direction(StrEnum):
     LOWER = "↓"
 
 
-class Room(IntEnum):
+class ColumnWidth(IntEnum):
     """Width of a column on the terminal in characters; a row has 80.
 
     `NONE` leaves the column out, `NUMBER` shows the number alone, and `INTERVAL` shows the number with its interval.
@@ -43,7 +43,7 @@ class Room(IntEnum):
 
 
 @dataclass(frozen=True)
-class Shown:
+class TableColumn:
     """A column of the tables for readers, which shows one number of the leaderboard.
 
     Attributes:
@@ -60,7 +60,7 @@ class Shown:
     form: str
     interval: tuple[str, str] | None = None
     paper: bool = True
-    room: Room = Room.NONE
+    width: ColumnWidth = ColumnWidth.NONE
 
 
 def _nothing_missing() -> None:
@@ -125,11 +125,11 @@ class Metric:
     better: Direction
     columns: tuple[str, ...]
     summarise: Callable[[Group], Sequence[float]]
-    shown: tuple[Shown, ...] = ()
+    table_columns: tuple[TableColumn, ...] = ()
     measure: Measure | None = None
-    chosen: bool = False
+    for_strongest: bool = False
 
     @property
     def in_strongest(self) -> bool:
         """Return whether the `strongest` rows have it: computed for the chosen attack, or a property of the defense alone."""
-        return self.chosen or self.level is Level.DEFENSE
+        return self.for_strongest or self.level is Level.DEFENSE

@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmark.base.errors import first_line
 from benchmark.base.images import to_unit
 from benchmark.evaluation import summaries
-from benchmark.evaluation.metric import Direction, Level, Measure, Metric, Room, Shown
+from benchmark.evaluation.metric import ColumnWidth, Direction, Level, Measure, Metric, TableColumn
 
 PSNR_CAP = 100.0
 """Largest PSNR in dB. An exact reconstruction gets this value, so that a mean stays finite."""
@@ -120,12 +120,14 @@ METRICS: tuple[Metric, ...] = (
             *("psnr_gain", "psnr_gain_ci_low", "psnr_gain_ci_high"),
         ),
         summarise=summaries.psnr,
-        shown=(
-            Shown("PSNR median", "psnr_median", ".1f", ("psnr_ci_low", "psnr_ci_high"), room=Room.INTERVAL),
-            Shown("gain over floor", "psnr_gain", "+.1f", ("psnr_gain_ci_low", "psnr_gain_ci_high"), room=Room.INTERVAL),
+        table_columns=(
+            TableColumn("PSNR median", "psnr_median", ".1f", ("psnr_ci_low", "psnr_ci_high"), width=ColumnWidth.INTERVAL),
+            TableColumn(
+                "gain over floor", "psnr_gain", "+.1f", ("psnr_gain_ci_low", "psnr_gain_ci_high"), width=ColumnWidth.INTERVAL
+            ),
         ),
         measure=Measure("PSNR", psnr, bounds=(0.0, PSNR_CAP)),
-        chosen=True,
+        for_strongest=True,
     ),
     Metric(
         name="ssim",
@@ -133,7 +135,7 @@ METRICS: tuple[Metric, ...] = (
         better=Direction.HIGHER,
         columns=("ssim_mean",),
         summarise=summaries.mean("ssim"),
-        shown=(Shown("SSIM", "ssim_mean", ".3f"),),
+        table_columns=(TableColumn("SSIM", "ssim_mean", ".3f"),),
         measure=Measure("SSIM", ssim, bounds=(-1.0, 1.0)),
     ),
     Metric(
@@ -142,7 +144,7 @@ METRICS: tuple[Metric, ...] = (
         better=Direction.LOWER,
         columns=("lpips_mean",),
         summarise=summaries.mean("lpips"),
-        shown=(Shown("LPIPS", "lpips_mean", ".3f"),),
+        table_columns=(TableColumn("LPIPS", "lpips_mean", ".3f"),),
         measure=Measure("LPIPS", lpips, missing=lpips_missing),
     ),
     Metric(
@@ -159,8 +161,10 @@ METRICS: tuple[Metric, ...] = (
         better=Direction.HIGHER,
         columns=("success_rate", "success_ci_low", "success_ci_high"),
         summarise=summaries.success,
-        shown=(Shown("success", "success_rate", ".0%", ("success_ci_low", "success_ci_high"), room=Room.NUMBER),),
-        chosen=True,
+        table_columns=(
+            TableColumn("success", "success_rate", ".0%", ("success_ci_low", "success_ci_high"), width=ColumnWidth.NUMBER),
+        ),
+        for_strongest=True,
     ),
     Metric(
         name="timestep",
@@ -168,7 +172,7 @@ METRICS: tuple[Metric, ...] = (
         better=Direction.HIGHER,
         columns=("timestep_accuracy",),
         summarise=summaries.timestep_accuracy,
-        shown=(Shown("timestep exact", "timestep_accuracy", ".0%", paper=False),),
+        table_columns=(TableColumn("timestep exact", "timestep_accuracy", ".0%", paper=False),),
     ),
     Metric(
         name="privacy",
@@ -176,7 +180,7 @@ METRICS: tuple[Metric, ...] = (
         better=Direction.LOWER,
         columns=("epsilon_round", "epsilon_total", "delta"),
         summarise=summaries.privacy,
-        shown=(Shown("epsilon total", "epsilon_total", ".3g", paper=False),),
+        table_columns=(TableColumn("epsilon total", "epsilon_total", ".3g", paper=False),),
     ),
     Metric(
         name="seconds",
@@ -198,7 +202,7 @@ METRICS: tuple[Metric, ...] = (
         better=Direction.LOWER,
         columns=("noise_mse_mean",),
         summarise=summaries.mean("noise_mse"),
-        shown=(Shown("noise MSE", "noise_mse_mean", ".2f", paper=False),),
+        table_columns=(TableColumn("noise MSE", "noise_mse_mean", ".2f", paper=False),),
     ),
 )
 """All metrics, in the order of their columns in `leaderboard.csv`. Add a new metric at the end, so that no column moves."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 BOOTSTRAP_RESAMPLES = 2000
-LEVEL = 0.95
+CONFIDENCE_LEVEL = 0.95
 
 
 def median_interval(values: Sequence[float], sources: Sequence[str]) -> tuple[float, float]:
@@ -27,7 +27,7 @@ def median_interval(values: Sequence[float], sources: Sequence[str]) -> tuple[fl
         return (float("nan"), float("nan"))
     rng = np.random.default_rng(0)
     draws = [np.median(np.concatenate([groups[i] for i in row])) for row in _resampled_rows(rng, len(groups))]
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(draws, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -52,7 +52,7 @@ def best_intervals(
         drawn = np.concatenate([indices[i] for i in row]).astype(int)
         best = int(np.median(scores[:, drawn], axis=1).argmax())
         medians.append([float(np.median(other[best, drawn])) for other in others])
-    low, high = np.quantile(medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    low, high = np.quantile(medians, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2], axis=0)
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
@@ -67,7 +67,7 @@ def rate_interval(rate: float, sources: int) -> tuple[float, float]:
     """
     if sources == 0:
         return (float("nan"), float("nan"))
-    n, z = sources, float(norm.ppf((1 + LEVEL) / 2))
+    n, z = sources, float(norm.ppf((1 + CONFIDENCE_LEVEL) / 2))
     centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
     return float(max(0.0, centre - half)), float(min(1.0, centre + half))

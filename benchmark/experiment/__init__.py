@@ -1,5 +1,5 @@
 """Experiments: a grid is planned as cells, each cell is run, and its record is stored in a run directory."""
 
-from benchmark.experiment.grid import Grid, read
+from benchmark.experiment.grid import Grid, read_grid
 
-__all__ = ["Grid", "read"]
+__all__ = ["Grid", "read_grid"]

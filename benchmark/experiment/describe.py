@@ -55,7 +55,9 @@ def record_of(scene: Scene, claims: Claims, ending: Ending) -> Record:
         reason=ending.reason,
         config=_config(scene),
         knows=_granted_knowledge(cell, claims.public),
-        adaptive=bool(cell.attack and cell.attack.adapts_to & claims.public.telling(Capability.TIMESTEP in cell.defense.hides)),
+        adaptive=bool(
+            cell.attack and cell.attack.adapts_to & claims.public.informative(Capability.TIMESTEP in cell.defense.hides)
+        ),
         control=cell.control,
         budget=cell.budget,
         n_total=scene.image_count,
@@ -67,7 +69,7 @@ def record_of(scene: Scene, claims: Claims, ending: Ending) -> Record:
     )
 
 
-def lacking(cell: Cell) -> str:
+def why_skipped(cell: Cell) -> str:
     """Return why the attack cannot run, by naming what it needs but is not granted."""
     private = [capability.value for capability in cell.missing - {Capability.PRIOR}]
     reasons = [f"the {' and '.join(sorted(private))}, which the client keeps private"] if private else []

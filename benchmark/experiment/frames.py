@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow
 import pyarrow.parquet
 
-from benchmark.base.parsing import LARGEST_INTEGER
+from benchmark.base.parsing import MAX_INTEGER
 from benchmark.evaluation.judge import Sample
 from benchmark.evaluation.metrics import measures
 from benchmark.experiment.records import Damaged, Record, Status, writable
@@ -137,7 +137,7 @@ def _column_value(value: object) -> object:
     if isinstance(value, np.ndarray):
         return np.ascontiguousarray(value, dtype="<f4").tobytes()
     if isinstance(value, int):
-        return min(max(value, -LARGEST_INTEGER), LARGEST_INTEGER)
+        return min(max(value, -MAX_INTEGER), MAX_INTEGER)
     return writable(value) if isinstance(value, str) else value
 
 

@@ -86,18 +86,18 @@ class Grid:
             raise UserError(f"{name}: {error}") from error
 
 
-def shipped() -> dict[str, str]:
+def packaged_grids() -> dict[str, str]:
     """Return the YAML text of every grid in the package, by name."""
     found = {Path(f.name).stem: f for f in files("benchmark.grids").iterdir() if f.name.endswith(".yaml")}
     return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
 
 
-def titles() -> dict[str, str]:
+def packaged_titles() -> dict[str, str]:
     """Return the title of every grid in the package, by name."""
-    return {name: str(parse_yaml(text, f"grid {name}")["title"]) for name, text in shipped().items()}
+    return {name: str(parse_yaml(text, f"grid {name}")["title"]) for name, text in packaged_grids().items()}
 
 
-def read(name: str) -> Grid:
+def read_grid(name: str) -> Grid:
     """Read a grid.
 
     Args:
@@ -108,10 +108,10 @@ def read(name: str) -> Grid:
     """
     if name.endswith((".yaml", ".yml")):
         text = read_text(user_path(name), "grid")
-    elif name in shipped():
-        text = shipped()[name]
+    elif name in packaged_grids():
+        text = packaged_grids()[name]
     else:
-        raise unknown("grid", name, shipped())
+        raise unknown("grid", name, packaged_grids())
     values = parse_yaml(text, f"grid {name}")
     if not isinstance(values, dict):
         raise UserError(f"grid {name} should be a mapping of keys such as 'attacks' and 'defenses'")

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 IDENTITY_VERSION = 2
 """Part of every cell's identity; to be raised when the meaning of the identity changes."""
 
-MOST_CELLS = 100_000
+MAX_CELLS = 100_000
 """Cells of a grid: more is a mistake, and would fill a disk."""
 
-MOST_IMAGES = 10_000
+MAX_IMAGES = 10_000
 """Private images of a grid: more take minutes to draw before anything runs."""
 
-MEMORY_PER_IMAGE = 4
+COPIES_PER_IMAGE = 4
 """Copies of a cell's images that are in memory at once: pictures, victims, observations, reconstructions."""
 
 
@@ -46,16 +46,16 @@ def plan(grid: Grid, registry: Registry, device: str) -> list[Cell]:
     Two ways to ask for the same cell give one, under the first one's label.
 
     Raises:
-        UserError: any axis names something unknown, values that do not go together, more than `MOST_CELLS` cells or
-            `MOST_IMAGES` images, or two parts ask for one row of the tables with different budgets or victims.
+        UserError: any axis names something unknown, values that do not go together, more than `MAX_CELLS` cells or
+            `MAX_IMAGES` images, or two parts ask for one row of the tables with different budgets or victims.
     """
     parts = grid.each_part()
     if grid.parts:
         _Planner(dataclasses.replace(grid, parts=()), registry, device).check()
     planners = [_Planner(part, registry, device) for part in parts]
     every = [planner.axes() for planner in planners]
-    if (count := sum(math.prod(map(len, axes)) for axes in every)) > MOST_CELLS:
-        raise UserError(f"the grid has {count} cells; at most {MOST_CELLS} can be run at once")
+    if (count := sum(math.prod(map(len, axes)) for axes in every)) > MAX_CELLS:
+        raise UserError(f"the grid has {count} cells; at most {MAX_CELLS} can be run at once")
     cells = [planner.cell(*axes) for planner, own in zip(planners, every, strict=True) for axes in itertools.product(*own)]
     chosen: dict[str, Cell] = {}
     rows: dict[object, Cell] = {}
@@ -65,8 +65,8 @@ def plan(grid: Grid, registry: Registry, device: str) -> list[Cell]:
         if (row.budget, row.victims) != (cell.budget, cell.victims):
             raise UserError(f"two parts of the grid ask for {cell.name} with different budgets or numbers of victims")
     drawn = {(cell.keys.dataset, cell.keys.scenario, cell.trial): cell.victims * cell.scenario.images for cell in cells}
-    if (count := sum(drawn.values())) > MOST_IMAGES:
-        raise UserError(f"the grid draws {count} private images; at most {MOST_IMAGES} can be drawn")
+    if (count := sum(drawn.values())) > MAX_IMAGES:
+        raise UserError(f"the grid draws {count} private images; at most {MAX_IMAGES} can be drawn")
     return list(chosen.values())
 
 
@@ -110,9 +110,9 @@ class _Planner:
             axis()
 
     def _models(self) -> list[Model]:
-        from benchmark.diffusion.models import resolve
+        from benchmark.diffusion.models import resolve_model
 
-        return [resolve(spec) for spec in expand(self.grid.models)]
+        return [resolve_model(spec) for spec in expand(self.grid.models)]
 
     def _defenses(self) -> list[_Choice]:
         return [self._defense(specs) for specs in expand_stacks(self.grid.defenses)]
@@ -133,7 +133,7 @@ class _Planner:
                 self._compared.add((trained.label, dataset.label))
         keys = Keys(
             dataset=_canonical(dataset.key),
-            scenario=_canonical(scenario.drawn),
+            scenario=_canonical(scenario.draw_fields),
             model=_canonical(self._weights(model)),
             prior=_canonical(self._weights(model.prior) if model.prior else None),
             defense=_canonical(defense.key),
@@ -175,7 +175,7 @@ class _Planner:
     def _check_size(self, scenario: Scenario) -> None:
         """Refuse a cell whose images alone exceed this machine's memory."""
         count, size = self.grid.victims * scenario.images, scenario.image_size or 0
-        needed = MEMORY_PER_IMAGE * count * 3 * size**2 * 4
+        needed = COPIES_PER_IMAGE * count * 3 * size**2 * 4
         if needed > (total := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
             raise UserError(
                 f"the {count} images of {size}x{size} pixels of a cell need {needed / 2**30:.0f} GiB, "

@@ -18,7 +18,7 @@ from typing import Any
 from benchmark.base.errors import UserError, shown
 from benchmark.base.files import digest
 from benchmark.base.parsing import parse_json
-from benchmark.base.ranges import LARGEST
+from benchmark.base.ranges import MAX_NUMBER
 
 SCHEMA_VERSION = 3
 
@@ -142,7 +142,7 @@ def to_record(text: str, identity: str) -> Record:
     if values["identity"] != identity:
         raise Damaged("it is the record of another cell")
     scenario = values["config"]["scenario"]
-    if scenario["batch_size"] * scenario["local_steps"] * scenario["clients"] > LARGEST:
+    if scenario["batch_size"] * scenario["local_steps"] * scenario["clients"] > MAX_NUMBER:
         raise Damaged("the number of images of an update is too large")
     if values["checksum"] != checksum(values):
         raise Damaged("its checksum differs")
@@ -197,7 +197,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_natural(value: object) -> bool:
-    return isinstance(value, int) and _is_integer(value) and 0 <= value <= LARGEST
+    return isinstance(value, int) and _is_integer(value) and 0 <= value <= MAX_NUMBER
 
 
 def _is_evaluation_count(value: object) -> bool:

@@ -20,7 +20,7 @@ from benchmark.base.machine import out_of_memory
 from benchmark.evaluation.judge import Sample, judge
 from benchmark.experiment.cache import Cache
 from benchmark.experiment.cell import Cell
-from benchmark.experiment.describe import Claims, Ending, lacking, record_of
+from benchmark.experiment.describe import Claims, Ending, record_of, why_skipped
 from benchmark.experiment.records import Record, Status
 from benchmark.experiment.scene import Scene
 from benchmark.types import Reconstruction
@@ -55,7 +55,7 @@ def run_cell(cell: Cell, cache: Cache | None = None, timeout: float | None = Non
         with _time_limit(timeout):
             claims = Claims(scene.public, scene.privacy)
             if cell.missing:
-                status, reason = Status.SKIPPED, lacking(cell)
+                status, reason = Status.SKIPPED, why_skipped(cell)
             else:
                 rebuilt, seconds = _attack(scene, steps)
                 samples = _judge(scene, rebuilt)

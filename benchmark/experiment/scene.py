@@ -15,10 +15,18 @@ from functools import cached_property
 import torch
 
 from benchmark.base.seeds import stream
-from benchmark.clients.federation import Granted, Round, draw_victim, image_counts, observe, public_parameters, split
+from benchmark.clients.federation import (
+    AttackerKnowledge,
+    Round,
+    draw_victim,
+    image_counts,
+    observe,
+    public_parameters,
+    split_victim,
+)
 from benchmark.diffusion.codec import Codec
 from benchmark.diffusion.denoiser import Denoiser
-from benchmark.diffusion.models import build_schedule
+from benchmark.diffusion.models import build_process
 from benchmark.diffusion.process import Process
 from benchmark.experiment.cache import Cache
 from benchmark.experiment.cell import Cell
@@ -86,7 +94,7 @@ class Scene:
         least_timestep = self.cell.defense.least_timestep(scenario, schedule.steps)
         pictures = iter(self.pictures)
         rounds = [draw_victim([next(pictures) for _ in range(n)], scenario, schedule, draw, least_timestep) for n in counts]
-        return [part for victim in rounds for part in split(victim, self.updates_per_round)]
+        return [part for victim in rounds for part in split_victim(victim, self.updates_per_round)]
 
     @cached_property
     def pictures(self) -> list[Picture]:
@@ -110,7 +118,7 @@ class Scene:
         prepared = self.prepared_network()
         network, granted_network = (copy.deepcopy(prepared).to(device) for _ in range(2))
         colour = self.cache.mean_colour(cell.dataset, cell.image_size).to(device)
-        granted = Granted(granted_network, colour, self.public, self._prior())
+        granted = AttackerKnowledge(granted_network, colour, self.public, self._prior())
         defense_stream = stream(cell.seed, "defense", cell.keys.defense, *self._scene_axes)
         order_stream = stream(cell.seed, "order", *self._scene_axes)
         rounds = [Round(network, self.schedule.to(device), victim.on(device), self.practice) for victim in self.victims]
@@ -141,12 +149,12 @@ class Scene:
         if model is None:
             return None
         network = copy.deepcopy(self.cache.network(model, self.cell.seed)).to(self.cell.device).requires_grad_(False)
-        return Prior(network, build_schedule(model).to(self.cell.device))
+        return Prior(network, build_process(model).to(self.cell.device))
 
     @cached_property
     def schedule(self) -> Process:
         """Return the diffusion process of the attacked model."""
-        return build_schedule(self.cell.model)
+        return build_process(self.cell.model)
 
     @property
     def _scene_axes(self) -> tuple[object, ...]:
@@ -165,7 +173,7 @@ def check_inputs(cells: Sequence[Cell], cache: Cache) -> None:
             or an unreadable one.
     """
     for model, seed in {(model, cell.seed) for cell in cells for model in (cell.model, cell.model.prior) if model}:
-        build_schedule(model)
+        build_process(model)
         cache.network(model, seed)
     for cell in {(cell.model, cell.keys.defense): cell for cell in cells}.values():
         Scene(cell, cache).prepared_network()

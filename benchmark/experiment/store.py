@@ -22,9 +22,9 @@ from typing import Any
 import pandas as pd
 
 from benchmark.base.errors import UserError, remark
-from benchmark.base.files import ASIDE, digest, real_directory, remove, replace, sync, write_new
+from benchmark.base.files import TEMP_PREFIX, digest, real_directory, remove, replace, sync, write_new
 from benchmark.base.parsing import read_text
-from benchmark.base.paths import followed
+from benchmark.base.paths import resolve_link
 from benchmark.evaluation.judge import Sample
 from benchmark.experiment.frames import max_bytes, to_frame, to_parquet, with_measurement
 from benchmark.experiment.records import (
@@ -39,17 +39,17 @@ from benchmark.experiment.records import (
     to_record,
 )
 
-__all__ = ["ASIDE", "SCHEMA_VERSION", "Cell", "DamagedCell", "Record", "Status", "Store"]
+__all__ = ["SCHEMA_VERSION", "TEMP_PREFIX", "Cell", "DamagedCell", "Record", "Status", "Store"]
 
 OWN_DIRECTORIES = ("cells", "figures")
 
 NO_LOCK_ERRORS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 """Error numbers of `flock` on a file system without locks."""
 
-_TEMPORARY_PATTERN = f"{ASIDE}{'[0-9a-f]' * 16}"
+_TEMPORARY_PATTERN = f"{TEMP_PREFIX}{'[0-9a-f]' * 16}"
 """Glob pattern of the random temporary name under which a single file is written."""
 
-_OLD_SAMPLES = f"{ASIDE}samples"
+_OLD_SAMPLES = f"{TEMP_PREFIX}samples"
 """Name of the copy of the old samples while a measurement of the cell is being replaced."""
 
 
@@ -83,7 +83,7 @@ class Store:
     """A run directory. `path` need not exist yet. If `path` is a link, the target of the link is the run directory."""
 
     def __init__(self, path: Path) -> None:
-        self.path = followed(path)
+        self.path = resolve_link(path)
         self.cells = self.path / "cells"
 
     @contextmanager
@@ -131,7 +131,7 @@ class Store:
         Raises:
             UserError: the cell cannot be written. All cells that were written before are kept.
         """
-        aside, target = self.cells / f"{ASIDE}{record.identity}", self.cells / record.identity
+        aside, target = self.cells / f"{TEMP_PREFIX}{record.identity}", self.cells / record.identity
         content = to_parquet(samples)
         try:
             self._roll_back_save(aside)
@@ -282,8 +282,8 @@ class Store:
         for path in self.path.glob(_TEMPORARY_PATTERN):
             remove(path)
         for path in list(self.cells.iterdir()):
-            if IDENTITY.fullmatch(path.name.removeprefix(ASIDE)):
-                if path.name.startswith(ASIDE):
+            if IDENTITY.fullmatch(path.name.removeprefix(TEMP_PREFIX)):
+                if path.name.startswith(TEMP_PREFIX):
                     self._roll_back_save(path)
                 elif not real_directory(path):
                     remove(path)
@@ -306,7 +306,7 @@ class Store:
 
     def _roll_back_save(self, aside: Path) -> None:
         """Remove an incomplete cell, and restore the cell that it was about to replace."""
-        replaced = aside / aside.name.removeprefix(ASIDE)
+        replaced = aside / aside.name.removeprefix(TEMP_PREFIX)
         target = self.cells / replaced.name
         if real_directory(aside) and real_directory(replaced) and not os.path.lexists(target):
             replaced.rename(target)

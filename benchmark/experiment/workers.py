@@ -22,7 +22,7 @@ from typing import Any
 from benchmark.base.errors import UserError
 from benchmark.base.events import Step, watching
 from benchmark.base.interrupts import SIGNALS
-from benchmark.base.machine import settle, share_machine
+from benchmark.base.machine import configure_torch, share_machine
 from benchmark.evaluation.metrics import lpips_missing
 from benchmark.experiment.cache import Cache
 from benchmark.experiment.cell import Cell
@@ -215,7 +215,7 @@ def _work(connection: Connection, job: Job, workers: int, timeout: float | None)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the parent decides: Ctrl-C reaches the whole process group
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    settle()
+    configure_torch()
     share_machine(workers)
     lpips_missing()
     try:

@@ -64,7 +64,7 @@ def _descend(
     """
     x = searches.start.clone()
     first, second = torch.zeros_like(x), torch.zeros_like(x)
-    rows, count = searches.open(), 0
+    rows, count = searches.with_budget(), 0
     while rows:
         losses, gradients = searches(x[rows], rows)
         count += 1
@@ -74,4 +74,4 @@ def _descend(
         second[rows] = BETA_2 * second[rows] + (1 - BETA_2) * gradient.square()
         deviation = (second[rows] / (1 - BETA_2**count)).sqrt() + EPS
         x[rows] = move(x[rows], first[rows] / (1 - BETA_1**count) / deviation, rows)
-        rows = searches.open(rows)
+        rows = searches.with_budget(rows)

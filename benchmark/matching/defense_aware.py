@@ -15,10 +15,10 @@ from benchmark.matching.engine import Guessing, Task, match
 from benchmark.matching.objectives import (
     Distance,
     clipped,
+    distance_to_cells,
     gaussian_nll,
     laplace_distance,
     masked,
-    outside_cells,
     profile_nll,
     relative_noise,
     squared_distance,
@@ -45,8 +45,8 @@ def match_defense_aware(
 ) -> list[Solution]:
     """Return the solutions of `match`, with the distance that `fit` builds from each task's public parameters."""
     found: dict[Task, Solution] = {}
-    for public in dict.fromkeys(task.seen.public for task in tasks):
-        alike = [task for task in tasks if task.seen.public == public]
+    for public in dict.fromkeys(task.observation.public for task in tasks):
+        alike = [task for task in tasks if task.observation.public == public]
         found |= zip(alike, match(alike, guess, fit(public), optimise, regularise), strict=True)
     return [found[task] for task in tasks]
 
@@ -59,7 +59,7 @@ def distance(public: PublicParameters) -> Distance:
     clipping is exact for one image in one step. With several images the mean's gradient is clipped, while `dp_sgd` clips the
     gradient of each image.
     """
-    return as_released(public, _plain(public))
+    return as_released(public, uncorrected_distance(public))
 
 
 def likelihood(public: PublicParameters) -> Distance:
@@ -68,7 +68,7 @@ def likelihood(public: PublicParameters) -> Distance:
     If that size is not known, the most likely standard deviation is used. For rounded coordinates without noise this is a
     stand-in: every update in the same cells is equally likely.
     """
-    plain = _plain(public)
+    plain = uncorrected_distance(public)
     if public.noise_std:
         return as_released(public, gaussian_nll(public.noise_std, plain))
     if ratio := public.laplace_ratio or public.gaussian_ratio:
@@ -76,12 +76,12 @@ def likelihood(public: PublicParameters) -> Distance:
     return as_released(public, profile_nll(plain))
 
 
-def _plain(public: PublicParameters) -> Distance:
+def uncorrected_distance(public: PublicParameters) -> Distance:
     """Return the distance before clipping and pruning. Noise is assumed to be larger than the cells of a later rounding."""
     if public.laplace_ratio:
         return laplace_distance(public.laplace_ratio)
     noisy = public.noise_std or public.gaussian_ratio
-    return outside_cells(public.bits) if public.bits and not noisy else squared_distance
+    return distance_to_cells(public.bits) if public.bits and not noisy else squared_distance
 
 
 def as_released(public: PublicParameters, compare: Distance) -> Distance:

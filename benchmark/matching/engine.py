@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from benchmark.base.machine import available, cores, out_of_memory
+from benchmark.base.machine import cores, free_memory, out_of_memory
 from benchmark.matching.lbfgs import HISTORY
 from benchmark.matching.objectives import Distance, squared_distance
 from benchmark.matching.plans import plan_for
-from benchmark.matching.problem import Guess, Stack, Updates, defect, flat, granted, stack
+from benchmark.matching.problem import Guess, Stack, Updates, clean_guess, mean_colour_start, stack, why_unmatchable
 from benchmark.matching.search import Optimiser, Searches, Solution, Variables
 from benchmark.types import Observation, Update
 
@@ -44,7 +44,7 @@ class Task:
         distance: a distance for this task alone, in place of the common one. It is called with one update at a time.
     """
 
-    seen: Observation
+    observation: Observation
     start: Variables
     evaluations: int
     distance: Distance | None = None
@@ -83,7 +83,7 @@ def match(
     solutions: dict[int, Solution] = {}
     kinds: dict[object, list[int]] = {}
     for place, task in enumerate(tasks):
-        if reason := defect(task.seen):
+        if reason := why_unmatchable(task.observation):
             solutions[place] = Solution(task.start, math.inf, 0, reason)
         else:
             kinds.setdefault(_kind(task), []).append(place)
@@ -95,7 +95,7 @@ def match(
 
 def _kind(task: Task) -> object:
     """Return what tasks must have in common to be evaluated together."""
-    observation = task.seen
+    observation = task.observation
     schedule = observation.schedule
     process = (schedule.prediction_type, schedule.path, schedule.level.cpu().numpy().tobytes())
     shapes = tuple((name, value.shape) for name, value in task.start.items())
@@ -151,12 +151,12 @@ class Matching:
         regularise: Callable[[Variables], Tensor] | None = None,
     ) -> None:
         self.tasks, self.guess, self.distance, self.regularise = tasks, guess, distance, regularise
-        observation = tasks[0].seen
+        observation = tasks[0].observation
         self.device = torch.device(observation.network.device)
         self.shapes = {name: value.shape for name, value in tasks[0].start.items()}
         plan = plan_for(observation)
         self.updates = Updates(observation, plan.backend)
-        room = int(MEMORY_SHARE * available(self.device)) - self._optimiser_bytes()
+        room = int(MEMORY_SHARE * free_memory(self.device)) - self._optimiser_bytes()
         stacked = len(tasks) * sum(value.nbytes for value in observation.update.values())
         self.keeps_stacks = stacked < room / 2
         fitting = max(1, int((room - stacked * self.keeps_stacks) / plan.need))
@@ -226,7 +226,7 @@ class Matching:
             self._pool.shutdown(cancel_futures=True)
 
     def _chunk(self, x: Tensor, rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        known = self.stacks.get(rows) or stack([self.tasks[row].seen for row in rows])
+        known = self.stacks.get(rows) or stack([self.tasks[row].observation for row in rows])
         if self.keeps_stacks:
             self.stacks[rows] = known
         x = x.detach().requires_grad_()
@@ -265,8 +265,8 @@ def seconds_per_evaluation(observations: Sequence[Observation]) -> float:
     All observations with the first one's shape are evaluated together. Timesteps and noise must be granted.
     """
     alike = [observation for observation in observations if observation.batch_shape == observations[0].batch_shape]
-    tasks = [Task(observation, {"x_0": flat(observation)}, 1) for observation in alike]
-    matching = Matching(tasks, granted, squared_distance)
+    tasks = [Task(observation, {"x_0": mean_colour_start(observation)}, 1) for observation in alike]
+    matching = Matching(tasks, clean_guess, squared_distance)
     x, rows = torch.stack([task.start["x_0"].flatten() for task in tasks]), range(len(tasks))
     matching(x, rows)
     start = time.perf_counter()

@@ -25,8 +25,8 @@ def lbfgs(searches: Searches, history: int = HISTORY) -> None:
     too, it ends.
     """
     state = _State(searches, history)
-    rows = state.begin(searches.open())
-    while rows := searches.open(rows):
+    rows = state.begin(searches.with_budget())
+    while rows := searches.with_budget(rows):
         rows = state.advance(rows)
 
 

@@ -70,7 +70,7 @@ def weighted(distance: Distance, weights: Callable[[Update], Update]) -> Distanc
     return scaled
 
 
-def by_norm(observed: Update) -> Update:
+def inverse_norms(observed: Update) -> Update:
     """Return weights that make every parameter count equally: 1 / (norm of its observed gradient), or 0 for rounding."""
     norms = {name: value.flatten(1).norm(dim=1) for name, value in observed.items()}
     least = ROUNDING_SHARE * torch.stack(list(norms.values())).amax(0)
@@ -123,7 +123,7 @@ def laplace_distance(ratio: float) -> Distance:
     return smooth
 
 
-def outside_cells(bits: int) -> Distance:
+def distance_to_cells(bits: int) -> Distance:
     """Return the squared distance from g to the cells that are rounded to g*, tensor by tensor (`vectors.level_width`).
 
     With one bit the cells are the signs. The mean magnitude is known too, and its error counts for every coordinate.

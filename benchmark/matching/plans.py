@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from benchmark.matching.problem import Backend, choose_backend, step_by_step
+from benchmark.matching.problem import Backend, choose_backend, unrolls_local_steps
 from benchmark.matching.resources import predicted
 from benchmark.types import Observation
 
@@ -61,5 +61,5 @@ def _kind(observation: Observation) -> object:
     network = observation.network
     layers = (repr(network), tuple(map(type, network.modules())))
     parameters = tuple((name, value.shape, value.dtype) for name, value in network.named_parameters())
-    practice = (observation.batch_shape, observation.clients, observation.local_steps, step_by_step(observation))
+    practice = (observation.batch_shape, observation.clients, observation.local_steps, unrolls_local_steps(observation))
     return layers, parameters, network.device, practice, tuple(observation.update)

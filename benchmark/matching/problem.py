@@ -129,7 +129,7 @@ MAX_DISAGREEMENT, NEGLIGIBLE_SHARE = 1e-2, 1e-4
 """Largest relative difference between a batched and a single gradient; share of the largest gradient that is rounding."""
 
 
-def step_by_step(observation: Observation) -> bool:
+def unrolls_local_steps(observation: Observation) -> bool:
     """Return whether the updates of guesses go through the clients' local steps, one after the other.
 
     This is exact, but requires knowing which example belongs to which step. If that is unknown, all N images are treated as
@@ -164,9 +164,9 @@ class Updates:
     def __call__(self, guess: Guess) -> Update:
         """Return the updates (P, *shape), by parameter."""
         functions = {Backend.BATCHED: self._batched, Backend.LOOP: self._looped, Backend.UNROLLED: self._unrolled}
-        return functions[self.way(len(guess))](guess)
+        return functions[self.backend_for(len(guess))](guess)
 
-    def way(self, victims: int) -> Backend:
+    def backend_for(self, victims: int) -> Backend:
         """Return the backend for this number of guesses at once."""
         return self.backend if victims >= self.min_batched or self.backend is Backend.UNROLLED else Backend.LOOP
 
@@ -205,11 +205,11 @@ class Updates:
 def choose_backend(observation: Observation) -> Backend:
     """Return the backend that computes the updates of guesses for an observation.
 
-    It is `UNROLLED` if updates go through the local steps (`step_by_step`). Else it is `LOOP` if a layer of the network has no
-    rule (`layers.RULES`), or if updates differ when victims share a batch. Else it is `BATCHED`. The test costs four
-    gradients.
+    It is `UNROLLED` if updates go through the local steps (`unrolls_local_steps`). Else it is `LOOP` if a layer of the
+    network has no rule (`layers.RULES`), or if updates differ when victims share a batch. Else it is `BATCHED`. The test costs
+    four gradients.
     """
-    if step_by_step(observation):
+    if unrolls_local_steps(observation):
         return Backend.UNROLLED
     return Backend.BATCHED if _batches_agree(observation) else Backend.LOOP
 
@@ -237,18 +237,18 @@ def _batches_agree(observation: Observation) -> bool:
     )
 
 
-def granted(variables: Mapping[str, Tensor], known: Stack) -> Guess:
+def clean_guess(variables: Mapping[str, Tensor], known: Stack) -> Guess:
     """Return a guess of images as searched (`x_0`), timesteps as granted, and noise as granted or else as searched (`eps`)."""
     assert known.timesteps is not None
     return CleanGuess(variables["x_0"], known.timesteps, known.noise if known.noise is not None else variables["eps"])
 
 
-def unknowns(observation: Observation, x_0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return a start for the variables of `granted`: images `x_0`, and noise `eps` from N(0, 1) if the noise is private."""
-    return {"x_0": x_0} if observation.noise is not None else {"x_0": x_0, "eps": gaussian(observation, generator)}
+def start_variables(observation: Observation, x_0: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return a start for the variables of `clean_guess`: images `x_0`, and noise `eps` from N(0, 1) if the noise is private."""
+    return {"x_0": x_0} if observation.noise is not None else {"x_0": x_0, "eps": gaussian_start(observation, generator)}
 
 
-def defect(observation: Observation) -> str | None:
+def why_unmatchable(observation: Observation) -> str | None:
     """Return why the update cannot be matched: a name or shape that the network lacks, or no finite signal. None if it can."""
     shapes = {name: p.shape for name, p in observation.network.named_parameters() if p.requires_grad}
     for name, value in observation.update.items():
@@ -263,11 +263,11 @@ def defect(observation: Observation) -> str | None:
     return None
 
 
-def flat(observation: Observation) -> Tensor:
+def mean_colour_start(observation: Observation) -> Tensor:
     """Return a start of one colour, the mean of public images."""
     return observation.mean_colour.view(1, -1, 1, 1).expand(observation.batch_shape).clone()
 
 
-def gaussian(observation: Observation, generator: torch.Generator) -> Tensor:
+def gaussian_start(observation: Observation, generator: torch.Generator) -> Tensor:
     """Draw a standard normal start of the private images' shape, on the CPU, and move it to the network's device."""
     return torch.randn(observation.batch_shape, generator=generator).to(observation.network.device)

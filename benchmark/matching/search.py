@@ -99,7 +99,7 @@ class Searches:
         self.loss = [math.inf] * len(start)
         self.best = start.clone()
 
-    def open(self, rows: Sequence[int] | None = None) -> list[int]:
+    def with_budget(self, rows: Sequence[int] | None = None) -> list[int]:
         """Return the searches of `rows` (of all, if None) with budget left."""
         return [row for row in (range(len(self.start)) if rows is None else rows) if self.spent[row] < self.budgets[row]]
 

@@ -17,8 +17,8 @@ from benchmark.base import config
 from benchmark.base.errors import UserError
 from benchmark.base.events import Step, watching
 from benchmark.base.seeds import stream
-from benchmark.base.spec import one
-from benchmark.clients.toy import Exposed, Toy, toy
+from benchmark.base.spec import parse_one
+from benchmark.clients.toy import PlainDefense, Toy, toy
 from benchmark.disclosure import User
 from benchmark.matching.problem import Backend
 from benchmark.plugins import Attack, Dataset, Defense
@@ -72,7 +72,7 @@ def examine(name: str, registry: Registry) -> Iterator[Finding]:
     Raises:
         UserError: there is no such plugin, or its fields cannot be filled.
     """
-    spec = one(name)
+    spec = parse_one(name)
     for plugin in registry.find(spec.name.partition(":")[0]):
         budgeted = plugin.kind == "attack" and "evaluations" in config.field_names(load(plugin))
         _, instance = registry.create(plugin.kind, spec, {"evaluations": BUDGET} if budgeted else {})
@@ -117,7 +117,7 @@ def _is_open(name: str) -> bool:
 
 def _observations(attack: Attack) -> tuple[Toy, list[Observation]]:
     scene = toy()
-    return scene, [scene.observe(Exposed())]
+    return scene, [scene.observe(PlainDefense())]
 
 
 def _run(attack: Attack, observations: Sequence[Observation], seed: int = 1) -> list[Reconstruction]:
@@ -152,7 +152,7 @@ def _returns(plugin: Plugin, attack: Attack) -> str | None:
 
 
 def _returned(attack: Attack, scene: Toy) -> str | None:
-    observations = [scene.observe(Exposed()) for _ in range(2)]
+    observations = [scene.observe(PlainDefense()) for _ in range(2)]
     rebuilt = _run(attack, observations)
     if len(rebuilt) != 2:
         return f"{len(rebuilt)} reconstructions for 2 observations"

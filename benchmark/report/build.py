@@ -9,26 +9,26 @@ from benchmark.experiment.store import Store
 from benchmark.report import figures, tables
 from benchmark.report.leaderboard import leaderboard
 from benchmark.report.publish import FIGURES, publishing
-from benchmark.report.results import Results, read
+from benchmark.report.results import Results, read_results
 from benchmark.report.strongest import strongest
 
 
-def build(store: Store) -> tuple[Results, pd.DataFrame]:
+def build_report(store: Store) -> tuple[Results, pd.DataFrame]:
     """Write `leaderboard.csv`, `.md`, `.tex` and `figures/`. Return the results of the run and its leaderboard.
 
     Raises:
         UserError: the store is not a run directory, no cell has finished, memory runs out, or the report cannot be written.
     """
     store.check()
-    results = read(store)
+    results = read_results(store)
     if results.cells.empty:
         raise UserError("; ".join([f"{store.path} has no finished cell yet", *results.damage]).rstrip("."))
     try:
         table = leaderboard(results)
         best = strongest(results, table)
         with publishing(store.path) as directory:
-            tables.write(results, table, best, directory)
-            figures.write(results, table, best, directory / FIGURES)
+            tables.write_tables(results, table, best, directory)
+            figures.write_figures(results, table, best, directory / FIGURES)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write the report to {store.path}: {reason}; the records are kept") from error

@@ -51,7 +51,7 @@ def psnr_by_images(table: pd.DataFrame, title: str) -> Figure:
     return _with_labels(figure, grid, "images behind an update", "median PSNR (dB) with 95% interval", title)
 
 
-def with_images(table: pd.DataFrame) -> pd.DataFrame:
+def with_image_counts(table: pd.DataFrame) -> pd.DataFrame:
     """Add two columns to the table: `images`, the number of images behind an update, and `practice`, the axes that raise it."""
     words = {"batch_size": "batch", "local_steps": "local steps", "clients": "clients"}
     images = table.batch_size * table.local_steps * table.clients

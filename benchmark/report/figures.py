@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 
 from benchmark.experiment.grid import ORACLE
 from benchmark.report import escape
-from benchmark.report.curves import psnr_by_images, psnr_by_timestep, with_images
+from benchmark.report.curves import psnr_by_images, psnr_by_timestep, with_image_counts
 from benchmark.report.results import IMAGE_KEY, SCENE_COLUMNS, Results, select
 from benchmark.report.strongest import PREFIX
 
@@ -58,7 +58,7 @@ LIGHT_BACKGROUND_DB = 33
 """PSNR in dB above which the colour map is light enough for dark text."""
 
 
-def write(results: Results, table: pd.DataFrame, best: pd.DataFrame, directory: Path) -> list[Path]:
+def write_figures(results: Results, table: pd.DataFrame, best: pd.DataFrame, directory: Path) -> list[Path]:
     """Draw the figures of every scene and return the PNG files.
 
     Args:
@@ -113,7 +113,7 @@ def _figures(results: Results, table: pd.DataFrame, best: pd.DataFrame) -> Itera
             yield from _sheets(samples, winners if many else None, ending, f"{results.title}\n{label}")
             if samples.timestep.nunique() >= MIN_TIMESTEPS_FOR_CURVE:
                 yield f"timesteps-{ending}", psnr_by_timestep(samples, f"{results.title}\n{label}")
-    table = with_images(table)
+    table = with_image_counts(table)
     for key, rows in table.groupby(["dataset", "model", "image_size", "timestep"], sort=False):
         if rows.images.nunique() >= MIN_IMAGE_COUNTS_FOR_CURVE and not rows.control.all():
             label = "{} · {} · {}x{} · t={}".format(*key[:3], *key[2:])

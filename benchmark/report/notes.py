@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from benchmark.evaluation.metrics import measures
-from benchmark.evaluation.statistics import LEVEL, reachable_level
+from benchmark.evaluation.statistics import CONFIDENCE_LEVEL, reachable_level
 from benchmark.experiment.store import Cell, Record
 
 
@@ -32,9 +32,10 @@ def notes_on_samples(samples: pd.DataFrame, group: Sequence[str]) -> list[str]:
     if samples.empty:
         return []
     fewest = int(samples.groupby(list(group), sort=False).source.nunique().min())
-    if reachable_level(fewest) >= LEVEL:
+    if reachable_level(fewest) >= CONFIDENCE_LEVEL:
         return []
-    return [f"With {fewest} photographs an interval of a median covers at most {reachable_level(fewest):.1%}, not {LEVEL:.0%}."]
+    reached = f"{reachable_level(fewest):.1%}"
+    return [f"With {fewest} photographs an interval of a median covers at most {reached}, not {CONFIDENCE_LEVEL:.0%}."]
 
 
 def notes_on_settings(settings: Mapping[str, Any]) -> list[str]:

@@ -58,7 +58,7 @@ class Results:
     floors: frozenset[str] | None = None
 
 
-def read(store: Store) -> Results:
+def read_results(store: Store) -> Results:
     """Read the finished cells of the latest plan. A cell that cannot be read counts as missing, and a note names it.
 
     Raises:

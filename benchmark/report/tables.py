@@ -11,7 +11,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from benchmark.evaluation import metrics
-from benchmark.evaluation.metric import Room, Shown
+from benchmark.evaluation.metric import ColumnWidth, TableColumn
 from benchmark.experiment.grid import ORACLE
 from benchmark.report import escape
 from benchmark.report.notes import notes_on_floors
@@ -64,12 +64,12 @@ def _as_text(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-def _shown_numbers() -> dict[str, Shown]:
+def _shown_numbers() -> dict[str, TableColumn]:
     """Return the readable numbers by heading. A heading shows the better direction and whether an interval follows."""
     return {
         f"{shown.header} {metric.better}{' [95%]' if shown.interval else ''}": shown
         for metric in metrics.METRICS
-        for shown in metric.shown
+        for shown in metric.table_columns
     }
 
 
@@ -86,7 +86,7 @@ def captions(results: Results, table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def write(results: Results, table: pd.DataFrame, best: pd.DataFrame, directory: Path) -> None:
+def write_tables(results: Results, table: pd.DataFrame, best: pd.DataFrame, directory: Path) -> None:
     """Write `leaderboard.csv` with every column, and `leaderboard.md` and `leaderboard.tex` with the readable columns.
 
     The rows of the `strongest` attacks are last in the CSV file, and first in the other two files.
@@ -112,7 +112,7 @@ def _strongest(table: pd.DataFrame, best: pd.DataFrame) -> Iterator[tuple[str, p
             yield f"{STRONGEST} · {' · '.join(map(str, key))} ({_model_description(rows.iloc[0])})", rows
 
 
-def show(results: Results, table: pd.DataFrame) -> None:
+def print_tables(results: Results, table: pd.DataFrame) -> None:
     """Print the readable tables."""
     console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
@@ -138,10 +138,10 @@ def _terminal(defense: str, rows: pd.DataFrame, width: int, footnotes: dict[str,
     printed.add_column("attack", min_width=width, max_width=width, overflow="fold", header_style="dim")
     for name, room in (("budget", 6), ("n ok", 4)):
         printed.add_column(name, justify="right", min_width=room, no_wrap=True, header_style="dim")
-    columns = [shown for shown in _shown_numbers().values() if shown.room]
+    columns = [shown for shown in _shown_numbers().values() if shown.width]
     for shown in columns:
-        justify: JustifyMethod = "left" if shown.room is Room.INTERVAL else "right"
-        printed.add_column(shown.header, justify=justify, min_width=shown.room, no_wrap=True, header_style="dim")
+        justify: JustifyMethod = "left" if shown.width is ColumnWidth.INTERVAL else "right"
+        printed.add_column(shown.header, justify=justify, min_width=shown.width, no_wrap=True, header_style="dim")
     for row in rows.itertuples():
         mark = f" ({footnotes.setdefault(row.reason, len(footnotes) + 1)})" if row.reason else ""
         first, *others = _measurements(row, columns, narrow=True)
@@ -196,19 +196,19 @@ def _latex_row(cells: Sequence[str]) -> str:
     return " & ".join("--" if cell == MISSING else escape.tex(cell) for cell in cells) + r" \\"
 
 
-def _measurements(row: Any, columns: Iterable[Shown], narrow: bool = False) -> list[str]:
+def _measurements(row: Any, columns: Iterable[TableColumn], narrow: bool = False) -> list[str]:
     """Return the numbers of a row as text. If the first has no value, return the status in its place."""
     first, *others = (_number(row, shown, narrow) for shown in columns)
     return [str(row.status) if first == MISSING else first, *others]
 
 
-def _number(row: Any, shown: Shown, narrow: bool) -> str:
+def _number(row: Any, shown: TableColumn, narrow: bool) -> str:
     """Return a number with its interval. In a `narrow` table, only columns with room for an interval show it."""
     value = getattr(row, shown.column)
     if pd.isna(value):
         return MISSING
     bounds = [getattr(row, name) for name in shown.interval or ()]
-    if not bounds or pd.isna(bounds[0]) or (narrow and shown.room is not Room.INTERVAL):
+    if not bounds or pd.isna(bounds[0]) or (narrow and shown.width is not ColumnWidth.INTERVAL):
         return format(value, shown.form)
     return "{} [{}, {}]".format(*(format(number, shown.form) for number in (value, *bounds)))
 

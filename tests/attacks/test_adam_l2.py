@@ -4,7 +4,7 @@ import torch
 from benchmark.attacks.adam_l2 import AdamL2
 from benchmark.attacks.constant_image import ConstantImage
 from benchmark.base.seeds import stream
-from benchmark.clients.toy import Exposed, toy
+from benchmark.clients.toy import PlainDefense, toy
 from benchmark.defenses.private_noise import PrivateNoise
 from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.evaluation.metrics import psnr
@@ -25,7 +25,7 @@ def test_defaults_are_those_that_are_stated():
 
 
 def test_it_is_the_loop_that_one_writes_with_torch(one):
-    seen, evaluations = one.observe(Exposed()), 6
+    seen, evaluations = one.observe(PlainDefense()), 6
     x = torch.randn(seen.batch_shape, generator=stream(3, "attack")).requires_grad_()
     optimiser = torch.optim.Adam([x], lr=0.05)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=evaluations)
@@ -45,8 +45,8 @@ def test_it_is_the_loop_that_one_writes_with_torch(one):
 
 
 def test_it_rises_above_the_floor_slowly(one):
-    rebuilt = run(AdamL2(evaluations=200), one.observe(Exposed()))
-    floor = run(ConstantImage(), one.observe(Exposed()))
+    rebuilt = run(AdamL2(evaluations=200), one.observe(PlainDefense()))
+    floor = run(ConstantImage(), one.observe(PlainDefense()))
     found, least = (psnr(r.images[0].clamp(-1, 1), one.victim.images[0]) for r in (rebuilt, floor))
     assert rebuilt.evaluations == 200
     assert found > least + 0.5

@@ -9,7 +9,7 @@ from benchmark.attacks.dlg import DLG
 from benchmark.attacks.inverting_gradients import InvertingGradients
 from benchmark.attacks.random_guess import RandomGuess
 from benchmark.base.seeds import stream
-from benchmark.clients.toy import Exposed, toy
+from benchmark.clients.toy import PlainDefense, toy
 from benchmark.defenses.private_noise import PrivateNoise
 from benchmark.evaluation.metrics import psnr
 
@@ -22,7 +22,7 @@ def one():
 
 
 def quality(attack, toy_scene, defense=None):
-    seen = toy_scene.observe(defense or Exposed())
+    seen = toy_scene.observe(defense or PlainDefense())
     (rebuilt,) = attack.run([seen], stream(3, "attack"))
     return psnr(rebuilt.images[0].clamp(-1, 1), toy_scene.victim.images[0]), rebuilt
 
@@ -53,7 +53,7 @@ def test_private_noise_is_searched_together_with_the_image(one):
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=repr)
 def test_restarts_share_the_budget_and_never_match_worse_than_their_first(attack, one):
-    seen = one.observe(Exposed())
+    seen = one.observe(PlainDefense())
     single = dataclasses.replace(attack, evaluations=4).run([seen], stream(5, "a"))[0]
     several = dataclasses.replace(attack, evaluations=16, restarts=4).run([seen], stream(5, "a"))[0]
     assert several.evaluations <= 16
@@ -71,7 +71,7 @@ def test_restarts_share_the_budget_and_never_match_worse_than_their_first(attack
     ],
 )
 def test_an_update_that_cannot_be_matched_says_why(attack, spoil, reason, one):
-    seen = one.observe(Exposed())
+    seen = one.observe(PlainDefense())
     (rebuilt,) = attack.run([dataclasses.replace(seen, update=spoil(seen.update))], stream(0, "a"))
     assert reason in rebuilt.diverged and rebuilt.evaluations == 0
 
@@ -90,13 +90,13 @@ def test_impossible_budgets_are_refused(kind, fields, words):
 
 
 def test_a_constant_image_is_the_public_mean_everywhere(one):
-    seen = dataclasses.replace(one.observe(Exposed()), mean_colour=torch.tensor([0.1, -0.2, 0.3]))
+    seen = dataclasses.replace(one.observe(PlainDefense()), mean_colour=torch.tensor([0.1, -0.2, 0.3]))
     (rebuilt,) = ConstantImage().run([seen], stream(0, "a"))
     assert torch.equal(rebuilt.images, torch.tensor([0.1, -0.2, 0.3]).view(1, 3, 1, 1).expand(1, 3, 8, 8))
 
 
 def test_a_random_guess_fills_the_range_and_ignores_the_update(one):
-    seen = one.observe(Exposed())
+    seen = one.observe(PlainDefense())
     (first,) = RandomGuess().run([seen], stream(0, "a"))
     (second,) = RandomGuess().run([dataclasses.replace(seen, update={})], stream(0, "a"))
     assert torch.equal(first.images, second.images)

@@ -10,11 +10,11 @@ from benchmark.attacks.gidm_plus import GIDMPlus
 from benchmark.attacks.prior_sample import PriorSample
 from benchmark.base.seeds import stream
 from benchmark.base.spec import Spec
-from benchmark.clients.toy import Exposed, toy
+from benchmark.clients.toy import PlainDefense, toy
 from benchmark.defenses.near_noise import NearNoise
 from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
 from benchmark.diffusion.loss import parameter_gradient, training_loss
-from benchmark.diffusion.models import build_network, build_schedule, resolve
+from benchmark.diffusion.models import build_network, build_process, resolve_model
 from benchmark.diffusion.sampler import ddim
 from benchmark.evaluation.metrics import psnr
 from benchmark.matching.adam import adam
@@ -63,7 +63,7 @@ def test_the_other_defaults_are_those_that_are_stated():
 
 @pytest.mark.parametrize("preset", ["reference", "tuned"])
 def test_phase_2_never_worsens_the_matching_loss(one, preset):
-    seen = one.observe(Exposed())
+    seen = one.observe(PlainDefense())
     short = {"preset": preset, "sampler_steps": 3}
     phase_1 = run(GIDM(evaluations=4, latent_share=1, **short), seen)
     both = run(GIDM(evaluations=16, latent_share=0.25, **short), seen)
@@ -73,7 +73,7 @@ def test_phase_2_never_worsens_the_matching_loss(one, preset):
 
 
 def test_phase_1_gives_an_image_of_the_sampler_and_phase_2_leaves_it(one):
-    seen = one.observe(Exposed())
+    seen = one.observe(PlainDefense())
     phase_1 = run(GIDM(evaluations=1, latent_share=1, sampler_steps=3), seen)
     z = torch.randn(seen.batch_shape, generator=stream(3, "attack"))
     assert torch.allclose(phase_1.images, ddim(seen.prior.network, seen.prior.schedule, z, 3))
@@ -82,7 +82,7 @@ def test_phase_1_gives_an_image_of_the_sampler_and_phase_2_leaves_it(one):
 
 def test_the_prior_is_held_still_where_it_is_the_attacked_model_itself(one):
     """Were its weights those that the update is a gradient of, that gradient would run through the sampler, too."""
-    seen = one.observe(Exposed())
+    seen = one.observe(PlainDefense())
     assert not any(p.requires_grad for p in seen.prior.network.parameters())
     theirs, granted = seen.prior.network.parameters(), seen.network.parameters()
     assert all(torch.equal(p, q) and p.data_ptr() != q.data_ptr() for p, q in zip(theirs, granted, strict=True))
@@ -96,7 +96,7 @@ def test_the_prior_is_held_still_where_it_is_the_attacked_model_itself(one):
 
 
 def test_without_a_prior_phase_1_is_skipped_and_the_row_says_so(one):
-    seen = dataclasses.replace(one.observe(Exposed()), prior=None)
+    seen = dataclasses.replace(one.observe(PlainDefense()), prior=None)
     rebuilt = run(GIDM(evaluations=6), seen)
     assert rebuilt.evaluations == 6 and rebuilt.note == "phase 1 skipped: no prior is granted"
     assert run(GIDM(evaluations=6, latent_share=0), seen).note == ""
@@ -105,12 +105,12 @@ def test_without_a_prior_phase_1_is_skipped_and_the_row_says_so(one):
 
 def test_phase_1_alone_never_touches_a_pixel(one, monkeypatch):
     monkeypatch.setattr(GIDM, "_phase_2", None)
-    rebuilt = run(GIDM(preset="tuned", evaluations=30, latent_share=1, sampler_steps=2), one.observe(Exposed()))
+    rebuilt = run(GIDM(preset="tuned", evaluations=30, latent_share=1, sampler_steps=2), one.observe(PlainDefense()))
     assert rebuilt.images.abs().max() <= 1
 
 
 def test_a_small_budget_still_has_both_phases(one, monkeypatch):
-    seen, spent = one.observe(Exposed()), []
+    seen, spent = one.observe(PlainDefense()), []
     search = gidm.match
     monkeypatch.setattr(gidm, "match", lambda tasks, *more: spent.append(tasks[0].evaluations) or search(tasks, *more))
     run(GIDM(preset="tuned", evaluations=4, sampler_steps=2), seen)
@@ -123,16 +123,16 @@ def test_gidm_plus_names_no_timestep_where_it_learned_none(one):
 
 
 def test_tuned_pixels_recover_an_image(one):
-    seen = one.observe(Exposed())
+    seen = one.observe(PlainDefense())
     rebuilt = run(GIDM(preset="tuned", evaluations=120, latent_share=0), seen)
     assert psnr(rebuilt.images[0].clamp(-1, 1), one.victim.images[0]) > 30
 
 
 def test_gidm_plus_finds_a_private_timestep_and_reports_its_noise():
     """On a preset: the toy's time embedding has four numbers, in which a thousand timesteps are not told apart."""
-    model = resolve(Spec("tiny:trained"))
+    model = resolve_model(Spec("tiny:trained"))
     scene = toy(size=16, batch=1)
-    scene = dataclasses.replace(scene, network=build_network(model, 0), schedule=build_schedule(model))
+    scene = dataclasses.replace(scene, network=build_network(model, 0), schedule=build_process(model))
     seen = scene.observe(PrivateNoiseTimestep())
     assert seen.timesteps is None and seen.noise is None
     rebuilt = run(GIDMPlus(evaluations=60, joint_share=0.9), seen)
@@ -152,7 +152,7 @@ def test_gidm_plus_starts_from_nothing_of_the_truth():
 
 
 def test_gidm_plus_uses_what_is_granted(one):
-    seen = one.observe(Exposed())
+    seen = one.observe(PlainDefense())
     rebuilt = run(GIDMPlus(evaluations=120), seen)
     assert rebuilt.timesteps is None and rebuilt.noise is None
     assert psnr(rebuilt.images[0].clamp(-1, 1), one.victim.images[0]) > 30
@@ -170,13 +170,13 @@ def test_near_noise_is_near_and_says_how_near(one):
 
 
 def test_near_noise_protects_no_more_than_none(one):
-    close, exact = one.observe(NearNoise()), one.observe(Exposed())
+    close, exact = one.observe(NearNoise()), one.observe(PlainDefense())
     found = [psnr(run(DLG(evaluations=150), seen).images[0].clamp(-1, 1), one.victim.images[0]) for seen in (close, exact)]
     assert min(found) > 35
 
 
 def test_prior_samples_read_nothing_of_the_update(one):
-    seen = one.observe(Exposed())
+    seen = one.observe(PlainDefense())
     other = dataclasses.replace(seen, update={name: -value for name, value in seen.update.items()})
     a, b = run(PriorSample(steps=3), seen), run(PriorSample(steps=3), other)
     assert torch.equal(a.images, b.images) and a.evaluations == 0

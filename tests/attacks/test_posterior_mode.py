@@ -7,7 +7,7 @@ import torch
 from benchmark.attacks.constant_image import ConstantImage
 from benchmark.attacks.posterior_mode import PosteriorMode
 from benchmark.base.seeds import stream
-from benchmark.clients.toy import Exposed, toy
+from benchmark.clients.toy import PlainDefense, toy
 from benchmark.defenses.dp_sgd import DPSGD
 from benchmark.defenses.private_noise import PrivateNoise
 from benchmark.diffusion.loss import parameter_gradient, training_loss
@@ -45,7 +45,7 @@ def test_defaults_are_those_that_are_stated():
 
 
 def test_without_noise_it_recovers_the_image(one):
-    seen = one.observe(Exposed())
+    seen = one.observe(PlainDefense())
     rebuilt, floor = run(PosteriorMode(evaluations=110), seen), run(ConstantImage(), seen)
     found, least = (psnr(r.images[0].clamp(-1, 1), one.victim.images[0]) for r in (rebuilt, floor))
     assert rebuilt.evaluations <= 110
@@ -54,13 +54,13 @@ def test_without_noise_it_recovers_the_image(one):
 
 
 def test_it_matches_the_better_the_more_the_update_is_trusted(one):
-    seen = one.observe(Exposed())
+    seen = one.observe(PlainDefense())
     losses = [matching_loss(seen, run(PosteriorMode(evaluations=50), told(seen, std)).images) for std in (1e-3, 1e-2, 1e-1)]
     assert losses == sorted(losses) and losses[0] < 0.1 * losses[-1]
 
 
 def test_where_the_noise_drowns_everything_the_update_is_ignored(one):
-    seen = told(one.observe(Exposed()), 1e6)
+    seen = told(one.observe(PlainDefense()), 1e6)
     other = dataclasses.replace(seen, update={name: -value for name, value in seen.update.items()})
     first, second = (run(PosteriorMode(evaluations=12), s).images for s in (seen, other))
     torch.testing.assert_close(first, second, atol=1e-3, rtol=0)
@@ -68,7 +68,7 @@ def test_where_the_noise_drowns_everything_the_update_is_ignored(one):
 
 def test_a_clipped_update_is_matched_as_the_client_clips(one):
     """Without clipping no image would explain an update this short; with it, clipping alone protects nothing."""
-    norm = sum(value.square().sum() for value in one.observe(Exposed()).update.values()).sqrt().item()
+    norm = sum(value.square().sum() for value in one.observe(PlainDefense()).update.values()).sqrt().item()
     seen = one.observe(DPSGD(noise_multiplier=0, clip=norm / 4))
     rebuilt = run(PosteriorMode(evaluations=110), seen)
     floor = run(ConstantImage(), seen)
@@ -85,7 +85,7 @@ def test_private_noise_is_searched_with_its_own_density(one):
 
 
 def test_victims_under_different_disclosures_are_attacked_as_alone(one):
-    seen = [told(one.observe(Exposed()), std) for std in (1e-3, 1e-1)]
+    seen = [told(one.observe(PlainDefense()), std) for std in (1e-3, 1e-1)]
     attack = PosteriorMode(evaluations=9)
     together = attack.run(seen, stream(3, "attack"))
     for both, alone in zip(together, seen, strict=True):
@@ -99,7 +99,7 @@ def test_impossible_fields_are_refused(fields, reason):
 
 
 def test_the_prior_has_a_say(one):
-    seen = told(one.observe(Exposed()), 1e-2)
+    seen = told(one.observe(PlainDefense()), 1e-2)
     assert seen.prior is not None
     blank = copy.deepcopy(seen.prior.network)
     for parameter in blank.parameters():

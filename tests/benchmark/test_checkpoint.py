@@ -9,10 +9,10 @@ from diffusers import DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscr
 from safetensors.torch import load_file, save_file
 
 from benchmark.base.errors import UserError
-from benchmark.base.spec import Spec, one
+from benchmark.base.spec import Spec, parse_one
 from benchmark.cli import main
 from benchmark.clients.toy import toy
-from benchmark.diffusion.models import build_network, build_schedule, resolve
+from benchmark.diffusion.models import build_network, build_process, resolve_model
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -50,8 +50,8 @@ def tensors(model, change):
 
 def used(model):
     """What every entry point does before it runs anything."""
-    chosen = resolve(Spec(str(model)))
-    return build_network(chosen, 0), build_schedule(chosen)
+    chosen = resolve_model(Spec(str(model)))
+    return build_network(chosen, 0), build_process(chosen)
 
 
 def refused(model, words):
@@ -199,7 +199,7 @@ def test_the_process_beside_a_unet_is_read_from_the_unets_own_folder_too(model, 
     refused(model / "unet", "whose process is not known to be the process of DDPM")
     monkeypatch.chdir(model / "unet")
     with pytest.raises(UserError, match="whose process is not known"):
-        resolve(one("./[prediction=epsilon]"))
+        resolve_model(parse_one("./[prediction=epsilon]"))
 
 
 def test_a_sampler_in_continuous_time_is_refused(model):  # F2
@@ -244,7 +244,7 @@ def test_a_noise_schedule_that_is_none_is_refused(model, changes, words):  # F12
 def test_zero_terminal_signal_is_allowed_and_remarked_where_noise_is_predicted(model, prediction, remarks):  # F12
     edit(model / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True, prediction_type=prediction)
     assert used(model)[1].level[-1] == 0
-    assert len(resolve(Spec(str(model))).remarks) == remarks
+    assert len(resolve_model(Spec(str(model))).remarks) == remarks
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_every_entry_point_refuses_before_it_runs(model, tmp_path, capsys):
 
 def test_a_prior_is_checked_like_the_model(model):
     tensors(model, lambda t: {k: v for k, v in t.items() if k != "conv_out.bias"})
-    prior = resolve(one(f"{toy_model(model)}[prior={model}]")).prior
+    prior = resolve_model(parse_one(f"{toy_model(model)}[prior={model}]")).prior
     with pytest.raises(UserError, match="lack"):
         build_network(prior, 0)
 

@@ -15,8 +15,8 @@ from benchmark.evaluation import statistics
 from benchmark.experiment.records import checksum
 from benchmark.experiment.store import SCHEMA_VERSION, DamagedCell, Store
 from benchmark.report import figures
-from benchmark.report.build import build
-from benchmark.report.results import read
+from benchmark.report.build import build_report
+from benchmark.report.results import read_results
 from tests.benchmark.stores import ABC, PRIVACY, add, identity_of, image_sample, record
 
 
@@ -24,7 +24,7 @@ from tests.benchmark.stores import ABC, PRIVACY, add, identity_of, image_sample,
 def undrawn(monkeypatch):
     """No figures and short bootstraps, since whole ones take seconds."""
     monkeypatch.setattr(statistics, "BOOTSTRAP_RESAMPLES", 20)
-    monkeypatch.setattr(figures, "write", lambda results, table, best, directory: [])
+    monkeypatch.setattr(figures, "write_figures", lambda results, table, best, directory: [])
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_changed_byte_makes_the_cell_missing_and_the_report_names_the_file(run
     assert "its checksum differs" in capsys.readouterr().err
     with run.writing():
         add(run, "strong", [40.0] * 4)
-    assert run.record(STRONG) is not None and not read(run).damage
+    assert run.record(STRONG) is not None and not read_results(run).damage
 
 
 RECORD_DAMAGE = [
@@ -110,7 +110,7 @@ def test_a_record_of_another_form_is_a_missing_one(run, place, value):
     assert run.record(STRONG) is None
     with pytest.raises(DamagedCell):
         run.read(STRONG)
-    results = read(run)
+    results = read_results(run)
     assert len(results.cells) == 2 and STRONG in results.damage[0]
 
 
@@ -173,7 +173,7 @@ def test_columns_values_and_sizes_of_samples_are_checked(run):  # R2
     for table in damaged:
         forge(cell, table)
         assert run.record(STRONG) is None
-        assert len(read(run).cells) == 2
+        assert len(read_results(run).cells) == 2
 
 
 def test_two_records_of_one_place_and_an_identity_twice_count_once(run):  # T3
@@ -181,7 +181,7 @@ def test_two_records_of_one_place_and_an_identity_twice_count_once(run):  # T3
     with run.writing():
         run.save(record(copy, config=run.record(STRONG).config, n_total=4), [image_sample(i) for i in range(4)])
         run.save_plan("A title", 30.0, {}, [*run.plan()["cells"], STRONG, copy])
-    results = read(run)
+    results = read_results(run)
     assert results.planned == 4 and len(results.cells) == 3
     assert copy in results.damage[0] and STRONG in results.damage[0]
     assert main(["report", str(run.path)]) == main(["compare", str(run.path), "strong", "random_guess"]) == 0
@@ -190,10 +190,10 @@ def test_two_records_of_one_place_and_an_identity_twice_count_once(run):  # T3
 def test_many_damaged_cells_are_one_sentence_a_kind(run):
     for identity in run.plan()["cells"]:
         (run.cells / identity / "samples.parquet").write_bytes(b"PAR1")
-    (sentence,) = read(run).damage
+    (sentence,) = read_results(run).damage
     assert "and 2 more cannot be read" in sentence
     with pytest.raises(UserError, match="no finished cell yet; cells/.* and 2 more cannot be read"):
-        build(run)
+        build_report(run)
 
 
 @pytest.mark.parametrize("error", [MemoryError("bad_alloc"), pyarrow.lib.ArrowMemoryError("malloc of size 64 failed")])  # R4
@@ -205,7 +205,7 @@ def test_scarce_memory_is_no_damage(run, monkeypatch, error):
     with pytest.raises(MemoryError):
         run.record(STRONG)
     with pytest.raises(UserError, match="memory does not suffice"):
-        build(run)
+        build_report(run)
 
 
 def test_whatever_text_and_integer_an_attack_reports_can_be_saved(tmp_path, undrawn):  # R6

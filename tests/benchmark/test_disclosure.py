@@ -36,7 +36,7 @@ class Dropping(Defense):
 def test_a_new_parameter_is_used_voided_and_ordered_as_its_declaration_says():
     assert More.used_by(User.DISTANCE) == PublicParameters.used_by(User.DISTANCE) | {"dropped_share"}
     assert Dropping().public(Scenario()).disclosed == {"dropped_share"}
-    assert Dropping().public(Scenario()).of_aggregate().disclosed == set()
+    assert Dropping().public(Scenario()).for_aggregate().disclosed == set()
     stack({"dropping": Dropping(), "quantisation": Quantisation()})
     with pytest.raises(UserError, match="'clipping' acts before 'dropping'"):
         stack({"dropping": Dropping(), "clipping": Clipping()})
@@ -56,15 +56,15 @@ def test_a_parameter_without_a_user_or_without_a_declaration_is_an_error():
 
 def test_what_describes_a_clients_own_update_does_not_describe_the_mean():
     everything = PublicParameters(**{field.name: 1 for field in fields(PublicParameters)})
-    void = everything.disclosed - everything.of_aggregate().disclosed
+    void = everything.disclosed - everything.for_aggregate().disclosed
     assert void >= {"kept_share", "update_clip_norm", "gaussian_ratio", "laplace_ratio", "bits"}
     assert void == {field.name for field in fields(PublicParameters) if declaration(field).scope is Scope.CLIENT}
 
 
 def test_a_granted_timestep_implies_its_range_and_nothing_else():
     public = PublicParameters(least_timestep=500, bits=8)
-    assert public.telling(timestep_private=True) == {"least_timestep", "bits"}
-    assert public.telling(timestep_private=False) == {"bits"}
+    assert public.informative(timestep_private=True) == {"least_timestep", "bits"}
+    assert public.informative(timestep_private=False) == {"bits"}
 
 
 def test_releases_are_those_of_the_parameters_that_apply():

@@ -12,9 +12,9 @@ from matplotlib import pyplot as plt
 from benchmark.evaluation import statistics
 from benchmark.experiment.store import Store
 from benchmark.report import escape, figures, tables
-from benchmark.report.build import build
+from benchmark.report.build import build_report
 from benchmark.report.leaderboard import leaderboard
-from benchmark.report.results import read
+from benchmark.report.results import read_results
 from tests.benchmark.stores import add, config
 
 HOSTILE = [
@@ -108,9 +108,9 @@ def hostile(path, texts):
 
 def test_tables_on_hostile_names_are_written_in_every_format(tmp_path, capsys, monkeypatch):  # F18, R6
     monkeypatch.setattr(statistics, "BOOTSTRAP_RESAMPLES", 20)
-    monkeypatch.setattr(figures, "write", lambda *arguments: [])
+    monkeypatch.setattr(figures, "write_figures", lambda *arguments: [])
     run = hostile(tmp_path, HOSTILE)
-    tables.show(*build(run))
+    tables.print_tables(*build_report(run))
     assert "\x1b" not in capsys.readouterr().out
     rows = list(csv.reader(io.StringIO((run.path / "leaderboard.csv").read_text())))
     assert not any(cell.startswith(("=", "@", "\t")) for row in rows for cell in row)
@@ -126,8 +126,8 @@ def test_tables_on_hostile_names_are_written_in_every_format(tmp_path, capsys, m
 
 def test_figures_on_hostile_names_are_drawn(tmp_path, monkeypatch):  # F18, R6
     monkeypatch.setattr(statistics, "BOOTSTRAP_RESAMPLES", 20)
-    results, table = (run := read(hostile(tmp_path, ["\x1b\n\ud800 😀 写 $x", "x" * 10_000]))), leaderboard(run)
-    figures.write(results, table, table[:0], tmp_path / "figures")
+    results, table = (run := read_results(hostile(tmp_path, ["\x1b\n\ud800 😀 写 $x", "x" * 10_000]))), leaderboard(run)
+    figures.write_figures(results, table, table[:0], tmp_path / "figures")
     assert len(list((tmp_path / "figures").iterdir())) == 2 * 3 * 2
 
 
@@ -136,19 +136,19 @@ def floors(tmp_path, psnr):
     with store.writing():
         cells = [add(store, "oracle", [100.0] * 4), add(store, "constant_image", psnr), add(store, "strong", [40.0] * 4)]
         store.save_plan("A title", 30.0, {}, cells)
-    results = read(store)
+    results = read_results(store)
     return results, leaderboard(results)
 
 
 @pytest.mark.parametrize(("psnr", "share"), [([50.0] * 4, "100%"), ([50.0, 10.0, 10.0, 10.0], "25%")])  # F11
 def test_a_floor_that_itself_succeeds_is_said_below_every_table(tmp_path, capsys, monkeypatch, psnr, share):
-    monkeypatch.setattr(figures, "write", lambda *arguments: [])
+    monkeypatch.setattr(figures, "write_figures", lambda *arguments: [])
     results, table = floors(tmp_path, psnr)
     said = f"constant_image itself reaches 30 dB for {share} of the images of pictures"
     assert [line for line in tables.captions(results, table) if said in line and "success says nothing there" in line]
     assert not [line for line in tables.captions(results, table) if line.startswith(("oracle", "strong"))]
-    build(Store(tmp_path))
-    tables.show(results, table)
+    build_report(Store(tmp_path))
+    tables.print_tables(results, table)
     for text in (
         (tmp_path / "leaderboard.md").read_text(),
         (tmp_path / "leaderboard.tex").read_text(),
@@ -170,7 +170,7 @@ def test_remarks_of_data_set_and_model_stand_once_below_the_tables(tmp_path):
             changed["dataset"]["remarks"], changed["model"]["remarks"] = ["Three files were passed over."], ["Zero SNR."]
             cells.append(add(store, attack, [40.0] * 4, config=changed))
         store.save_plan("A title", 30.0, {}, cells)
-    assert [note for note in read(store).notes if note in ("Three files were passed over.", "Zero SNR.")] == [
+    assert [note for note in read_results(store).notes if note in ("Three files were passed over.", "Zero SNR.")] == [
         "Three files were passed over.",
         "Zero SNR.",
     ]

@@ -3,7 +3,7 @@ import torch
 
 from benchmark.base.seeds import stream
 from benchmark.clients.federation import draw_victim, image_counts
-from benchmark.clients.toy import Exposed
+from benchmark.clients.toy import PlainDefense
 from benchmark.diffusion.loss import training_loss
 from benchmark.plugins import ClientStep, Picture
 from benchmark.scenario import Scenario
@@ -60,7 +60,7 @@ def test_poisson_batches_have_the_binomial_sizes_and_are_never_empty():
 
 
 def test_what_is_granted_is_exactly_the_truth_and_the_rest_is_public(scene):
-    seen = scene.observe(Exposed())
+    seen = scene.observe(PlainDefense())
     assert torch.equal(seen.timesteps, scene.victim.timesteps)
     assert torch.equal(seen.noise, scene.victim.noise)
     assert seen.batch_shape == tuple(scene.victim.images.shape)

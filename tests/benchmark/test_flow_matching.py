@@ -10,14 +10,14 @@ from benchmark.attacks.dlg import DLG
 from benchmark.attacks.prior_sample import PriorSample
 from benchmark.base.errors import UserError
 from benchmark.base.seeds import stream
-from benchmark.base.spec import Spec, one
-from benchmark.clients.federation import Granted, Round, draw_victim, observe
-from benchmark.clients.toy import Exposed, toy
+from benchmark.base.spec import Spec, parse_one
+from benchmark.clients.federation import AttackerKnowledge, Round, draw_victim, observe
+from benchmark.clients.toy import PlainDefense, toy
 from benchmark.datasets.photos import Photos
 from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
 from benchmark.diffusion.conventions import Convention
 from benchmark.diffusion.families.unet2d import UNet2D
-from benchmark.diffusion.models import build_network, build_schedule, build_scheduler, resolve
+from benchmark.diffusion.models import build_network, build_process, build_scheduler, resolve_model
 from benchmark.diffusion.sampler import ddim
 from benchmark.diffusion.schedulers import read_process
 from benchmark.diffusion.training import Recipe, Training, publish
@@ -42,17 +42,21 @@ def trained(tmp_path_factory):
         losses.append(training.loss)
     out = tmp_path_factory.mktemp("flow")
     publish(training, scheduler, out, {"steps": 41})
-    return losses, resolve(Spec(str(out)))
+    return losses, resolve_model(Spec(str(out)))
 
 
 def attacked(model, attack, defense):
     """What an attack makes of one photograph, and its PSNR."""
-    network, schedule = build_network(model, 0), build_schedule(model)
+    network, schedule = build_network(model, 0), build_process(model)
     scenario = Scenario(batch_size=1, image_size=SIZE, timesteps=300)
     victim = draw_victim(Photos().victims(1, SIZE, stream(0, "victim")), scenario, schedule, stream(0, "noise"))
     trained, prior = Round(network, schedule, victim, scenario), Prior(network, schedule)
     seen = observe(
-        trained, defense, Granted(network, torch.zeros(3), PublicParameters(), prior), stream(0, "defense"), stream(0, "order")
+        trained,
+        defense,
+        AttackerKnowledge(network, torch.zeros(3), PublicParameters(), prior),
+        stream(0, "defense"),
+        stream(0, "order"),
     )
     (found,) = attack.run([seen], stream(0, "attack"))
     return found, psnr(found.images[0].clamp(-1, 1), victim.images[0])
@@ -64,14 +68,14 @@ def test_the_loss_falls(trained):
 
 
 def test_what_is_written_is_flow_matching_again(trained):
-    schedule = build_schedule(trained[1])
+    schedule = build_process(trained[1])
     assert schedule.prediction_type == "flow_prediction"
     assert torch.allclose(schedule.noise, torch.arange(1, 1001) / 1000) and torch.allclose(schedule.signal, 1 - schedule.noise)
     assert torch.equal(build_network(trained[1], 0).times, schedule.times)
 
 
 def test_an_image_whose_noise_is_known_is_rebuilt_above_the_floor(trained):
-    (_, quality), (_, floor) = (attacked(trained[1], attack, Exposed()) for attack in (DLG(), ConstantImage()))
+    (_, quality), (_, floor) = (attacked(trained[1], attack, PlainDefense()) for attack in (DLG(), ConstantImage()))
     assert quality > floor + 10
 
 
@@ -82,12 +86,12 @@ def test_private_noise_and_timestep_hide_nothing_from_activations(trained):
 
 
 def test_the_prior_is_sampled(trained):
-    found, _ = attacked(trained[1], PriorSample(steps=4), Exposed())
+    found, _ = attacked(trained[1], PriorSample(steps=4), PlainDefense())
     assert found.images.isfinite().all() and found.images.abs().max() <= 1
 
 
 def test_steps_that_clip_nothing_are_those_of_diffusers(trained):
-    process = build_schedule(trained[1])
+    process = build_process(trained[1])
     scheduler = FlowMatchEulerDiscreteScheduler(process.steps)
     scheduler.set_timesteps(process.steps)
     z = 0.1 * torch.randn(1, 3, SIZE, SIZE, generator=stream(0, "z"))
@@ -109,8 +113,8 @@ def test_the_network_is_fed_the_timesteps_of_the_scheduler(trained):
 
 
 def test_a_preset_trains_by_flow_matching_where_its_brackets_say_so():
-    model = resolve(one("tiny[prediction=flow_prediction,steps=16]"))
+    model = resolve_model(parse_one("tiny[prediction=flow_prediction,steps=16]"))
     assert isinstance(build_scheduler(model), FlowMatchEulerDiscreteScheduler)
     assert torch.equal(build_network(model, 0).times, torch.arange(1, 17).float())
     with pytest.raises(UserError, match="flow_prediction has no schedule cosine"):
-        resolve(one("tiny[prediction=flow_prediction,schedule=cosine]"))
+        resolve_model(parse_one("tiny[prediction=flow_prediction,schedule=cosine]"))

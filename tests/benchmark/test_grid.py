@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmark.base.errors import UserError
-from benchmark.base.spec import expand, one, split
+from benchmark.base.spec import expand, parse_one, split
 from benchmark.experiment import grid as grids
-from benchmark.experiment.grid import Grid, read, shipped
+from benchmark.experiment.grid import Grid, packaged_grids, read_grid
 from benchmark.experiment.plan import plan
 from benchmark.registry import Registry, load
 from benchmark.scenario import Scenario, label
@@ -34,15 +34,15 @@ def identities(grid, registry, device="cpu"):
     return {(c.attack_label, c.defense_label, c.trial): c.identity for c in plan(grid, registry, device)}
 
 
-@pytest.mark.parametrize("name", sorted(shipped()))
+@pytest.mark.parametrize("name", sorted(packaged_grids()))
 def test_every_shipped_grid_can_be_planned(name, registry, monkeypatch):
     for published in ("cifar10", "cifar100", "celeba_hq", "lsun_bedroom"):  # their files are not here
         dataset = load(registry.get("dataset", published))
         for method, answer in (("fingerprint", "files"), ("contents", None), ("remarks", ())):
             monkeypatch.setattr(dataset, method, lambda self, answer=answer: answer)
-    cells = plan(read(name), registry, "cpu")
+    cells = plan(read_grid(name), registry, "cpu")
     quick = max(cell.budget for cell in cells) < 1000 and any(cell.defense_label != "none" for cell in cells)
-    assert not quick or "no evidence of protection" in read(name).title
+    assert not quick or "no evidence of protection" in read_grid(name).title
 
 
 def test_controls_and_the_ceiling_stand_in_every_grid(registry):
@@ -204,7 +204,7 @@ def test_a_path_that_exists_is_taken_whole(registry, pictures, monkeypatch):  # 
     (pictures / "mod,el").mkdir()
     assert split("photos,folder:com,ma [2],faces") == ["photos", "folder:com,ma [2]", "faces"]
     assert split(f"tiny,{pictures}/mod,el,small") == ["tiny", f"{pictures}/mod,el", "small"]
-    assert one("folder:com,ma [2]").name == "folder:com,ma [2]"
+    assert parse_one("folder:com,ma [2]").name == "folder:com,ma [2]"
     (spec,) = expand([f"{pictures}/mod,el[steps=10]"])
     assert (spec.name, spec.params) == (f"{pictures}/mod,el", (("steps", "10"),))
     assert split("folder:com,ma") == ["folder:com", "ma"], "it does not exist"
@@ -304,14 +304,14 @@ def test_a_mistake_is_found_before_anything_runs(change, words, tmp_path, regist
     path = tmp_path / "g.yaml"
     path.write_text(yaml.safe_dump({**GOOD, "scenarios": [{}], **change}))
     with pytest.raises(UserError, match=words) as error:
-        plan(read(str(path)), registry, "cpu")
+        plan(read_grid(str(path)), registry, "cpu")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("name", "words"), [("defalt", "did you mean 'default'"), ("no.yaml", "grid: cannot read no.yaml")])
 def test_a_grid_that_is_not_there(name, words):
     with pytest.raises(UserError, match=words):
-        read(name)
+        read_grid(name)
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1", "", "\t"])
@@ -319,7 +319,7 @@ def test_a_file_that_is_no_grid(tmp_path, text):
     path = tmp_path / "g.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as error:
-        read(str(path))
+        read_grid(str(path))
     assert "\n" not in str(error.value)
 
 

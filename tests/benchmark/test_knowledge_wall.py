@@ -12,7 +12,7 @@ from benchmark.base.seeds import seed, stream
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
 from benchmark.experiment.store import Status
-from benchmark.matching.problem import gaussian, unknowns
+from benchmark.matching.problem import gaussian_start, start_variables
 from benchmark.registry import Plugin, Registry
 from benchmark.registry.contract import RULES
 from benchmark.types import Capability
@@ -109,7 +109,10 @@ def test_streams_of_victim_defense_and_attack_differ(cells, monkeypatch):
 def test_a_start_does_not_depend_on_the_private_noise(cells):
     """The reference code starts the "unknown" noise at the true one; here two victims' starts depend on the stream alone."""
     _, (first, second) = play(cells["dlg", "private_noise"])
-    a, b = (unknowns(seen, gaussian(seen, draws), draws) for seen, draws in ((first, stream(0, "s")), (second, stream(0, "s"))))
+    a, b = (
+        start_variables(seen, gaussian_start(seen, draws), draws)
+        for seen, draws in ((first, stream(0, "s")), (second, stream(0, "s")))
+    )
     assert set(a) == {"x_0", "eps"}
     assert all(torch.equal(a[name], b[name]) for name in a)
 

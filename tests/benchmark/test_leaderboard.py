@@ -7,10 +7,10 @@ import pytest
 
 from benchmark.experiment.store import Status, Store
 from benchmark.report import curves, figures, tables
-from benchmark.report.build import build
+from benchmark.report.build import build_report
 from benchmark.report.compare import paired_difference
 from benchmark.report.leaderboard import leaderboard
-from benchmark.report.results import read
+from benchmark.report.results import read_results
 from benchmark.report.strongest import strongest
 from tests.benchmark.stores import CONTROLS, PRIVACY, add, identity_of, image_sample
 
@@ -46,7 +46,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def table(run):
-    return leaderboard(read(run))
+    return leaderboard(read_results(run))
 
 
 def row(table, attack, defense="none"):
@@ -78,7 +78,7 @@ def test_a_floor_that_was_skipped_is_not_missing(run):
         skipped = add(run, "prior_sample", [], status=Status.SKIPPED, reason="needs a prior")
         failed = add(run, "prior_sample", [], status=Status.FAILED, reason="broke", defense="strict", knows="weights")
         run.save_plan("A title", 30.0, {}, [*run.plan()["cells"], skipped, failed])
-    table = leaderboard(read(run))
+    table = leaderboard(read_results(run))
     assert row(table, "strong")["psnr_gain"] == np.median([30.0, 38.0, 46.0, 4.0])
     assert math.isnan(row(table, "strong", "strict")["psnr_gain"]), "a floor that failed is missing"
 
@@ -103,7 +103,7 @@ def test_trials_are_pooled_and_their_worst_status_shows(run):
             add(run, "strong", [], trial=1, status=Status.TIMEOUT, reason="gave up after 5 s"),
         ]
         run.save_plan("A title", 30.0, {}, cells)
-    strong = row(leaderboard(read(run)), "strong")
+    strong = row(leaderboard(read_results(run)), "strong")
     assert (strong["status"], strong["reason"]) == ("timeout", "gave up after 5 s")
     assert (strong["n_ok"], strong["n_total"], strong["success_rate"]) == (4, 8, 0.5)
     assert strong["success_ci_low"] < 0.5 < strong["success_ci_high"] < 1
@@ -118,16 +118,16 @@ def test_the_realistic_setting_comes_first_and_the_best_attack_leads_its_defense
 
 
 def test_a_paired_difference_pairs_by_image(run):
-    found = paired_difference(read(run), "strong", "constant_image").set_index("defense")
+    found = paired_difference(read_results(run), "strong", "constant_image").set_index("defense")
     assert found.difference["none"] == np.median([30.0, 38.0, 46.0, 4.0])
     assert found.difference["strict"] == 0.0
     assert (found.ci_low <= found.difference).all() and (found.difference <= found.ci_high).all()
-    opposite = paired_difference(read(run), "constant_image", "strong").set_index("defense")
+    opposite = paired_difference(read_results(run), "constant_image", "strong").set_index("defense")
     assert opposite.difference["none"] == -found.difference["none"]
 
 
 def test_tables_and_figures_are_written_and_say_what_they_must(run):
-    build(run)
+    build_report(run)
     markdown, latex = (run.path / "leaderboard.md").read_text(), (run.path / "leaderboard.tex").read_text()
     for text in (markdown, latex):
         assert "A title" in text and "Unfinished: 10 of 11" in text and "no weights" in text
@@ -144,7 +144,7 @@ def test_tables_and_figures_are_written_and_say_what_they_must(run):
 
 
 def test_figures_show_each_number_of_the_table(run, table):
-    results = read(run)
+    results = read_results(run)
     with figures.plt.rc_context(figures.STYLE):
         texts = [t.get_text() for t in figures.heat_map(table, "title").axes[0].texts]
     assert "45.0" in texts and "skipped" in texts and "90.0\n1/4" in texts and "failed\n0/4" in texts
@@ -157,7 +157,7 @@ def test_figures_show_each_number_of_the_table(run, table):
 
 
 def test_the_strongest_attack_under_each_defense_is_a_row_that_names_it(run, table):
-    best = strongest(read(run), table)
+    best = strongest(read_results(run), table)
     assert list(best.columns) == list(table.columns)
     won = row(best, "strongest:strong")
     assert won["psnr_gain"] == row(table, "strong")["psnr_gain"]
@@ -171,13 +171,13 @@ def test_what_an_attack_lost_counts_as_its_floor_where_the_strongest_is_chosen(r
         cells = [add(run, "constant_image", [10.0] * 4), add(run, "random_guess", [8.0] * 4)]
         cells += [add(run, "fragile", [90.0, None, None, None]), add(run, "steady", [11.0] * 4)]
         run.save_plan("A title", 30.0, {}, cells)
-    results = read(run)
+    results = read_results(run)
     (best,) = strongest(results, leaderboard(results)).to_dict("records")
     assert best["attack"] == "strongest:steady" and best["psnr_gain"] == 1.0
 
 
 def test_the_strongest_attack_heads_the_tables_and_has_a_figure(run):
-    build(run)
+    build_report(run)
     assert "strongest:strong" in (run.path / "leaderboard.csv").read_text()
     assert (run.path / "leaderboard.md").read_text().index("strongest:strong") < 2000
     assert list((run.path / "figures").glob("protection-*.pdf"))
@@ -193,7 +193,7 @@ def test_many_defenses_lie_below_each_other(table):
 
 
 def test_where_timesteps_differ_every_image_stands_over_its_own(run):
-    samples = read(run).samples
+    samples = read_results(run).samples
     assert set(samples.timestep) == {200}  # of the image, not the scenario's text
     samples = samples.assign(timestep=[100 * i for i in range(len(samples))])
     figure = curves.psnr_by_timestep(samples, "title")
@@ -215,7 +215,7 @@ def test_a_curve_over_the_images_behind_an_update_joins_one_practice(table):
         scene(4, batch_size=4),
         scene(8, local_steps=8, scenario="8x8 lr=0.1 order known"),
     ]
-    joined = curves.with_images(pd.concat(scenes, ignore_index=True))
+    joined = curves.with_image_counts(pd.concat(scenes, ignore_index=True))
     assert list(joined.images.unique()) == [1, 2, 4, 8]
     figure = curves.psnr_by_images(joined[joined.attack.isin(["strong", "constant_image"])], "title")
     lines = {text.get_text() for text in figure.legends[0].texts}
@@ -229,7 +229,7 @@ def test_privacy_is_stated_with_what_it_depends_on(run):
     with run.writing():
         cells = [add(run, "constant_image", [10.0] * 4), add(run, "strong", [40.0] * 4, privacy=PRIVACY)]
         run.save_plan("A title", 30.0, {}, cells)
-    results = read(run)
+    results = read_results(run)
     note = " ".join(results.notes)
     assert "sample rate 0.1" in note and "7 rounds" in note and "add or remove one image" in note
     assert row(leaderboard(results), "strong")["epsilon_total"] == math.inf
@@ -242,7 +242,7 @@ def test_local_steps_are_named_counted_and_said_how_they_were_read(run):
         changed = {**record.config, "scenario": {**record.config["scenario"], **practice}}
         run.save(dataclasses.replace(record, config=changed), [image_sample(victim=i, psnr=40.0) for i in range(4)])
         run.save_plan("A title", 30.0, {}, [record.identity])
-    results = read(run)
+    results = read_results(run)
     assert set(results.cells.scenario) == {"8x8 t=200 B=1 E=3 lr=0.05 K=2 order unknown"}
     note = " ".join(results.notes)
     assert "7 rounds of 3 local steps" in note and "one batch at the global weights" in note
@@ -251,7 +251,7 @@ def test_local_steps_are_named_counted_and_said_how_they_were_read(run):
 def test_a_run_that_has_only_its_oracle_can_be_reported(run):
     with run.writing():
         run.save_plan("Costs $5 or $6", 30.0, {}, [identity_of("oracle-none-0"), identity_of("unfinished")])
-    results, table = build(run)
+    results, table = build_report(run)
     assert list(table.attack) == ["oracle"] and math.isnan(table.psnr_gain[0])
     assert any("Unfinished" in line for line in tables.captions(results, table))
 
@@ -264,7 +264,7 @@ def test_a_floor_that_failed_once_does_not_stop_the_figures(run):
             add(run, "strong", [40.0] * 4),
         ]
         run.save_plan("A title", 30.0, {}, cells)
-    build(run)
+    build_report(run)
     assert len(list((run.path / "figures").glob("*.png"))) == 3
 
 
@@ -272,7 +272,7 @@ def test_no_gain_is_shown_over_a_floor_that_is_still_missing(run):
     cells = ["constant_image-none-0", "random_guess-none-0", "constant_image-strict-0", "strong-strict-0"]
     with run.writing():
         run.save_plan("A title", 30.0, {}, [identity_of(name) for name in cells])
-    table = leaderboard(read(run))
+    table = leaderboard(read_results(run))
     assert math.isnan(row(table, "strong", "strict")["psnr_gain"])
     assert row(table, "random_guess")["psnr_gain"] == -5
 
@@ -297,7 +297,7 @@ def test_there_is_a_gain_only_over_every_image_of_every_planned_floor(tmp_path, 
         cells = [add(store, name, [20.0] * 4, trial=trial) for name in ("strong", "random_guess") for trial in (0, 1)]
         cells += [add(store, "constant_image", [15.0] * 4, trial=trial) for trial in trials]
         store.save_plan("A title", 30.0, {}, cells, ["constant_image", "random_guess"])
-    results = read(store)
+    results = read_results(store)
     table = leaderboard(results)
     assert math.isnan(row(table, "strong")["psnr_gain"]) != known
     assert len(strongest(results, table)) == known

@@ -9,14 +9,14 @@ from torch.autograd import grad
 
 from benchmark.attacks.dlg import DLG
 from benchmark.base.seeds import stream
-from benchmark.clients.toy import Exposed, toy
+from benchmark.clients.toy import PlainDefense, toy
 from benchmark.diffusion.loss import training_loss
 from benchmark.evaluation.judge import judge
 from benchmark.matching.engine import Matching, Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.plans import plan_for
-from benchmark.matching.problem import Backend, CleanGuess, NoisyGuess, Updates, choose_backend, flat, granted
+from benchmark.matching.problem import Backend, CleanGuess, NoisyGuess, Updates, choose_backend, clean_guess, mean_colour_start
 from benchmark.matching.resources import Peak
 from benchmark.types import Capability, Reconstruction, Victim
 
@@ -75,7 +75,7 @@ def at_the_truth(scene, seen):
 def test_the_update_is_that_of_a_plain_sgd_loop(steps, batch):
     scene = scene_of(steps=steps, batch=batch)
     expected, _ = by_hand(scene, scene.victim)
-    seen = scene.observe(Exposed())
+    seen = scene.observe(PlainDefense())
     assert relative(seen.update, expected) < 2e-6
     assert steps == 1 or relative(scene.step().gradient(), expected) > 1e-3, "the local steps must matter here"
 
@@ -83,7 +83,7 @@ def test_the_update_is_that_of_a_plain_sgd_loop(steps, batch):
 def test_one_step_of_one_client_is_the_gradient_to_the_bit():
     scene = scene_of(batch=2)
     expected = scene.step().gradient()
-    seen = scene.observe(Exposed())
+    seen = scene.observe(PlainDefense())
     assert all(torch.equal(value, expected[name]) for name, value in seen.update.items())
     assert seen.local_lr is None and seen.order_known
 
@@ -92,22 +92,24 @@ def test_what_clients_send_is_averaged():
     scene = scene_of(clients=3, steps=2)
     alone = dataclasses.replace(scene.scenario, clients=1, timesteps=200)
     updates = [
-        dataclasses.replace(scene, victim=part(scene.victim, slice(2 * k, 2 * k + 2)), scenario=alone).observe(Exposed()).update
+        dataclasses.replace(scene, victim=part(scene.victim, slice(2 * k, 2 * k + 2)), scenario=alone)
+        .observe(PlainDefense())
+        .update
         for k in range(3)
     ]
     mean = {name: sum(update[name] for update in updates) / 3 for name in updates[0]}
-    assert relative(scene.observe(Exposed()).update, mean) < 1e-6
+    assert relative(scene.observe(PlainDefense()).update, mean) < 1e-6
 
 
 def test_clients_of_one_step_are_one_large_batch():
     scene = scene_of(clients=3, batch=2)
-    assert relative(scene.observe(Exposed()).update, scene.step().gradient()) < 1e-6
+    assert relative(scene.observe(PlainDefense()).update, scene.step().gradient()) < 1e-6
 
 
 def test_the_global_weights_stay():
     scene = scene_of(clients=2, steps=3)
     before = copy.deepcopy(scene.network.state_dict())
-    scene.observe(Exposed())
+    scene.observe(PlainDefense())
     assert all(torch.equal(value, before[name]) for name, value in scene.network.state_dict().items())
 
 
@@ -115,7 +117,7 @@ def test_a_defense_acts_on_every_step_and_then_on_what_leaves_each_client():
     scene = scene_of(clients=2, steps=3, lr=0.1)
     events = []
 
-    class Watched(Exposed):
+    class Watched(PlainDefense):
         def gradient(self, step, generator):
             events.append((copy.deepcopy(step.network), step.victim))
             return step.gradient()
@@ -140,7 +142,7 @@ def test_a_defense_acts_on_every_step_and_then_on_what_leaves_each_client():
 
 def test_what_is_granted_lies_in_the_order_of_clients_steps_and_batch():
     scene = scene_of(clients=2, steps=2, batch=3)
-    seen = scene.observe(Exposed())
+    seen = scene.observe(PlainDefense())
     assert seen.timesteps.tolist() == list(TIMESTEPS)
     assert torch.equal(seen.noise, scene.victim.noise)
     assert (seen.clients, seen.local_steps, seen.batch_size, seen.image_count) == (2, 2, 3, 12)
@@ -150,17 +152,17 @@ def test_what_is_granted_lies_in_the_order_of_clients_steps_and_batch():
 
 def test_an_unknown_order_grants_the_same_pairs_in_another_one():
     scene = scene_of(clients=2, steps=2, batch=3, order="unknown")
-    seen = scene.observe(Exposed())
+    seen = scene.observe(PlainDefense())
     assert not seen.order_known
     assert seen.timesteps.tolist() != list(TIMESTEPS) and sorted(seen.timesteps.tolist()) == sorted(TIMESTEPS)
     for t, eps in zip(seen.timesteps.tolist(), seen.noise, strict=True):
         assert torch.equal(eps, scene.victim.noise[TIMESTEPS.index(t)])
-    known = scene_of(clients=2, steps=2, batch=3).observe(Exposed())
+    known = scene_of(clients=2, steps=2, batch=3).observe(PlainDefense())
     assert all(torch.equal(value, known.update[name]) for name, value in seen.update.items())
 
 
 def test_where_nothing_is_granted_there_is_no_order_to_miss():
-    class Silent(Exposed):
+    class Silent(PlainDefense):
         hides = frozenset({Capability.TIMESTEP, Capability.NOISE})
 
     assert scene_of(steps=2, order="unknown").observe(Silent()).order_known
@@ -168,7 +170,7 @@ def test_where_nothing_is_granted_there_is_no_order_to_miss():
 
 def test_the_judge_finds_each_estimate_in_an_unknown_order():
     scene = scene_of(clients=2, steps=2, batch=3, order="unknown")
-    seen, victim = scene.observe(Exposed()), scene.victim
+    seen, victim = scene.observe(PlainDefense()), scene.victim
     images = torch.stack([victim.images[TIMESTEPS.index(t)] for t in seen.timesteps.tolist()])
     rebuilt = Reconstruction(images, 0, timesteps=seen.timesteps, noise=seen.noise)
     samples = judge([victim], [rebuilt], 30)
@@ -179,7 +181,7 @@ def test_the_judge_finds_each_estimate_in_an_unknown_order():
 @pytest.mark.parametrize(("clients", "steps", "batch"), [(1, 3, 1), (2, 2, 2)])
 def test_thinking_it_through_step_by_step_gives_the_update(clients, steps, batch):
     scene = scene_of(clients, steps, batch)
-    seen = scene.observe(Exposed())
+    seen = scene.observe(PlainDefense())
     assert choose_backend(seen) is Backend.UNROLLED
     assert relative(at_the_truth(scene, seen), seen.update) < 2e-6
 
@@ -188,7 +190,7 @@ def test_the_reading_without_an_order_is_wrong_by_the_order_of_the_step_size():
     errors = []
     for lr in (0.02, 0.01, 0.005):
         scene = scene_of(steps=3, lr=lr, order="unknown")
-        seen = scene.observe(Exposed())
+        seen = scene.observe(PlainDefense())
         assert choose_backend(seen) is Backend.BATCHED
         errors.append(relative(at_the_truth(scene, seen), seen.update))
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.15)
@@ -204,13 +206,13 @@ def test_a_guess_of_noisy_images_goes_through_the_steps_too():
     with torch.no_grad():
         outputs = [path[k](x_t[k, None].double(), victim.timesteps[k, None])[0].float() for k in range(3)]
     guess = NoisyGuess(x_t[None], victim.timesteps[None], (torch.stack(outputs) - target)[None])
-    seen = scene.observe(Exposed())
+    seen = scene.observe(PlainDefense())
     assert relative(guessed_update(seen, guess), seen.update) < 1e-5
 
 
 def test_the_cost_has_the_slope_of_its_differences_in_float64():
     scene = scene_of(clients=2, steps=2)
-    seen = dataclasses.replace(scene.observe(Exposed()), network=copy.deepcopy(scene.network).double())
+    seen = dataclasses.replace(scene.observe(PlainDefense()), network=copy.deepcopy(scene.network).double())
     goal = {name: value[None].double() for name, value in seen.update.items()}
     draw = stream(0, "slope")
     x, along = (torch.randn(1, *seen.batch_shape, generator=draw, dtype=torch.float64) for _ in range(2))
@@ -229,11 +231,11 @@ def test_the_cost_has_the_slope_of_its_differences_in_float64():
 
 def matching(count, **practice):
     draw = stream(0, "starts")
-    seen = [scene_of(**practice).observe(Exposed()) for _ in range(count)]
+    seen = [scene_of(**practice).observe(PlainDefense()) for _ in range(count)]
     seen = [dataclasses.replace(one, network=seen[0].network) for one in seen]
     tasks = [Task(one, {"x_0": torch.randn(one.batch_shape, generator=draw)}, 1) for one in seen]
     x = torch.stack([task.start["x_0"].flatten() for task in tasks])
-    return Matching(tasks, granted, squared_distance), x
+    return Matching(tasks, clean_guess, squared_distance), x
 
 
 def test_threads_do_not_meet_each_others_local_weights():
@@ -245,7 +247,7 @@ def test_threads_do_not_meet_each_others_local_weights():
 
 def test_what_is_predicted_is_what_local_steps_take():
     some, x = matching(2, steps=3)
-    seen = some.tasks[0].seen
+    seen = some.tasks[0].observation
     with Peak() as memory:
         some._chunk(x, (0, 1))
     assert memory.peak == pytest.approx(2 * plan_for(seen).need, rel=0.1)
@@ -253,17 +255,17 @@ def test_what_is_predicted_is_what_local_steps_take():
 
 def test_practices_are_evaluated_apart():
     """One batch of four images, and four steps of one image each."""
-    seen = [scene_of(batch=4).observe(Exposed()), scene_of(steps=4).observe(Exposed())]
+    seen = [scene_of(batch=4).observe(PlainDefense()), scene_of(steps=4).observe(PlainDefense())]
     seen[1] = dataclasses.replace(seen[1], network=seen[0].network)
-    tasks = [Task(one, {"x_0": flat(one)}, 3) for one in seen]
-    together = match(tasks, granted, squared_distance, lbfgs)
-    alone = [match([task], granted, squared_distance, lbfgs)[0] for task in tasks]
+    tasks = [Task(one, {"x_0": mean_colour_start(one)}, 3) for one in seen]
+    together = match(tasks, clean_guess, squared_distance, lbfgs)
+    alone = [match([task], clean_guess, squared_distance, lbfgs)[0] for task in tasks]
     assert [s.loss for s in together] == [s.loss for s in alone]
 
 
 def test_images_behind_two_local_steps_are_found():
     scene = toy(batch=1, local_steps=2, local_lr=0.1)
-    seen = scene.observe(Exposed())
-    rebuilt = [*DLG(evaluations=160).run([seen], stream(0, "attack")), Reconstruction(flat(seen), 0)]
+    seen = scene.observe(PlainDefense())
+    rebuilt = [*DLG(evaluations=160).run([seen], stream(0, "attack")), Reconstruction(mean_colour_start(seen), 0)]
     found, floor = (judge([scene.victim], [one], 30) for one in rebuilt)
     assert all(a.measured["psnr"] > b.measured["psnr"] + 12 for a, b in zip(found, floor, strict=True))

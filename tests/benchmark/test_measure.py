@@ -13,12 +13,12 @@ from benchmark.base.seeds import stream
 from benchmark.cli import main
 from benchmark.evaluation import metrics, statistics, summaries
 from benchmark.evaluation.judge import judge
-from benchmark.evaluation.metric import Direction, Level, Measure, Metric, Shown
+from benchmark.evaluation.metric import Direction, Level, Measure, Metric, TableColumn
 from benchmark.experiment import store as store_module
 from benchmark.experiment.frames import FIXED_COLUMNS
 from benchmark.experiment.store import Store
 from benchmark.report import figures
-from benchmark.report.results import read
+from benchmark.report.results import read_results
 from benchmark.types import Reconstruction, Victim
 from tests.benchmark.stores import config, identity_of, record
 
@@ -28,7 +28,7 @@ WORST = Metric(
     better=Direction.LOWER,
     columns=("worst_mean",),
     summarise=summaries.mean("worst"),
-    shown=(Shown("worst pixel", "worst_mean", ".2f"),),
+    table_columns=(TableColumn("worst pixel", "worst_mean", ".2f"),),
     measure=Measure("worst pixel", lambda a, b: float((a - b).abs().max()) / 2, bounds=(0.0, 1.0)),
 )
 ATTACKS = {"constant_image": 1.0, "strong": 0.1}
@@ -66,7 +66,7 @@ def finished(path):
 def quick(monkeypatch, tmp_path):
     """No figures, short bootstraps, and no weights of LPIPS."""
     monkeypatch.setattr(statistics, "BOOTSTRAP_RESAMPLES", 20)
-    monkeypatch.setattr(figures, "write", lambda results, table, best, directory: [])
+    monkeypatch.setattr(figures, "write_figures", lambda results, table, best, directory: [])
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "no weights"))
 
 
@@ -95,7 +95,9 @@ def test_the_entries_fit_together():
     assert not set(metrics.measures()) & set(FIXED_COLUMNS)
     for metric in metrics.METRICS:
         assert metric.measure is None or metric.level is Level.IMAGE
-        assert {name for shown in metric.shown for name in (shown.column, *(shown.interval or ()))} <= set(metric.columns)
+        assert {name for shown in metric.table_columns for name in (shown.column, *(shown.interval or ()))} <= set(
+            metric.columns
+        )
 
 
 def test_one_entry_reaches_samples_and_every_table(monkeypatch, tmp_path):
@@ -132,10 +134,10 @@ def test_a_finished_run_is_measured_by_a_new_metric_and_nothing_else_changes(mon
         path.write_text("mine")
     add_metric(monkeypatch)
     note = "No worst pixel: 2 of 2 cells lack it; to measure it: report RUN --measure worst."
-    assert note in read(run).notes
+    assert note in read_results(run).notes
     assert main(["report", str(run.path), "--measure", "worst"]) == 0
     assert "Measured worst of 8 images" in capsys.readouterr().out
-    assert note not in read(run).notes and not read(run).damage
+    assert note not in read_results(run).notes and not read_results(run).damage
     for attack in ATTACKS:
         after = samples(run, attack)
         ok = after.status == "ok"
@@ -162,12 +164,12 @@ def test_measuring_again_gives_the_bits_of_the_judge(run, name):
 
 
 def test_what_could_not_be_measured_before_is_measured_and_its_note_goes(monkeypatch, run):
-    assert "No LPIPS: none." in read(run).notes
+    assert "No LPIPS: none." in read_results(run).notes
     lpips = next(metric for metric in metrics.METRICS if metric.name == "lpips")
     able = dataclasses.replace(lpips, measure=WORST.measure)
     monkeypatch.setattr(metrics, "METRICS", tuple(able if metric is lpips else metric for metric in metrics.METRICS))
     assert main(["report", str(run.path), "--measure", "lpips"]) == 0
-    assert not [note for note in read(run).notes if "LPIPS" in note]
+    assert not [note for note in read_results(run).notes if "LPIPS" in note]
     assert pd.read_csv(run.path / "leaderboard.csv").lpips_mean.notna().sum() == 2
 
 
@@ -240,4 +242,4 @@ def test_a_metric_that_is_gone_is_left_out(monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         add_metric(patch)
         run = finished(tmp_path / "run")
-    assert "worst" not in samples(run, "strong") and not read(run).damage
+    assert "worst" not in samples(run, "strong") and not read_results(run).damage

@@ -12,7 +12,7 @@ from benchmark.base.errors import UserError
 from benchmark.base.spec import Spec
 from benchmark.clients.privacy import check_per_example, epsilon, rdp_epsilon
 from benchmark.clients.toy import toy
-from benchmark.diffusion.models import build_network, resolve
+from benchmark.diffusion.models import build_network, resolve_model
 from benchmark.diffusion.presets import PRESETS
 
 SETTINGS = [(1.1, 0.01, 1000, 1e-5), (2.0, 1.0, 100, 1e-5), (0.8, 0.05, 200, 1e-6)]
@@ -56,4 +56,4 @@ def test_a_network_that_is_fine_stays_in_evaluation_mode():
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_preset_has_gradients_by_example(preset):
-    check_per_example(build_network(resolve(Spec(preset)), 0))
+    check_per_example(build_network(resolve_model(Spec(preset)), 0))

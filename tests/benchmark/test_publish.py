@@ -8,7 +8,7 @@ from benchmark.cli import main
 from benchmark.evaluation import statistics
 from benchmark.experiment.store import Store
 from benchmark.report import figures, publish
-from benchmark.report.build import build
+from benchmark.report.build import build_report
 from benchmark.report.publish import publishing
 from tests.benchmark.stores import add
 
@@ -23,7 +23,7 @@ def drawn(monkeypatch):
             (directory / name).write_text(f"drawn {results.title}")
 
     monkeypatch.setattr(statistics, "BOOTSTRAP_RESAMPLES", 20)
-    monkeypatch.setattr(figures, "write", write)
+    monkeypatch.setattr(figures, "write_figures", write)
     return names
 
 
@@ -44,8 +44,8 @@ def test_pictures_that_no_report_wrote_are_never_deleted(store):  # R1
     (store.path / "figures").mkdir()
     for name in ("fig1.pdf", "photo.png"):
         (store.path / "figures" / name).write_text("mine")
-    build(store)
-    build(store)
+    build_report(store)
+    build_report(store)
     found = contents(store)
     assert found["figures/fig1.pdf"] == found["figures/photo.png"] == "mine"
     assert found["figures/heatmap.png"] == "drawn A title"
@@ -61,17 +61,17 @@ def test_figures_behind_a_link_are_refused_and_stay(store, tmp_path, capsys):  #
 
 
 def test_a_figure_of_an_earlier_report_that_is_drawn_no_more_goes(store, drawn):
-    build(store)
+    build_report(store)
     drawn[:] = ["other.png"]
-    build(store)
+    build_report(store)
     assert {name for name in contents(store) if name.startswith("figures/")} == {"figures/other.png"}
 
 
 def test_a_figure_that_was_changed_since_stays(store, drawn):  # R1
-    build(store)
+    build_report(store)
     (store.path / "figures" / "heatmap.png").write_text("annotated by hand")
     drawn[:] = ["other.png"]
-    build(store)
+    build_report(store)
     assert contents(store)["figures/heatmap.png"] == "annotated by hand"
 
 
@@ -80,12 +80,12 @@ def test_somebody_elses_file_of_a_name_that_is_needed_is_kept_as_a_backup(store,
     (store.path / "figures").mkdir()
     for content in ("mine", "mine again"):
         (store.path / name).write_text(content)
-        build(store)
+        build_report(store)
         assert capsys.readouterr().err.count("are kept as") == 1
     found = contents(store)
     assert (found[f"{name}~"], found[f"{name}~2"]) == ("mine", "mine again")
     assert "mine" not in found[name]
-    build(store)
+    build_report(store)
     assert capsys.readouterr().err == "" and contents(store) == found
 
 
@@ -94,14 +94,14 @@ def test_no_part_of_a_report_is_written_through_a_link(store, tmp_path, name):
     (tmp_path / "mine").write_text("mine")
     (store.path / "figures").mkdir()
     (store.path / name).symlink_to(tmp_path / "mine")
-    build(store)
+    build_report(store)
     assert (tmp_path / "mine").read_text() == "mine"
     assert not (store.path / name).is_symlink()
 
 
 @pytest.mark.parametrize("moment", range(9))  # R10
 def test_a_report_that_is_killed_is_mended_by_the_next(store, monkeypatch, capsys, moment):
-    build(store)
+    build_report(store)
     before = contents(store)
     store.save_plan("Another title", 30.0, {}, store.plan()["cells"])
     steps = iter(range(100))
@@ -120,21 +120,23 @@ def test_a_report_that_is_killed_is_mended_by_the_next(store, monkeypatch, capsy
         patched.setattr(publish, "remove", lambda path: None)  # nobody clears up after a kill
         if moment < 7:
             with pytest.raises(KeyboardInterrupt):
-                build(store)
+                build_report(store)
         else:
-            build(store)
+            build_report(store)
     for name, text in contents(store).items():
         assert name.startswith((".", "run.json")) or text == before[name] or "Another title" in text
-    build(store)
+    build_report(store)
     found = contents(store)
     assert found.keys() == before.keys() and "kept" not in capsys.readouterr().err
     assert found["figures/heatmap.png"] == "drawn Another title"
 
 
 def test_a_report_that_fails_leaves_the_earlier_one(store, drawn, monkeypatch):  # R10
-    build(store)
+    build_report(store)
     before = contents(store)
-    monkeypatch.setattr(figures, "write", lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        figures, "write_figures", lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     assert main(["report", str(store.path)]) == 2
     assert contents(store) == before
 
@@ -161,7 +163,7 @@ def test_a_manifest_cannot_make_a_report_delete_other_files(store, tmp_path, man
         path.write_text("mine")
     (store.path / "figures" / "link.png").symlink_to(tmp_path / "mine.png")
     (store.path / ".report.json").write_text(manifest.replace("DIGEST", digest(b"mine")))
-    build(store)
+    build_report(store)
     assert all(path.read_text() == "mine" for path in mine)
     assert (store.path / "figures" / "link.png").is_symlink()
 
@@ -175,7 +177,7 @@ def test_leftovers_of_a_killed_report_go_and_the_users_stay(store):
 
 
 def test_the_manifest_names_what_was_written(store):
-    build(store)
+    build_report(store)
     written = json.loads((store.path / ".report.json").read_text())
     tables = {"leaderboard.csv", "leaderboard.md", "leaderboard.tex"}
     assert set(written) == {*tables, "figures/heatmap.png", "figures/heatmap.pdf"}

@@ -8,7 +8,7 @@ import pytest
 
 from benchmark.base.config import build
 from benchmark.base.errors import UserError
-from benchmark.base.ranges import LARGEST, Count, InnerShare, Range, check_fields, declared
+from benchmark.base.ranges import MAX_NUMBER, Count, InnerShare, Range, check_fields, declared
 from benchmark.diffusion.conventions import Convention
 from benchmark.experiment.grid import Grid
 from benchmark.registry import Registry, load
@@ -71,7 +71,7 @@ class Example:
     ("values", "words"),
     [
         ({"count": 0}, "count must be at least 1, not 0"),
-        ({"count": LARGEST + 1}, r"count must be at most 1e\+09, not 1000000001"),
+        ({"count": MAX_NUMBER + 1}, r"count must be at most 1e\+09, not 1000000001"),
         ({"share": 1.0}, "share must be between 0 and 1, not 1"),
         ({"several": (0.5, 2.0)}, "several must be from -1 to 1, not 2"),
         ({"free": math.nan}, "free must be .*finite, not nan"),
@@ -84,4 +84,4 @@ def test_a_number_outside_names_field_range_and_value(values, words):
 
 
 def test_what_lies_inside_passes():
-    check_fields(Example(count=LARGEST, share=0.999, several=(-1.0, 1.0), free=-5.0, flag=False, perhaps=3))
+    check_fields(Example(count=MAX_NUMBER, share=0.999, several=(-1.0, 1.0), free=-5.0, flag=False, perhaps=3))

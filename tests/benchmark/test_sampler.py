@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler
 
 from benchmark.clients.toy import toy
 from benchmark.diffusion.process import ddpm
-from benchmark.diffusion.sampler import ddim, ddim_inverse, ddim_timesteps, estimate
+from benchmark.diffusion.sampler import ddim, ddim_inversion, ddim_timesteps, denoise
 
 STEPS = 5
 
@@ -84,7 +84,7 @@ def test_the_inverse_is_exact_where_the_prediction_is_the_same_at_every_step():
     torch.nn.init.zeros_(scene.network.unet.conv_out.weight)
     torch.nn.init.constant_(scene.network.unet.conv_out.bias, 0.3)
     x_0 = torch.linspace(-0.5, 0.5, 2 * 3 * 8 * 8).view(2, 3, 8, 8)
-    latent_of_it = ddim_inverse(scene.network, scene.schedule, x_0, 20)
+    latent_of_it = ddim_inversion(scene.network, scene.schedule, x_0, 20)
     assert (latent_of_it - x_0).abs().mean() > 0.1
     assert torch.allclose(ddim(scene.network, scene.schedule, latent_of_it, 20)[:, :, 1:-1], x_0[:, :, 1:-1], atol=0.02)
 
@@ -99,4 +99,4 @@ def test_a_network_that_knows_the_noise_sees_the_clean_images():
         assert (at == t).all()
         return noise
 
-    torch.testing.assert_close(estimate(network, schedule, clean + std * noise, 0.3), clean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(denoise(network, schedule, clean + std * noise, 0.3), clean, atol=1e-5, rtol=1e-5)

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from benchmark.base.environment import describe
 from benchmark.base.errors import UserError
 from benchmark.base.interrupts import Interrupted
-from benchmark.base.spec import one
+from benchmark.base.spec import parse_one
 from benchmark.cli import main
 from benchmark.clients.toy import toy
 from benchmark.datasets.folder import Folder
 from benchmark.datasets.photos import Photos
-from benchmark.diffusion.models import build_network, resolve
+from benchmark.diffusion.models import build_network, resolve_model
 from benchmark.diffusion.training import Recipe, Training, fingerprint, train
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
@@ -80,7 +80,7 @@ def test_a_break_by_the_user_keeps_the_steps_taken(training, tmp_path):
 def test_what_it_leaves_is_a_model_with_a_card(tmp_path, capsys):
     assert run(tmp_path / "out", 3) == 0
     assert "[3/3] loss" in capsys.readouterr().out
-    model = resolve(one(str(tmp_path / "out")))
+    model = resolve_model(parse_one(str(tmp_path / "out")))
     assert (model.image_size, model.state, model.prior_label) == (16, "trained 3 steps", "self")
     build_network(model, 0)
     card = json.loads((tmp_path / "out" / "card.json").read_text())
@@ -166,7 +166,7 @@ def test_the_same_command_again_leaves_the_card_as_it_was(tmp_path, monkeypatch)
 def test_a_model_that_was_trained_on_remembers_where_it_came_from(tmp_path):
     assert run(tmp_path / "first", 3) == 0
     assert run(tmp_path / "second", 2, "--model", str(tmp_path / "first"), "--dataset", "faces") == 0
-    model = resolve(one(str(tmp_path / "second")))
+    model = resolve_model(parse_one(str(tmp_path / "second")))
     assert model.state == "trained 5 steps"
     assert [seen.dataset for seen in model.trained_on()] == ["faces", "photos"]
 
@@ -204,7 +204,7 @@ def test_the_model_is_usable_before_its_sample_sheet_is_drawn(tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr("benchmark.diffusion.training.ddim", interrupted)
         assert run(tmp_path, 2) == 130
-    assert build_network(resolve(one(str(tmp_path))), 0) and not (tmp_path / "samples.png").exists()
+    assert build_network(resolve_model(parse_one(str(tmp_path))), 0) and not (tmp_path / "samples.png").exists()
     assert run(tmp_path, 2) == 0
     printed = capsys.readouterr().out
     assert printed.index("Model and card") < printed.index("row 1 of 8") < printed.index("row 8 of 8")

@@ -9,7 +9,7 @@ from benchmark.attacks._residual import search
 from benchmark.attacks.activations import Activations
 from benchmark.attacks.residual import Residual
 from benchmark.base.seeds import stream
-from benchmark.clients.toy import Exposed, toy
+from benchmark.clients.toy import PlainDefense, toy
 from benchmark.closed_form.activations import patch_span, read_activation
 from benchmark.defenses.dp_sgd import DPSGD
 from benchmark.defenses.private_noise import PrivateNoise
@@ -142,7 +142,7 @@ def test_private_noise_and_timestep_hide_nothing_from_activations(wide):
 def test_a_batch_whose_noise_is_known_is_rebuilt_from_the_rows_of_its_gradients():
     """No activation can be read of a batch, but the rows of every weight gradient lie in the span of all images' patches."""
     scene = toy(batch=2, channels=(32, 32))
-    (found,) = Activations(evaluations=200).run([scene.observe(Exposed())], stream(1, "attack"))
+    (found,) = Activations(evaluations=200).run([scene.observe(PlainDefense())], stream(1, "attack"))
     assert "spans" in found.note
     assert all(psnr(found.images[i].clamp(-1, 1), scene.victim.images[i]) > 30 for i in range(2))
 

@@ -6,7 +6,7 @@ import torch
 from benchmark.attacks.dlg import DLG
 from benchmark.base.seeds import stream
 from benchmark.clients.toy import toy
-from benchmark.closed_form.timesteps import MIN_CONFIDENCE, Unreadable, read_timesteps, with_timesteps
+from benchmark.closed_form.timesteps import MIN_CONFIDENCE, UnreadableTimesteps, read_timesteps, with_timesteps
 from benchmark.defenses.dp_sgd import DPSGD
 from benchmark.defenses.gradient_pruning import GradientPruning
 from benchmark.defenses.none import NoDefense
@@ -61,7 +61,7 @@ def test_clients_and_local_steps_keep_the_span(practice):
     ids=["repeated", "too many", "more than rounding lets through", "noise", "pruning"],
 )
 def test_what_cannot_be_read_is_refused_with_the_reason(seen, reason):
-    with pytest.raises(Unreadable, match=reason):
+    with pytest.raises(UnreadableTimesteps, match=reason):
         read_timesteps(seen())
 
 
@@ -73,7 +73,7 @@ def test_without_the_first_layer_the_blocks_tell_the_timestep(times):
 
 
 def test_where_every_layer_with_the_embedding_is_withheld_it_is_refused():
-    with pytest.raises(Unreadable, match="no layer that takes the time embedding left the client"):
+    with pytest.raises(UnreadableTimesteps, match="no layer that takes the time embedding left the client"):
         read_timesteps(withholding(seen_at((200,)), "time_emb"))
 
 

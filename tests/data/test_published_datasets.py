@@ -91,12 +91,12 @@ def test_other_pixels_are_another_data_set(cifar10):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_where_it_is_missing_one_sentence_says_how_to_get_it(name, tmp_path, monkeypatch):
-    from benchmark.base.spec import one
+    from benchmark.base.spec import parse_one
 
     monkeypatch.setenv("GIDBENCH_DATA", str(tmp_path))
     for prepare in (lambda: None, (tmp_path / name).mkdir):
         prepare()
-        _, dataset = Registry().create("dataset", one(name))
+        _, dataset = Registry().create("dataset", parse_one(name))
         with pytest.raises(UserError, match=rf"{name}.*{name}:FOLDER") as error:
             dataset.victims(1, 32, stream(0, "v"))
         assert "\n" not in str(error.value)

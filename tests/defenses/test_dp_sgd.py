@@ -11,7 +11,7 @@ from benchmark.clients.federation import draw_victim
 from benchmark.clients.toy import Toy, toy
 from benchmark.defenses.dp_sgd import DPSGD
 from benchmark.diffusion.loss import parameter_gradient, training_loss
-from benchmark.diffusion.models import build_network, build_schedule, resolve
+from benchmark.diffusion.models import build_network, build_process, resolve_model
 from benchmark.diffusion.presets import PRESETS
 from benchmark.plugins import ClientStep, Picture
 from benchmark.scenario import Scenario
@@ -50,8 +50,8 @@ def distance(a, b):
 
 
 def preset_step(name):
-    model = resolve(Spec(name))
-    schedule, draw = build_schedule(model), stream(0, "step")
+    model = resolve_model(Spec(name))
+    schedule, draw = build_process(model), stream(0, "step")
     size = model.image_size
     pictures = [Picture(2 * torch.rand(3, size, size, generator=draw) - 1, "a") for _ in range(3)]
     scenario = Scenario(batch_size=3)

@@ -8,7 +8,7 @@ import torch
 from benchmark.base.errors import UserError
 from benchmark.base.seeds import stream
 from benchmark.clients.federation import draw_victim
-from benchmark.clients.toy import Exposed, toy
+from benchmark.clients.toy import PlainDefense, toy
 from benchmark.defenses.lora import LoRA
 from benchmark.defenses.timestep_range import TimestepRange
 from benchmark.defenses.withhold import Withhold
@@ -18,7 +18,7 @@ from benchmark.experiment.store import Status
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import granted
+from benchmark.matching.problem import clean_guess
 from benchmark.plugins import Picture
 from benchmark.registry import Registry
 from benchmark.scenario import Scenario
@@ -37,7 +37,7 @@ def test_timesteps_are_uniform_from_the_least_one_on_and_in_the_order_of_the_dra
     practice = Scenario(batch_size=20_000)
     plain, high = (
         draw_victim(pictures, practice, toys.schedule, stream(0, "t"), defense.least_timestep(practice, 1000)).timesteps
-        for defense in (Exposed(), TimestepRange(least=300))
+        for defense in (PlainDefense(), TimestepRange(least=300))
     )
     counts = torch.bincount(high - 300, minlength=700).double()
     assert len(counts) == 700 and float(((counts - 20_000 / 700) ** 2).sum() * 700 / 20_000) < 850  # chi^2, 699 degrees
@@ -64,7 +64,7 @@ def test_the_judge_knows_the_timesteps_that_were_trained():
 
 def test_withheld_layers_do_not_leave_and_the_rest_is_as_it_was():
     scene = toy()
-    whole, rest = scene.observe(Exposed()).update, scene.observe(Withhold(layers="time_emb")).update
+    whole, rest = scene.observe(PlainDefense()).update, scene.observe(Withhold(layers="time_emb")).update
     assert {name for name in whole if name not in rest} == {name for name in whole if "time_emb" in name} != set()
     assert all(torch.allclose(value, whole[name], rtol=1e-4, atol=1e-7) for name, value in rest.items())
 
@@ -73,10 +73,10 @@ def test_withheld_layers_are_frozen_through_local_steps_for_client_and_attacker(
     """At the true images the attacker's own simulation gives the update that the client sent."""
     scene = toy(batch=1, local_steps=3, local_lr=0.1)
     seen = scene.observe(Withhold(layers="conv_out"))
-    (truth,) = match([Task(seen, {"x_0": scene.victim.images}, 1)], granted, squared_distance, lbfgs)
+    (truth,) = match([Task(seen, {"x_0": scene.victim.images}, 1)], clean_guess, squared_distance, lbfgs)
     energy = sum(float(value.square().sum()) for value in seen.update.values())
     assert truth.loss < 1e-8 * energy
-    unfrozen = scene.observe(Exposed())
+    unfrozen = scene.observe(PlainDefense())
     rest = {name: value for name, value in unfrozen.update.items() if name in seen.update}
     assert any(not torch.allclose(value, seen.update[name], rtol=1e-3) for name, value in rest.items())
 
@@ -106,7 +106,7 @@ def test_adapters_change_nothing_at_first_and_alone_leave_the_client():
 def test_an_adapter_s_gradient_is_the_weight_s_own_on_its_rows():
     """B stands at zero, so the gradient of B is G A^T for the gradient G of the weight it stands beside."""
     scene = toy()
-    seen, whole = scene.observe(LoRA(rank=2)), scene.observe(Exposed()).update
+    seen, whole = scene.observe(LoRA(rank=2)), scene.observe(PlainDefense()).update
     for name, value in seen.update.items():
         if "lora_B" in name:
             plain = whole[name.replace("lora_B.default.", "")]

@@ -70,17 +70,17 @@ def case(seed: int) -> Case:
 
 def _accepted(place: Path, asked: str) -> Iterator[tuple[str, str]]:
     """Yield what differs between the model that was accepted and its files."""
-    from benchmark.base.spec import one
-    from benchmark.diffusion.models import build_network, build_schedule, resolve
+    from benchmark.base.spec import parse_one
+    from benchmark.diffusion.models import build_network, build_process, resolve_model
 
-    model = resolve(one(asked))
+    model = resolve_model(parse_one(asked))
     found = build_network(model, 0).unet.state_dict()
     if not all(value.isfinite().all() for value in found.values()):
         yield "an accepted model has weights that are not finite", asked
     problems = [_difference(found, weights) for weights in _weights(place)]
     if all(problems):
         yield "an accepted model has not the weights of its file", str(problems[-1])
-    process = build_schedule(model)
+    process = build_process(model)
     signal = process.signal
     if not (signal.isfinite().all() and (signal.diff() <= 0).all() and (signal >= 0).all() and (signal <= 1).all()):
         yield "an accepted schedule is no falling one in [0, 1]", f"{signal[0]:g} to {signal[-1]:g}"

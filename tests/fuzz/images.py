@@ -181,10 +181,10 @@ def _accepted(root: Path, printed: str) -> Iterator[tuple[str, str]]:
 
 def created(asked: str) -> Any:
     """Return the data set of this name."""
-    from benchmark.base.spec import one
+    from benchmark.base.spec import parse_one
     from benchmark.registry import Registry
 
-    return Registry([]).create("dataset", one(asked))[1]
+    return Registry([]).create("dataset", parse_one(asked))[1]
 
 
 def read(dataset: Any) -> Iterator[tuple[str, str]]:

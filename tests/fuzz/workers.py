@@ -58,10 +58,10 @@ def preload() -> None:
     from diffusers import DDPMScheduler, UNet2DModel  # noqa: F401  # diffusers imports them on first use
     from PIL import Image
 
-    from benchmark.base.machine import settle
+    from benchmark.base.machine import configure_torch
 
     Image.init()
-    settle()
+    configure_torch()
 
 
 def _worker(kind: str, seeds: Sequence[int], root: Path) -> Iterator[list[Bad]]:

@@ -3,8 +3,8 @@
 import torch
 
 from benchmark.base.seeds import stream
-from benchmark.clients.federation import Granted, Round, draw_victim, observe
-from benchmark.clients.toy import Exposed, toy
+from benchmark.clients.federation import AttackerKnowledge, Round, draw_victim, observe
+from benchmark.clients.toy import PlainDefense, toy
 from benchmark.matching.engine import Task
 from benchmark.plugins import Picture
 from benchmark.scenario import Scenario
@@ -21,7 +21,9 @@ def clients(count, batch=1, network=None, schedule=None, size=8):
         pictures = [Picture(2 * torch.rand(3, size, size, generator=draw) - 1, "noise") for _ in range(batch)]
         victims.append(draw_victim(pictures, scenario, schedule, draw))
         trained = Round(network, schedule, victims[-1], scenario)
-        seen.append(observe(trained, Exposed(), Granted(network, torch.zeros(3), PublicParameters()), draw, draw))
+        seen.append(
+            observe(trained, PlainDefense(), AttackerKnowledge(network, torch.zeros(3), PublicParameters()), draw, draw)
+        )
     return victims, seen
 
 

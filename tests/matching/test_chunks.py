@@ -11,7 +11,7 @@ from benchmark.matching import engine
 from benchmark.matching.engine import Matching
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.plans import plan_for
-from benchmark.matching.problem import granted
+from benchmark.matching.problem import clean_guess
 from benchmark.matching.resources import Peak
 from tests.matching.clients import observations, points, tasks
 
@@ -19,7 +19,7 @@ from tests.matching.clients import observations, points, tasks
 @pytest.mark.parametrize("largest", [1, 2, 5])
 def test_chunks_change_nothing_beyond_rounding(largest):
     some = tasks(observations(7))
-    whole, cut = Matching(some, granted, squared_distance), Matching(some, granted, squared_distance)
+    whole, cut = Matching(some, clean_guess, squared_distance), Matching(some, clean_guess, squared_distance)
     cut.largest = largest
     assert max(right - left for left, right in pairwise(cut._edges(7))) <= largest
     for one, other in zip(whole(points(some), range(7)), cut(points(some), range(7)), strict=True):
@@ -28,7 +28,7 @@ def test_chunks_change_nothing_beyond_rounding(largest):
 
 def test_one_core_and_many_give_the_same_bits():
     some = tasks(observations(6))
-    one, many = Matching(some, granted, squared_distance), Matching(some, granted, squared_distance)
+    one, many = Matching(some, clean_guess, squared_distance), Matching(some, clean_guess, squared_distance)
     one.workers, many.workers = 1, 3
     for a, b in zip(one(points(some), range(6)), many(points(some), range(6)), strict=True):
         assert torch.equal(a, b)
@@ -38,8 +38,8 @@ def test_one_core_and_many_give_the_same_bits():
 def test_what_does_not_fit_goes_one_after_the_other_and_then_in_halves(monkeypatch, at_once):
     """`at_once` victims fit the memory, in however many chunks."""
     some = tasks(observations(8))
-    expected = Matching(some, granted, squared_distance)(points(some), range(8))
-    matching, under_way, lock = Matching(some, granted, squared_distance), [], threading.Lock()
+    expected = Matching(some, clean_guess, squared_distance)(points(some), range(8))
+    matching, under_way, lock = Matching(some, clean_guess, squared_distance), [], threading.Lock()
     matching.workers, original = 2, Matching._chunk
 
     def small(self, x, rows):
@@ -70,13 +70,13 @@ def test_one_victim_that_does_not_fit_is_an_error(monkeypatch):
     monkeypatch.setattr(Matching, "_chunk", never)
     some = tasks(observations(2))
     with pytest.raises(torch.OutOfMemoryError):
-        Matching(some, granted, squared_distance)(points(some), range(2))
+        Matching(some, clean_guess, squared_distance)(points(some), range(2))
 
 
 def test_what_is_predicted_is_what_an_evaluation_takes():
     some = tasks(observations(4))
-    seen = some[0].seen
-    matching = Matching(some, granted, squared_distance)
+    seen = some[0].observation
+    matching = Matching(some, clean_guess, squared_distance)
     need = plan_for(seen).need
     x = points(some)
     for rows in ((0, 1), (0, 1, 2, 3)):
@@ -86,7 +86,7 @@ def test_what_is_predicted_is_what_an_evaluation_takes():
 
 
 def room_for(monkeypatch, victims, some):
-    seen = some[0].seen
+    seen = some[0].observation
     need = plan_for(seen).need
     bytes_of_updates = len(some) * sum(value.nbytes for value in seen.update.values())
     room = max(victims * need + bytes_of_updates, 2.1 * bytes_of_updates) + 10_000
@@ -99,7 +99,7 @@ def test_little_memory_means_few_workers_and_then_small_chunks(monkeypatch):
     found = {}
     for victims in (100, 7, 4, 2):
         room_for(monkeypatch, victims, some)
-        matching = Matching(some, granted, squared_distance)
+        matching = Matching(some, clean_guess, squared_distance)
         found[victims] = (matching.largest, matching.workers)
     assert found == {100: (3, 16), 7: (3, 2), 4: (3, 1), 2: (2, 1)}
 
@@ -108,5 +108,5 @@ def test_the_number_of_cores_changes_no_chunk(monkeypatch):
     some, found = tasks(observations(6)), set()
     for count in (1, 2, 5, 64):
         monkeypatch.setattr(engine, "cores", lambda count=count: count)
-        found.add(tuple(Matching(some, granted, squared_distance)._edges(6)))
+        found.add(tuple(Matching(some, clean_guess, squared_distance)._edges(6)))
     assert found == {(0, 3, 6)}

@@ -28,9 +28,9 @@ from benchmark.disclosure import User
 from benchmark.evaluation.metrics import psnr
 from benchmark.matching.defense_aware import as_released, distance, likelihood
 from benchmark.matching.objectives import (
+    distance_to_cells,
     laplace_distance,
     layerwise_cosine_distance,
-    outside_cells,
     relative_noise,
     squared_distance,
 )
@@ -84,7 +84,7 @@ def test_where_nothing_is_known_the_distance_is_the_plain_one():
 
 def test_guesses_in_a_cell_are_alike_and_count_by_how_far_they_are_outside():
     seen = {"a": torch.tensor([[-1.0, 0.0, 1.0]])}  # two bits: levels -1, 0, 1
-    cells = outside_cells(2)
+    cells = distance_to_cells(2)
     inside, outside = ({"a": torch.tensor([values])} for values in ([-0.6, 0.4, 0.9], [-0.4, 0.7, 1.0]))
     assert float(cells(inside, seen)) == 0
     assert float(cells(outside, seen)) == pytest.approx(0.1**2 + 0.2**2)

@@ -15,21 +15,21 @@ from benchmark.attacks.gidm_plus import RelaxedGuess
 from benchmark.base.spec import Spec
 from benchmark.diffusion.codec import Pixels
 from benchmark.diffusion.loss import parameter_gradient, training_loss
-from benchmark.diffusion.models import build_network, build_schedule, resolve
+from benchmark.diffusion.models import build_network, build_process, resolve_model
 from benchmark.matching.engine import Matching, MatchingError, Task, match
 from benchmark.matching.layers import per_victim
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import (
-    by_norm,
     cosine_distance,
     gaussian_nll,
+    inverse_norms,
     layerwise_cosine_distance,
     masked,
     squared_distance,
     total_variation,
     weighted,
 )
-from benchmark.matching.problem import granted
+from benchmark.matching.problem import clean_guess
 from tests.matching.clients import observations, points, tasks
 
 TOLERANCE = 1e-4
@@ -38,7 +38,7 @@ TOLERANCE = 1e-4
 
 def by_hand(task, distance, regularise=None):
     """Cost and gradient of one task in float64."""
-    seen = task.seen
+    seen = task.observation
     network = copy.deepcopy(seen.network).double()
     x_0 = task.start["x_0"].double().requires_grad_()
     loss = training_loss(network, seen.schedule, x_0, seen.timesteps, seen.noise.double())
@@ -50,7 +50,7 @@ def by_hand(task, distance, regularise=None):
 
 
 def agree(some, distance, regularise=None, rows=None):
-    costs, gradients = Matching(some, granted, distance, regularise)(points(some), range(len(some)))
+    costs, gradients = Matching(some, clean_guess, distance, regularise)(points(some), range(len(some)))
     for place in rows or range(len(some)):
         cost, gradient = by_hand(some[place], distance, regularise)
         assert costs[place].double() == pytest.approx(float(cost), rel=1e-4)
@@ -62,7 +62,7 @@ DISTANCES = {
     "cosine": cosine_distance,
     "layerwise cosine": layerwise_cosine_distance,
     "masked": masked(squared_distance),
-    "weighted": weighted(squared_distance, by_norm),
+    "weighted": weighted(squared_distance, inverse_norms),
     "gaussian_nll": gaussian_nll(0.1),
 }
 
@@ -80,16 +80,16 @@ def test_a_regulariser_counts_for_each_victim():
 @pytest.mark.parametrize(("name", "size"), [("tiny", 16), ("small", 32), ("ddpm-cifar10", 16), ("wide-128", 16)])
 def test_every_preset_has_the_gradient_that_float64_finds(name, size):
     """The large ones on smaller images than theirs: the layers are the same."""
-    model = resolve(Spec(name))
-    seen = observations(2, 1, build_network(model, 0), build_schedule(model), size)
+    model = resolve_model(Spec(name))
+    seen = observations(2, 1, build_network(model, 0), build_process(model), size)
     some = tasks(seen)
-    assert Matching(some, granted, squared_distance).updates.backend == "batched"
+    assert Matching(some, clean_guess, squared_distance).updates.backend == "batched"
     agree(some, squared_distance, rows=[1])
 
 
 def test_v_prediction_and_relaxed_timesteps_go_the_same_way():
-    model = resolve(Spec("tiny", (("prediction", "v_prediction"),)))
-    network, schedule = build_network(model, 0), build_schedule(model)
+    model = resolve_model(Spec("tiny", (("prediction", "v_prediction"),)))
+    network, schedule = build_network(model, 0), build_process(model)
     seen = observations(2, 1, network, schedule, 16)
     agree(tasks(seen), squared_distance)
     corner = [nn.functional.one_hot(s.timesteps, schedule.steps).float() for s in seen]
@@ -98,7 +98,7 @@ def test_v_prediction_and_relaxed_timesteps_go_the_same_way():
         return RelaxedGuess(variables["x_0"], variables["t"], known.noise)
 
     some = tasks(seen)
-    soft = [Task(task.seen, {**task.start, "t": t}, 1) for task, t in zip(some, corner, strict=True)]
+    soft = [Task(task.observation, {**task.start, "t": t}, 1) for task, t in zip(some, corner, strict=True)]
     costs, gradients = Matching(soft, relaxed, squared_distance)(points(soft), range(2))
     for place, task in enumerate(some):
         cost, gradient = by_hand(task, squared_distance)
@@ -147,7 +147,7 @@ def test_a_network_with_a_layer_without_a_rule_goes_one_by_one():
     with pytest.raises(LookupError, match="odd.scale"):
         per_victim(seen[0].network, list(seen[0].update), 2)
     some = tasks(seen)
-    assert Matching(some, granted, squared_distance).updates.backend == "loop"
+    assert Matching(some, clean_guess, squared_distance).updates.backend == "loop"
     agree(some, squared_distance)
 
 
@@ -191,7 +191,7 @@ class BatchSecond(Net):
 @pytest.mark.parametrize("kind", [Tied, Borrowed, Mixing, BatchSecond])
 def test_a_network_whose_updates_come_out_otherwise_in_a_batch_goes_one_by_one(kind):
     some = tasks(observations(3, network=kind()))
-    assert Matching(some, granted, squared_distance).updates.backend == "loop"
+    assert Matching(some, clean_guess, squared_distance).updates.backend == "loop"
     agree(some, squared_distance)
 
 
@@ -226,4 +226,4 @@ class Fused(Net):
 
 def test_a_layer_without_a_second_derivative_is_one_clear_error():
     with pytest.raises(MatchingError, match="a layer without a second derivative"):
-        match(tasks(observations(1, network=Fused())), granted, squared_distance, lbfgs)
+        match(tasks(observations(1, network=Fused())), clean_guess, squared_distance, lbfgs)

@@ -6,10 +6,10 @@ from torch.autograd import grad
 
 from benchmark.base.seeds import stream
 from benchmark.matching.objectives import (
-    by_norm,
     clipped,
     cosine_distance,
     gaussian_nll,
+    inverse_norms,
     layerwise_cosine_distance,
     masked,
     profile_nll,
@@ -43,7 +43,7 @@ def test_a_mask_leaves_out_what_was_pruned_and_nothing_else():
 
 def test_weights_by_norm_make_every_parameter_count_alike():
     seen = {"large": torch.tensor([[100.0, 0.0]]), "small": torch.tensor([[0.0, 1e-3]]), "none": torch.zeros(1, 2)}
-    distance = weighted(squared_distance, by_norm)
+    distance = weighted(squared_distance, inverse_norms)
     for name in ("large", "small"):
         assert distance({**seen, name: 2 * seen[name]}, seen).item() == pytest.approx(1.0)
 

@@ -11,7 +11,7 @@ from benchmark.matching.engine import match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.plans import plan_for, shared_plans
-from benchmark.matching.problem import Backend, granted
+from benchmark.matching.problem import Backend, clean_guess
 from benchmark.types import Observation
 from tests.matching.clients import observations, tasks
 
@@ -34,7 +34,7 @@ def test_a_run_plans_each_kind_of_observation_once(tried):
     copied = dataclasses.replace(one[1], network=copy.deepcopy(one[1].network))
     with shared_plans():
         for seen in (one, [copied], other, one):
-            match(tasks(seen, 2), granted, squared_distance, lbfgs)
+            match(tasks(seen, 2), clean_guess, squared_distance, lbfgs)
     assert tried == [one[0], other[0]]
 
 

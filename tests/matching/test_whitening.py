@@ -10,25 +10,25 @@ from benchmark.attacks._fields import CONTRAST
 from benchmark.attacks._whitening import PLACES, NothingToCompare, _factors, _gram, _inverse_root, whitened_distance
 from benchmark.attacks.whitened import SPREADS, Whitened
 from benchmark.base.seeds import stream
-from benchmark.base.spec import one
-from benchmark.clients.federation import Granted, Round, draw_victim, observe
-from benchmark.clients.toy import Exposed, toy
+from benchmark.base.spec import parse_one
+from benchmark.clients.federation import AttackerKnowledge, Round, draw_victim, observe
+from benchmark.clients.toy import PlainDefense, toy
 from benchmark.datasets.photos import Photos
 from benchmark.defenses.clipping import Clipping
 from benchmark.defenses.gradient_pruning import GradientPruning
 from benchmark.diffusion.loss import parameter_gradient, training_loss
-from benchmark.diffusion.models import build_network, build_schedule, resolve
+from benchmark.diffusion.models import build_network, build_process, resolve_model
 from benchmark.evaluation.metrics import psnr
 from benchmark.matching.engine import Task, match
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import Updates, choose_backend, flat, granted, stack
+from benchmark.matching.problem import Updates, choose_backend, clean_guess, mean_colour_start, stack
 from benchmark.matching.search import Solution
 from benchmark.scenario import Scenario
 from benchmark.types import Observation, PublicParameters, Update
 
 SCENE = toy(batch=2)
-SEEN = SCENE.observe(Exposed())
+SEEN = SCENE.observe(PlainDefense())
 GUESS = SCENE.victim.images * 0.5
 GUESSES = GUESS[None]
 
@@ -117,10 +117,10 @@ def test_tasks_with_distances_of_their_own_are_searched_as_if_alone():
     """Beside a task that has none: each comes out as it does with that distance for all."""
     own = whitened_distance(SEEN, GUESSES, 1e-3)
     tasks = [Task(SEEN, {"x_0": GUESS}, 8, own), Task(SEEN, {"x_0": GUESS}, 8)]
-    mixed = match(tasks, granted, squared_distance, lbfgs)
+    mixed = match(tasks, clean_guess, squared_distance, lbfgs)
     plain = [dataclasses.replace(task, distance=None) for task in tasks]
     for found, distance in zip(mixed, (own, squared_distance), strict=True):
-        alone = match([plain[0]], granted, distance, lbfgs)[0]
+        alone = match([plain[0]], clean_guess, distance, lbfgs)[0]
         assert found.loss == pytest.approx(alone.loss, rel=1e-2)
 
 
@@ -129,14 +129,18 @@ def test_it_finds_a_photograph_of_many_places_long_before_the_squared_distance_d
 
     One of four photographs that were tried: with this budget the others came to 46, 36 and 10 dB.
     """
-    model = resolve(one("tiny:trained"))
-    network, schedule, scenario, draw = build_network(model, 0), build_schedule(model), Scenario(timesteps=200), stream(0, "t")
+    model = resolve_model(parse_one("tiny:trained"))
+    network, schedule, scenario, draw = build_network(model, 0), build_process(model), Scenario(timesteps=200), stream(0, "t")
     victim = draw_victim(Photos().victims(2, 32, draw)[1:], scenario, schedule, draw)
     seen = observe(
-        Round(network, schedule, victim, scenario), Exposed(), Granted(network, torch.zeros(3), PublicParameters()), draw, draw
+        Round(network, schedule, victim, scenario),
+        PlainDefense(),
+        AttackerKnowledge(network, torch.zeros(3), PublicParameters()),
+        draw,
+        draw,
     )
     (rebuilt,) = Whitened(evaluations=100).run([seen], draw)
-    (plain,) = match([Task(seen, {"x_0": flat(seen)}, 100)], granted, squared_distance, lbfgs)
+    (plain,) = match([Task(seen, {"x_0": mean_colour_start(seen)}, 100)], clean_guess, squared_distance, lbfgs)
     found, rival = (psnr(images[0].clamp(-1, 1), victim.images[0]) for images in (rebuilt.images, plain.variables["x_0"]))
     assert found > 30 > rival + 5
     assert rebuilt.evaluations <= 100
@@ -145,10 +149,10 @@ def test_it_finds_a_photograph_of_many_places_long_before_the_squared_distance_d
 @pytest.mark.parametrize("practice", [{"local_steps": 2, "local_lr": 0.1, "clients": 2}, {"clients": 2}])
 def test_it_is_one_at_the_guess_of_what_the_search_compares(practice):
     scene = toy(batch=1, **practice)
-    seen = scene.observe(Exposed())
+    seen = scene.observe(PlainDefense())
     guess = scene.victim.images * 0.9
     distance, known = whitened_distance(seen, guess[None], 1e-3), stack([seen])
-    update = Updates(seen, choose_backend(seen))(granted({"x_0": guess[None]}, known))
+    update = Updates(seen, choose_backend(seen))(clean_guess({"x_0": guess[None]}, known))
     assert float(distance(update, known.update).detach()) == pytest.approx(1, rel=1e-3)
 
 
@@ -176,7 +180,7 @@ def test_stages_stay_within_the_budget_and_always_search(evaluations, spent):
     (found,) = Whitened(evaluations=evaluations, stage=20).run([SEEN], stream(0, "attack"))
     assert found.evaluations == spent
     assert math.isfinite(found.loss)
-    assert not torch.equal(found.images, flat(SEEN))
+    assert not torch.equal(found.images, mean_colour_start(SEEN))
     assert found.diverged is None
     assert not found.note
 
@@ -205,7 +209,7 @@ def test_a_stage_that_diverges_is_the_end_and_keeps_what_came_before(monkeypatch
     assert found.evaluations == finished * before.evaluations + 8 + 3
     assert found.diverged == (None if finished else "no loss was finite")
     assert found.note == ("ended early: no loss was finite" if finished else "")
-    assert torch.equal(found.images, before.images if finished else flat(SEEN))
+    assert torch.equal(found.images, before.images if finished else mean_colour_start(SEEN))
     assert found.loss == (before.loss if finished else math.inf)
 
 
@@ -213,7 +217,7 @@ def test_every_victim_gets_its_own():
     """Two victims of opposite images, and between them one that is lost."""
     bare = dataclasses.replace(SEEN, update={name: g for name, g in SEEN.update.items() if name.endswith(".bias")})
     other = dataclasses.replace(SCENE, victim=dataclasses.replace(SCENE.victim, images=-SCENE.victim.images))
-    found = Whitened(evaluations=80, stage=20).run([SEEN, bare, other.observe(Exposed())], stream(0, "attack"))
+    found = Whitened(evaluations=80, stage=20).run([SEEN, bare, other.observe(PlainDefense())], stream(0, "attack"))
     near = [
         float((own.images - sign * SCENE.victim.images).square().mean() / SCENE.victim.images.square().mean())
         for own, sign in ((found[0], 1), (found[2], -1))
@@ -246,7 +250,7 @@ def test_a_stage_begins_where_the_one_before_it_ended_and_is_as_long_as_all_of_t
     lengths = [task.evaluations + attack.guesses for task in asked]
     assert lengths == [10, 10, 20, 40]
     starts = [task.start["x_0"] for task in asked]
-    assert torch.equal(starts[0], flat(SEEN))
+    assert torch.equal(starts[0], mean_colour_start(SEEN))
     for start, found in zip(starts[1:], met, strict=False):
         assert torch.equal(start, found.variables["x_0"])
     for start, guesses, spread in zip(starts, guessed, SPREADS, strict=False):

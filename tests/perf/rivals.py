@@ -20,9 +20,11 @@ def loop(tasks: Sequence[Task]) -> list[Tensor]:
     gradients = []
     for task in tasks:
         x_0 = task.start["x_0"].clone().requires_grad_()
-        loss = training_loss(task.seen.network, task.seen.schedule, x_0, task.seen.timesteps, task.seen.noise)
-        update = parameter_gradient(task.seen.network, loss, create_graph=True)
-        distance = sum((update[name] - value).square().sum() for name, value in task.seen.update.items())
+        loss = training_loss(
+            task.observation.network, task.observation.schedule, x_0, task.observation.timesteps, task.observation.noise
+        )
+        update = parameter_gradient(task.observation.network, loss, create_graph=True)
+        distance = sum((update[name] - value).square().sum() for name, value in task.observation.update.items())
         distance.backward(inputs=[x_0])
         gradients.append(x_0.grad)
     return gradients
@@ -30,7 +32,7 @@ def loop(tasks: Sequence[Task]) -> list[Tensor]:
 
 def vectorised(tasks: Sequence[Task]) -> list[Tensor]:
     """torch.func.vmap over the victims, reverse over reverse."""
-    network, schedule = tasks[0].seen.network, tasks[0].seen.schedule
+    network, schedule = tasks[0].observation.network, tasks[0].observation.schedule
     weights = {name: value.detach() for name, value in network.named_parameters()}
 
     def loss(weights: Any, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -47,7 +49,7 @@ def forward_over_reverse(tasks: Sequence[Task]) -> list[Tensor]:
     """One at a time: the derivative of dL/dx_0 along 2 (g - g*) in the weights, which is the same gradient."""
     gradients = []
     for task in tasks:
-        network, schedule, seen = task.seen.network, task.seen.schedule, task.seen
+        network, schedule, seen = task.observation.network, task.observation.schedule, task.observation
         weights = {name: value.detach() for name, value in network.named_parameters()}
 
         def loss(weights: Any, x_0: Tensor, network: Any = network, schedule: Any = schedule, seen: Any = seen) -> Tensor:
@@ -66,7 +68,7 @@ def differences(tasks: Sequence[Task], step: float = 1e-3) -> list[Tensor]:
     """One at a time: central differences of dL/dx_0 along g - g*, from first-order passes only."""
     gradients = []
     for task in tasks:
-        seen = task.seen
+        seen = task.observation
         names, parameters = zip(*seen.network.named_parameters(), strict=True)
         x_0 = task.start["x_0"].clone().requires_grad_()
 
@@ -91,7 +93,10 @@ def differences(tasks: Sequence[Task], step: float = 1e-3) -> list[Tensor]:
 
 
 def _columns(tasks: Sequence[Task]) -> tuple[Any, ...]:
-    names = tasks[0].seen.update
-    seen = {name: torch.stack([task.seen.update[name] for task in tasks]) for name in names}
-    fixed = (torch.stack([task.seen.timesteps for task in tasks]), torch.stack([task.seen.noise for task in tasks]))
+    names = tasks[0].observation.update
+    seen = {name: torch.stack([task.observation.update[name] for task in tasks]) for name in names}
+    fixed = (
+        torch.stack([task.observation.timesteps for task in tasks]),
+        torch.stack([task.observation.noise for task in tasks]),
+    )
     return torch.stack([task.start["x_0"] for task in tasks]), *fixed, seen

@@ -13,19 +13,19 @@ import pandas as pd
 import torch
 
 from benchmark.base.environment import describe
-from benchmark.base.machine import cores, settle
+from benchmark.base.machine import configure_torch, cores
 from benchmark.base.seeds import stream
-from benchmark.base.spec import one
-from benchmark.clients.federation import Granted, Round, draw_victim, observe
-from benchmark.clients.toy import Exposed
+from benchmark.base.spec import parse_one
+from benchmark.clients.federation import AttackerKnowledge, Round, draw_victim, observe
+from benchmark.clients.toy import PlainDefense
 from benchmark.datasets.photos import Photos
-from benchmark.diffusion.models import build_network, build_schedule, resolve
+from benchmark.diffusion.models import build_network, build_process, resolve_model
 from benchmark.matching.engine import Task
 from benchmark.plugins import Picture
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters, Victim
 
-settle()
+configure_torch()
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "performance"
@@ -35,8 +35,8 @@ DISTINCT = 8
 
 def scene(name: str, count: int, public: bool = False) -> tuple[list[Task], list[Victim]]:
     """Tasks of one evaluation from N(0, 1), noise and timestep (200) granted, on photographs at the model's size."""
-    model = resolve(one(name))
-    network, schedule = build_network(model, 0).to(DEVICE), build_schedule(model).to(DEVICE)
+    model = resolve_model(parse_one(name))
+    network, schedule = build_network(model, 0).to(DEVICE), build_process(model).to(DEVICE)
     draw, scenario = stream(0, "perf"), Scenario(timesteps=200)
     photos, size = Photos(), model.image_size
     pictures = photos.public(size)[:count] if public else photos.victims(min(count, DISTINCT), size, draw)
@@ -47,7 +47,13 @@ def scene(name: str, count: int, public: bool = False) -> tuple[list[Task], list
         victim = Victim(drawn.images, drawn.timesteps.to(DEVICE), drawn.noise.to(DEVICE), drawn.sources)
         trained = Round(network, schedule, victim, scenario)
         seen.append(
-            observe(trained, Exposed(), Granted(network, torch.zeros(3, device=DEVICE), PublicParameters()), draw, draw)
+            observe(
+                trained,
+                PlainDefense(),
+                AttackerKnowledge(network, torch.zeros(3, device=DEVICE), PublicParameters()),
+                draw,
+                draw,
+            )
         )
         victims.append(victim)
     starts = [torch.randn(seen[0].batch_shape, generator=draw).to(DEVICE) for _ in range(count)]

@@ -14,7 +14,7 @@ from benchmark.evaluation.metrics import psnr
 from benchmark.matching.engine import Matching, Task
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import granted
+from benchmark.matching.problem import clean_guess
 from benchmark.matching.search import Searches
 
 BUDGET = 100
@@ -24,10 +24,10 @@ def test_accuracy():
     table = Table("accuracy")
     tasks, victims = scene("tiny", 8)
     start = torch.stack([task.start["x_0"].flatten() for task in tasks])
-    batched = Matching(tasks, granted, squared_distance)
+    batched = Matching(tasks, clean_guess, squared_distance)
 
     def plain(x, rows):
-        points = [Task(tasks[row].seen, {"x_0": x[i].view_as(tasks[row].start["x_0"])}, 1) for i, row in enumerate(rows)]
+        points = [Task(tasks[row].observation, {"x_0": x[i].view_as(tasks[row].start["x_0"])}, 1) for i, row in enumerate(rows)]
         return batched(x, rows)[0], torch.stack([gradient.flatten() for gradient in loop(points)])
 
     found = {}

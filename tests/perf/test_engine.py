@@ -20,7 +20,7 @@ from benchmark.base.machine import cores
 from benchmark.diffusion.loss import losses
 from benchmark.matching.engine import Matching
 from benchmark.matching.objectives import squared_distance
-from benchmark.matching.problem import granted
+from benchmark.matching.problem import clean_guess
 from benchmark.matching.resources import Peak
 
 PRESETS = ("tiny", "small", "ddpm-cifar10")
@@ -37,7 +37,13 @@ def points(tasks):
 def operations(task):
     """Useful operations of one evaluation."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        losses(task.seen.network, task.seen.schedule, task.start["x_0"], task.seen.timesteps, task.seen.noise)
+        losses(
+            task.observation.network,
+            task.observation.schedule,
+            task.start["x_0"],
+            task.observation.timesteps,
+            task.observation.noise,
+        )
     return PASSES * counter.get_total_flops()
 
 
@@ -80,7 +86,7 @@ def test_engine(benchmark, engine_table, preset, victims):
     tasks, _ = scene(preset, victims)
     sample = tasks[:2]
     useful, x, rows = operations(tasks[0]), points(tasks), range(victims)
-    matching = Matching(tasks, granted, squared_distance)
+    matching = Matching(tasks, clean_guess, squared_distance)
     before = seconds(lambda: loop(sample)) / len(sample)
     _, found = benchmark.pedantic(matching, (x, rows), warmup_rounds=1, rounds=ROUNDS)
     taken = benchmark.stats.stats.median / victims
@@ -92,7 +98,15 @@ def test_engine(benchmark, engine_table, preset, victims):
     mib = peak_mib(lambda: matching._chunk(x[: len(chunk)], chunk), len(chunk))
     exactness = error(found[: len(sample)], expected)
     record(
-        engine_table, preset, victims, f"engine: {matching.updates.way(len(chunk))}", taken, loop_taken, mib, useful, exactness
+        engine_table,
+        preset,
+        victims,
+        f"engine: {matching.updates.backend_for(len(chunk))}",
+        taken,
+        loop_taken,
+        mib,
+        useful,
+        exactness,
     )
     if matching.workers > 1 and (victims == DISTINCT or preset != PRESETS[-1]) and victims > 1:
         matching.workers = 1

@@ -24,7 +24,7 @@ from benchmark.matching.adam import adam, signed_adam
 from benchmark.matching.engine import Matching, Task
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import cosine_distance, squared_distance, total_variation
-from benchmark.matching.problem import granted
+from benchmark.matching.problem import clean_guess
 from benchmark.matching.search import Searches
 from benchmark.types import Victim
 
@@ -68,12 +68,12 @@ class Watched:
 
 def engines(tasks: Sequence[Task], victims: Sequence[Victim], optimise: Callable, *objective) -> tuple[Watched, float]:
     """The batched search; returns also the seconds of one evaluation of one victim, all included."""
-    watched = Watched(Matching(tasks, granted, *objective), victims)
+    watched = Watched(Matching(tasks, clean_guess, *objective), victims)
     starts = torch.stack([task.start["x_0"].flatten() for task in tasks])
 
     class Ended(Searches):
-        def open(self, rows=None):
-            return [row for row in super().open(rows) if not watched.done(row)]
+        def with_budget(self, rows=None):
+            return [row for row in super().with_budget(rows) if not watched.done(row)]
 
     watched.matching(starts, range(len(tasks)))
     start = time.perf_counter()
@@ -83,7 +83,7 @@ def engines(tasks: Sequence[Task], victims: Sequence[Victim], optimise: Callable
 
 def torch_lbfgs(tasks: Sequence[Task], victims: Sequence[Victim]) -> Watched:
     """torch's L-BFGS with its strong Wolfe search, one victim after the other."""
-    watched = Watched(Matching(tasks, granted, squared_distance), victims)
+    watched = Watched(Matching(tasks, clean_guess, squared_distance), victims)
 
     class Over(Exception):
         pass
@@ -112,7 +112,7 @@ def best_rate(preset: str) -> float:
     start = torch.stack([task.start["x_0"].flatten() for task in tasks])
     found = {}
     for rate in RATES:
-        searches = Searches(Matching(tasks, granted, squared_distance), start, [100] * len(tasks))
+        searches = Searches(Matching(tasks, clean_guess, squared_distance), start, [100] * len(tasks))
         adam(searches, rate)
         found[rate] = sorted(searches.loss)[len(tasks) // 2]
     return min(found, key=found.__getitem__)

@@ -47,7 +47,7 @@ class UNet2D(Denoiser):
     """
 
     part: ClassVar[str] = "unet"
-    mixes: ClassVar[bool] = True
+    supports_mixtures: ClassVar[bool] = True
     unet: UNet2DModel
 
     def __init__(self, network: UNet2DModel, times: Tensor) -> None:
@@ -60,11 +60,11 @@ class UNet2D(Denoiser):
         """See `Denoiser.predict`."""
         return cast(Tensor, self.unet(x_t, times).sample)
 
-    def mixed(self, x_t: Tensor, t: Mixture) -> Tensor:
-        """See `Denoiser.mixed`: a copy of the U-Net, which shares its layers, gets the mixture in place of the embedding."""
+    def predict_mixture(self, x_t: Tensor, t: Mixture) -> Tensor:
+        """See `Denoiser.predict_mixture`. A copy of the U-Net shares its layers and gets the mixture as the embedding."""
         embeddings: Tensor = self.unet.time_proj(self.times)
         unet = copy.copy(self.unet)
-        vars(unet)["_modules"] = {**unet._modules, "time_proj": _Constant(t.of(embeddings.to(t.weights.dtype)))}
+        vars(unet)["_modules"] = {**unet._modules, "time_proj": _Constant(t.average(embeddings.to(t.weights.dtype)))}
         return cast(Tensor, unet(x_t, self.times[:1].expand(len(x_t))).sample)
 
     @property
