@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -64,17 +65,27 @@ def error(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
-def record(table, preset, victims, backend, taken, loop_taken, mib, useful, exactness):
+@dataclass(frozen=True)
+class Timed:
+    """One way to the gradient: its name, seconds and MiB per victim and evaluation, and its difference to the loop."""
+
+    backend: str
+    seconds: float
+    mib: float
+    difference: float = 0.0
+
+
+def record(table, preset, victims, timed, loop_taken, useful):
     rate, name = matmul_rate()
     table.add(
         preset=preset,
         victims=victims,
-        backend=backend,
-        seconds_per_evaluation_per_victim=taken,
-        ratio_to_loop=loop_taken / taken,
-        peak_mib_per_victim=mib,
-        matmul_share=useful / taken / rate,
-        relative_difference_to_loop=exactness,
+        backend=timed.backend,
+        seconds_per_evaluation_per_victim=timed.seconds,
+        ratio_to_loop=loop_taken / timed.seconds,
+        peak_mib_per_victim=timed.mib,
+        matmul_share=useful / timed.seconds / rate,
+        relative_difference_to_loop=timed.difference,
         matmul_gflops=rate / 1e9,
         matmul_dtype=name,
     )
@@ -97,23 +108,15 @@ def test_engine(benchmark, engine_table, preset, victims):
     matching.stacks.clear()
     mib = peak_mib(lambda: matching._chunk(x[: len(chunk)], chunk), len(chunk))
     exactness = error(found[: len(sample)], expected)
-    record(
-        engine_table,
-        preset,
-        victims,
-        f"engine: {matching.updates.backend_for(len(chunk))}",
-        taken,
-        loop_taken,
-        mib,
-        useful,
-        exactness,
-    )
+    whole = Timed(f"engine: {matching.updates.backend_for(len(chunk))}", taken, mib, exactness)
+    record(engine_table, preset, victims, whole, loop_taken, useful)
     if matching.workers > 1 and (victims == DISTINCT or preset != PRESETS[-1]) and victims > 1:
         matching.workers = 1
         alone = seconds(lambda: matching(x, rows), 1) / victims
-        record(engine_table, preset, victims, "engine: batched, one core", alone, loop_taken, mib, useful, exactness)
+        one_core = Timed("engine: batched, one core", alone, mib, exactness)
+        record(engine_table, preset, victims, one_core, loop_taken, useful)
     loop_mib = peak_mib(lambda: loop(sample[:1]), 1)
-    record(engine_table, preset, victims, "loop", loop_taken, loop_taken, loop_mib, useful, 0.0)
+    record(engine_table, preset, victims, Timed("loop", loop_taken, loop_mib), loop_taken, useful)
 
 
 @pytest.mark.parametrize("way", [vectorised, forward_over_reverse, differences], ids=lambda way: way.__name__)
@@ -128,7 +131,7 @@ def test_other_ways(benchmark, engine_table, preset, way):
     label = f"{way.__name__.replace('_', ' ')}, one core"
     useful = operations(tasks[0])
     # The memory of torch.func's transforms cannot be watched from Python.
-    record(engine_table, preset, 8, label, taken, loop_taken, math.nan, useful, error(found, expected))
+    record(engine_table, preset, 8, Timed(label, taken, math.nan, error(found, expected)), loop_taken, useful)
 
 
 @pytest.mark.skipif(DEVICE != "cpu" or cores() < 2, reason="needs a CPU with two cores")
@@ -142,10 +145,10 @@ def test_loop_on_all_cores(benchmark, engine_table, preset):
     with ThreadPoolExecutor(cores()) as pool:
         benchmark.pedantic(lambda: list(pool.map(lambda task: loop([task]), tasks)), warmup_rounds=1, rounds=ROUNDS)
     beside = benchmark.stats.stats.median / len(tasks)
-    record(engine_table, preset, DISTINCT, "loop, one victim on each core", beside, one_core, mib, useful, 0.0)
+    record(engine_table, preset, DISTINCT, Timed("loop, one victim on each core", beside, mib), one_core, useful)
     torch.set_num_threads(cores())
     try:
         inside = seconds(lambda: loop(tasks[:2])) / 2
     finally:
         torch.set_num_threads(1)
-    record(engine_table, preset, DISTINCT, "loop, torch's threads on all cores", inside, one_core, mib, useful, 0.0)
+    record(engine_table, preset, DISTINCT, Timed("loop, torch's threads on all cores", inside, mib), one_core, useful)
