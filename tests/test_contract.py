@@ -121,7 +121,7 @@ def test_a_public_parameter_that_no_attack_takes_account_of_is_noticed(tmp_path)
     '''
     (tmp_path / "chatty.py").write_text(textwrap.dedent(source))
     problems = [finding.problem for finding in examine("chatty", Registry([tmp_path])) if finding.problem]
-    assert problems == ["no attack takes account of colour"]
+    assert problems == ["no attack uses colour"]
 
 
 def test_a_good_attack_of_a_third_party_passes(tmp_path):

@@ -1,4 +1,4 @@
-"""Run a grid and leave a leaderboard; the same command again resumes."""
+"""Run a grid and write a leaderboard. The same command again resumes."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ AXES = ("attacks", "defenses", "datasets", "models")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `run`."""
+    """Add the options of `run`."""
     add = parser.add_argument
     add("--grid", nargs="?", const="default", default="default", metavar="NAME|FILE.yaml", help="default: default")
     for axis in AXES:
         add(f"--{axis}", metavar="A,B[FIELD=VALUE]", help=f"replaces the grid's {axis}")
-    add("--victims", type=int, metavar="N", help="rounds of the clients per trial")
-    add("--trials", type=int, metavar="N", help="draws of victims")
+    add("--victims", type=int, metavar="N", help="rounds of the clients in each trial")
+    add("--trials", type=int, metavar="N", help="number of draws of victims")
     add("--device", default="auto", metavar="auto|cpu|cuda[:i]")
     add("--out", type=user_path, metavar="DIR", help="the run directory; default: results/runs/NAME")
     add_include(parser)
     add("--workers", type=int, default=1, metavar="N", help="processes that run cells side by side; default: 1")
-    add("--cell-timeout", type=_seconds, metavar="S", help="give a cell up after so many seconds")
-    add("--set", action="append", default=[], metavar="attack.NAME.FIELD=VALUE", help="a hyper-parameter")
-    add("--dry-run", action="store_true", help="print the cells and an estimate, run nothing")
+    add("--cell-timeout", type=_seconds, metavar="S", help="give up a cell after S seconds")
+    add("--set", action="append", default=[], metavar="attack.NAME.FIELD=VALUE", help="set a hyper-parameter")
+    add("--dry-run", action="store_true", help="print the cells and the estimated time, and run nothing")
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--force", action="store_true", help="run cells again that have finished")
+    again.add_argument("--force", action="store_true", help="run finished cells again")
     again.add_argument("--only-failed", action="store_true", help="run only cells that have failed before")
     add("--display", choices=("auto", "rich", "plain", "none"), default="auto", metavar="auto|rich|plain|none")
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Plan, run what is missing, report. Return 0 if all cells are ok, diverged or skipped, else 1.
+    """Plan the cells, run the missing ones and report. Return 0 if all cells are ok, diverged or skipped, else 1.
 
-    A run that a signal or the output ended early reports what is finished.
+    If a signal or a lost output ends the run early, report the finished cells.
     """
     from benchmark.base.machine import configure_torch, device_name
     from benchmark.experiment.display import choose
@@ -77,7 +77,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _override(grid: Grid, options: argparse.Namespace) -> Grid:
-    """The grid with what the command line replaces.
+    """Return the grid with the values of the command line.
 
     Raises:
         UserError: a list or a `--set` that cannot be read, a number below 1.
@@ -101,7 +101,7 @@ def _override(grid: Grid, options: argparse.Namespace) -> Grid:
 
 @dataclasses.dataclass(frozen=True)
 class _Ended:
-    """Why a run ended before its last cell, and the exit code for it."""
+    """Why a run ended before its last cell, and its exit code."""
 
     reason: str
     code: int
@@ -123,7 +123,7 @@ def _run(saved: Generator[Cell], signals: Sequence[int]) -> _Ended | None:
 
 
 def _report_early(ended: _Ended, store: Store) -> int:
-    """Write the tables of what is finished, and say how to go on."""
+    """Write the tables of the finished cells, and say how to continue."""
     from benchmark.report.build import build_report
 
     try:

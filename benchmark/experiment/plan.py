@@ -1,4 +1,4 @@
-"""The cells of a grid: every axis resolved and every contradiction found before anything runs."""
+"""Plan the cells of a grid. Every axis is resolved, and every contradiction is found, before anything runs."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
     from benchmark.registry import Registry
 
 IDENTITY_VERSION = 2
-"""Part of every cell's identity; to be raised when the meaning of the identity changes."""
+"""Part of the identity of every cell. Raise it when the meaning of the identity changes."""
 
 MAX_CELLS = 100_000
-"""Cells of a grid: more is a mistake, and would fill a disk."""
+"""The most cells of a grid. More are a mistake and would fill a disk."""
 
 MAX_IMAGES = 10_000
-"""Private images of a grid: more take minutes to draw before anything runs."""
+"""The most private images of a grid. More would take minutes to draw before anything runs."""
 
 COPIES_PER_IMAGE = 4
-"""Copies of a cell's images that are in memory at once: pictures, victims, observations, reconstructions."""
+"""Copies of the images of a cell in memory at once: pictures, victims, observations, reconstructions."""
 
 
 def plan(grid: Grid, registry: Registry, device: str) -> list[Cell]:
-    """Every cell of the grid, in the order they run: part by part, those of one scene together, controls first.
+    """Return every cell of the grid in the order in which they run: part by part, scene by scene, controls first.
 
-    Two ways to ask for the same cell give one, under the first one's label.
+    A cell that is asked for in two ways appears once, under the first label.
 
     Raises:
         UserError: any axis names something unknown, values that do not go together, more than `MAX_CELLS` cells or
@@ -72,9 +72,15 @@ def plan(grid: Grid, registry: Registry, device: str) -> list[Cell]:
 
 @dataclass(frozen=True)
 class _Choice:
-    """A resolved plugin: its label in tables, the object, what it is, and what of its source and data can change an answer.
+    """A resolved plugin.
 
-    Of a data set also what the user should know of it, and the contents of its two parts where it can list them.
+    Attributes:
+        label: its name in tables.
+        value: the object.
+        key: its name and parameters, which name the random streams.
+        sources: hashes of the code and data that can change a result.
+        remarks: what the user should know about a data set.
+        contents: the images of the two parts of a data set, None if it cannot list them.
     """
 
     label: str
@@ -105,7 +111,7 @@ class _Planner:
         return [datasets, self.grid.scenarios, self._models(), range(self.grid.trials), self._defenses(), self._attacks()]
 
     def check(self) -> None:
-        """Refuse what is wrong in an axis even where every part of the grid has one of its own."""
+        """Refuse a wrong value in an axis, even if every part of the grid overrides that axis."""
         for axis in (self._models, self._defenses, self._attacks):
             axis()
 
@@ -129,7 +135,7 @@ class _Planner:
         self._check_size(scenario)
         for trained in (model, *([model.prior] if model.prior else [])):
             if (trained.label, dataset.label) not in self._compared:
-                _refuse_if_seen(trained, dataset)
+                _refuse_trained_on_victims(trained, dataset)
                 self._compared.add((trained.label, dataset.label))
         keys = Keys(
             dataset=_canonical(dataset.key),
@@ -173,7 +179,7 @@ class _Planner:
         )
 
     def _check_size(self, scenario: Scenario) -> None:
-        """Refuse a cell whose images alone exceed this machine's memory."""
+        """Refuse a cell if its images alone exceed the memory of this machine."""
         count, size = self.grid.victims * scenario.images, scenario.image_size or 0
         needed = COPIES_PER_IMAGE * count * 3 * size**2 * 4
         if needed > (total := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
@@ -183,7 +189,7 @@ class _Planner:
             )
 
     def _fit(self, scenario: Scenario, model: Model) -> Scenario:
-        """The scenario with an image size and timesteps that the model has, and without what has no effect."""
+        """Return the scenario with an image size and timesteps that fit the model. Drop a step size that has no effect."""
         size = scenario.image_size or model.image_size
         if size % model.stride:
             raise UserError(f"model '{model.label}' takes images whose side is a multiple of {model.stride}, not {size}x{size}")
@@ -210,7 +216,7 @@ class _Planner:
         return _Choice(printable(str(spec)), value, {"name": name, "fields": dataclasses.asdict(value)}, sources)
 
     def _dataset(self, spec: Spec) -> _Choice:
-        """A data set. What it is, and so what its random streams are named by, is its images, not the place where they lie."""
+        """Resolve a data set. Its key, which names its random streams, holds a hash of its images but not their location."""
         choice = self._choice("dataset", spec)
         dataset: Dataset = choice.value
         images = dataset.fingerprint()
@@ -220,7 +226,7 @@ class _Planner:
         return _Choice(choice.label, dataset, key, sources, dataset.remarks(), dataset.contents())
 
     def _defense(self, specs: Sequence[Spec]) -> _Choice:
-        """One defense, or several stacked."""
+        """Resolve one defense or a stack of several."""
         from benchmark.clients.stack import stack
 
         chosen = [self._choice("defense", spec) for spec in specs]
@@ -239,7 +245,7 @@ class _Planner:
         )
 
     def _settings(self) -> dict[tuple[str, str], dict[str, object]]:
-        """Hyper-parameters of `set`, by kind and name of the plugin."""
+        """Return the hyper-parameters of `set` by kind and name of the plugin."""
         from benchmark.registry import load
 
         settings: dict[tuple[str, str], dict[str, object]] = {}
@@ -261,24 +267,24 @@ def _canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
-def _refuse_if_seen(model: Model, dataset: _Choice) -> None:
+def _refuse_trained_on_victims(model: Model, dataset: _Choice) -> None:
     """Refuse a model that was trained on images which are victims here.
 
-    A card that lists the contents of its images is compared with the victims'. Of other cards only this is known: a model
-    trained on the public images of a data set saw no victim as long as its files, and so its split, stay.
+    If the card of the model lists hashes of its training images, they are compared with the victims. Otherwise the model must
+    have been trained on the public images of the same files: a change of the files changes which images are public.
     """
     name = dataset.label.partition(":")[0].partition("[")[0]
-    for seen in model.trained_on():
-        if seen.contents and dataset.contents:
-            if shared := seen.contents & dataset.contents.private:
+    for training in model.trained_on():
+        if training.contents and dataset.contents:
+            if shared := training.contents & dataset.contents.private:
                 victims = len(dataset.contents.private)
                 raise UserError(
                     f"model '{model.label}' was trained on {len(shared)} of the {victims} images that are victims in "
-                    f"'{dataset.label}' (public images of '{seen.dataset}'); train it again on other images"
+                    f"'{dataset.label}' (public images of '{training.dataset}'); train it again on other images"
                 )
-        elif seen.dataset.partition(":")[0].partition("[")[0] == name and seen.files != dataset.sources["data"]:
+        elif training.dataset.partition(":")[0].partition("[")[0] == name and training.files != dataset.sources["data"]:
             raise UserError(
-                f"the files of '{dataset.label}' have changed since model '{model.label}' was trained on '{seen.dataset}'; the "
+                f"the files of '{dataset.label}' have changed since model '{model.label}' was trained on '{training.dataset}'; the "
                 "model may have seen a victim, so train it again on these files"
             )
 

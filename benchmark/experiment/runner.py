@@ -1,6 +1,6 @@
-"""Runs cells: supervises the attack, has it judged, and keeps the record.
+"""Run one cell: draw its scene, run the attack, judge the reconstruction and make the record.
 
-Whatever a cell does, it becomes a row: an exception ends the cell, not the run.
+Every cell becomes a row of the tables. An exception ends its cell, not the run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmark.types import Reconstruction
 
 
 class CellTimeout(BaseException):
-    """The cell's time is over. Not an `Exception`, so that an attack's own handlers let it pass."""
+    """The time limit of a cell has passed. It is not an `Exception`, so that handlers in an attack do not catch it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +39,12 @@ class Outcome:
 
 
 def run_cell(cell: Cell, cache: Cache | None = None, timeout: float | None = None) -> Outcome:
-    """Run one cell to its row, whatever happens in it.
+    """Run one cell and return its outcome. An error inside the cell becomes part of the outcome.
 
     Args:
-        cell: what to run.
-        cache: what the cells of a run share; a cell that is run alone needs none.
-        timeout: seconds after which it is given up, None for no limit; needs the main thread.
+        cell: the cell.
+        cache: networks and mean colours that the cells of a run share. A cell that runs alone needs none.
+        timeout: seconds after which the cell is given up, None for no limit. A limit needs the main thread.
     """
     scene, claims = Scene(cell, cache or Cache()), Claims()
     status, reason, seconds = Status.FAILED, "", None
@@ -81,8 +81,8 @@ def lost(cell: Cell, status: Status, reason: str) -> Outcome:
 
 
 def _attack(scene: Scene, steps: list[Step]) -> tuple[list[Reconstruction], float]:
-    """Return what the attack rebuilt and the seconds that it took. The steps of its searches are added to `steps`."""
-    _ = scene.observations  # drawn before the attack's own time begins
+    """Run the attack. Return its reconstructions and the seconds that it took, and add the steps of its searches to `steps`."""
+    _ = scene.observations  # draw them before the time of the attack starts
     start = time.perf_counter()
     with watching(steps.append):
         rebuilt = scene.attack()
@@ -124,14 +124,14 @@ def _time_limit(seconds: float | None) -> Iterator[None]:
 
 
 def _check_count(rebuilt: Sequence[Reconstruction], counted: int) -> None:
-    """An attack may spend evaluations of its own making, but never tell fewer than the engine has counted."""
-    told = sum(reconstruction.evaluations for reconstruction in rebuilt)
-    if told < counted:
-        raise RuntimeError(f"the attack tells of {told} evaluations, and {counted} were counted")
+    """Check that an attack reports at least as many evaluations as the engine counted. It may spend others of its own."""
+    reported = sum(reconstruction.evaluations for reconstruction in rebuilt)
+    if reported < counted:
+        raise RuntimeError(f"the attack reports {reported} evaluations, but {counted} were counted")
 
 
 def _explain(error: Exception) -> str:
-    """Type, message and place of an error on one line."""
+    """Return type, message and place of an error on one line."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {first_line(error)}{place}"
@@ -143,5 +143,5 @@ def _reset_peak(device: str) -> None:
 
 
 def _peak(device: str) -> float | None:
-    """Return the most MiB of tensors on a GPU. On a CPU the allocator keeps what earlier cells freed, so there is none."""
+    """Return the peak MiB of tensors on a GPU, None on a CPU, where the allocator keeps memory that earlier cells freed."""
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.startswith("cuda") else None

@@ -1,6 +1,6 @@
-"""The contract that every plugin keeps, shipped or of a third party: what `check NAME` and the tests examine.
+"""The contract of plugins. `check NAME` and the tests examine it for plugins of this package and of third parties.
 
-Each rule is a function that returns the first problem it finds, or None. A rule that raises has failed too.
+Each rule is a function that returns the first problem that it finds, or None. A rule that raises an error has failed too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmark.scenario import Scenario
 from benchmark.types import Capability, Observation, PublicParameters, Reconstruction
 
 BUDGET = 3
-"""Evaluations that an attack gets under examination."""
+"""The budget of an attack while it is examined, in evaluations."""
 
 OPEN_TO_ATTACKS = frozenset(
     {
@@ -49,25 +49,30 @@ OPEN_TO_ATTACKS = frozenset(
         "benchmark.vectors",
     }
 )
-"""Modules of the bench that an attack may import, besides those in `OPEN_PACKAGES`.
+"""Modules that an attack may import, in addition to `OPEN_PACKAGES`.
 
-`benchmark.base.seeds` is not among them: with it an attack could draw the private noise again.
+`benchmark.base.seeds` is not among them. With it an attack could draw the private noise again.
 """
 
 OPEN_PACKAGES = ("benchmark.attacks.", "benchmark.closed_form.", "benchmark.diffusion.", "benchmark.matching.")
-"""Packages all of whose modules an attack may import."""
+"""Packages of which an attack may import every module."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A rule and what breaks it, None where it is kept."""
+    """The result of one rule.
+
+    Attributes:
+        rule: the rule.
+        problem: how the plugin breaks it, None if it keeps it.
+    """
 
     rule: str
     problem: str | None
 
 
 def examine(name: str, registry: Registry) -> Iterator[Finding]:
-    """Examine every plugin of that name, which for a data set may carry its argument (`folder:PATH`).
+    """Examine every plugin of that name. The name of a data set may carry its argument, as `folder:PATH` does.
 
     Raises:
         UserError: there is no such plugin, or its fields cannot be filled.
@@ -104,7 +109,7 @@ def _frozen(plugin: Plugin, instance: Any) -> str | None:
 
 
 def _reaches(plugin: Plugin, attack: Attack) -> str | None:
-    """Walks the import graph, through the bench's own modules, from the source text."""
+    """Walk the graph of imports through this package, from the source text alone."""
     for name, _ in reachable(plugin.path, plugin.module, lambda name: _is_open(name) and name != "benchmark.plugins"):
         if name.partition(".")[0] == "benchmark" and not _is_open(name):
             return f"it imports {name}"
@@ -131,8 +136,8 @@ def _needs(plugin: Plugin, attack: Attack) -> str | None:
     if listed != set(plugin.capabilities("needs")):
         return f"its source text says {plugin.capabilities('needs')}, the class {sorted(listed)}"
     fields = {f.name for f in dataclasses.fields(PublicParameters)}
-    strange = attack.adapts_to - fields
-    return f"adapts_to names {sorted(strange)}, which are no public parameters" if strange else None
+    unknown = attack.adapts_to - fields
+    return f"adapts_to names {sorted(unknown)}, which are no public parameters" if unknown else None
 
 
 def _engine(plugin: Plugin, attack: Attack) -> str | None:
@@ -142,7 +147,7 @@ def _engine(plugin: Plugin, attack: Attack) -> str | None:
         _run(attack, observations)
     unlisted = sorted(PublicParameters.used_by(User.ENGINE) - attack.adapts_to)
     if unlisted and {step.backend for step in steps} & set(Backend):
-        return f"adapts_to lacks {', '.join(unlisted)}, which the engine takes account of: derive it from MatchingAttack"
+        return f"adapts_to lacks {', '.join(unlisted)}, which the engine uses: derive it from MatchingAttack"
     return None
 
 
@@ -156,9 +161,9 @@ def _returned(attack: Attack, scene: Toy) -> str | None:
     rebuilt = _run(attack, observations)
     if len(rebuilt) != 2:
         return f"{len(rebuilt)} reconstructions for 2 observations"
-    for seen, reconstruction in zip(observations, rebuilt, strict=True):
-        if tuple(reconstruction.images.shape) != seen.batch_shape:
-            return f"images of shape {tuple(reconstruction.images.shape)}, and the private ones have {seen.batch_shape}"
+    for observation, reconstruction in zip(observations, rebuilt, strict=True):
+        if tuple(reconstruction.images.shape) != observation.batch_shape:
+            return f"images of shape {tuple(reconstruction.images.shape)}, but the private ones have {observation.batch_shape}"
         if reconstruction.images.requires_grad:
             return "images still require gradients"
         if not torch.isfinite(reconstruction.images).all():
@@ -170,10 +175,10 @@ def _budgeted(plugin: Plugin, attack: Attack) -> str | None:
     _, observations = _observations(attack)
     counted: list[Step] = []
     with watching(counted.append):
-        told = _run(attack, observations)[0].evaluations
-    if told < len(counted):
-        return f"it tells of {told} evaluations, and {len(counted)} were counted"
-    return None if told <= attack.budget else f"it spent {told} evaluations of {attack.budget}"
+        reported = _run(attack, observations)[0].evaluations
+    if reported < len(counted):
+        return f"it reports {reported} evaluations, but {len(counted)} were counted"
+    return None if reported <= attack.budget else f"it spent {reported} evaluations of {attack.budget}"
 
 
 def _repeats(plugin: Plugin, attack: Attack) -> str | None:
@@ -239,10 +244,9 @@ def _hides(plugin: Plugin, defense: Defense) -> str | None:
 
 
 def _update(plugin: Plugin, defense: Defense) -> str | None:
-    seen = toy(batch=1, local_steps=2, clients=2).observe(defense)
-    update = seen.update
-    shapes = {name: p.shape for name, p in seen.network.named_parameters()}
-    for name, value in update.items():
+    observation = toy(batch=1, local_steps=2, clients=2).observe(defense)
+    shapes = {name: p.shape for name, p in observation.network.named_parameters()}
+    for name, value in observation.update.items():
         if shapes.get(name) != value.shape:
             return f"'{name}' of shape {tuple(value.shape)} is not a parameter of the network"
         if not torch.isfinite(value).all():
@@ -252,9 +256,9 @@ def _update(plugin: Plugin, defense: Defense) -> str | None:
 
 def _used(plugin: Plugin, defense: Defense) -> str | None:
     public = defense.public(Scenario(clients=2))
-    taken = frozenset[str]().union(*(load(attack).adapts_to for attack in Registry().all("attack")))
-    unused = sorted(public.disclosed - taken - public.used_by(User.LABEL))
-    return f"no attack takes account of {', '.join(unused)}" if unused else None
+    used = frozenset[str]().union(*(load(attack).adapts_to for attack in Registry().all("attack")))
+    unused = sorted(public.disclosed - used - public.used_by(User.LABEL))
+    return f"no attack uses {', '.join(unused)}" if unused else None
 
 
 def _defense_repeats(plugin: Plugin, defense: Defense) -> str | None:
@@ -277,12 +281,18 @@ def _client_unharmed(plugin: Plugin, defense: Defense) -> str | None:
 
 
 def _separate(plugin: Plugin, defense: Defense) -> str | None:
-    """Granted tensors and the update share no storage with anything that the victim holds."""
+    """Check that granted tensors and the update share no storage with the truth."""
     scene = toy()
-    seen = scene.observe(defense)
+    observation = scene.observe(defense)
     truth = [scene.victim.images, scene.victim.timesteps, scene.victim.noise, *scene.network.parameters()]
     held = {tensor.untyped_storage().data_ptr() for tensor in truth}
-    shown = [*seen.update.values(), *seen.network.parameters(), seen.mean_colour, seen.timesteps, seen.noise]
+    shown = [
+        *observation.update.values(),
+        *observation.network.parameters(),
+        observation.mean_colour,
+        observation.timesteps,
+        observation.noise,
+    ]
     shared = any(t is not None and t.untyped_storage().data_ptr() in held for t in shown)
     return "the observation shares storage with the truth" if shared else None
 
@@ -320,9 +330,9 @@ COMMON: Mapping[str, Callable[[Plugin, Any], str | None]] = {
 RULES: Mapping[str, Mapping[str, Callable[[Plugin, Any], str | None]]] = {
     "attack": {
         "it imports no data set, no client and no judge": _reaches,
-        "what it needs is listed as it is": _needs,
-        "where it searches with the engine, it adapts to what the engine does": _engine,
-        "one finite reconstruction of all private images per victim": _returns,
+        "its source text and its class list the same needs": _needs,
+        "if it searches with the engine, it adapts to what the engine uses": _engine,
+        "it returns one finite reconstruction of all private images per victim": _returns,
         "it keeps its budget of evaluations": _budgeted,
         "the same generator gives the same images, and no other randomness is used": _repeats,
         "it leaves the observation as it was": _leaves,
@@ -330,8 +340,8 @@ RULES: Mapping[str, Mapping[str, Callable[[Plugin, Any], str | None]]] = {
         "an update that is not finite diverges alone": _survives,
     },
     "defense": {
-        "what it hides is listed as it is and not granted": _hides,
-        "an attack takes account of what it discloses": _used,
+        "its source text and its class list what it hides, and nothing of it is granted": _hides,
+        "an attack uses what it discloses": _used,
         "the update fits the network and is finite": _update,
         "the same generator gives the same update, and no other randomness is used": _defense_repeats,
         "the client's data and weights stay as they were": _client_unharmed,
