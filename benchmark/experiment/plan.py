@@ -284,8 +284,8 @@ def _refuse_trained_on_victims(model: Model, dataset: _Choice) -> None:
                 )
         elif training.dataset.partition(":")[0].partition("[")[0] == name and training.files != dataset.sources["data"]:
             raise UserError(
-                f"the files of '{dataset.label}' have changed since model '{model.label}' was trained on '{training.dataset}'; the "
-                "model may have seen a victim, so train it again on these files"
+                f"the files of '{dataset.label}' have changed since model '{model.label}' was trained on "
+                f"'{training.dataset}'; the model may have seen a victim, so train it again on these files"
             )
 
 
