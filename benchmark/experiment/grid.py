@@ -20,6 +20,9 @@ ORACLE = "oracle"
 """The name under which the oracle, the built-in ceiling, stands among the attacks."""
 
 
+GRID_SCHEMA = 1
+"""Version of the format of a grid; see SCHEMAS.md. Raise it when a key is removed or changes its meaning."""
+
 PART_FIELDS = frozenset({"datasets", "models", "defenses", "attacks", "scenarios", "victims", "trials", "evaluations"})
 """Fields of a grid that its parts may override."""
 
@@ -43,6 +46,7 @@ class Grid:
         set: hyper-parameters as `attack.NAME.FIELD: VALUE`, also for `defense` and `dataset`.
         parts: one mapping per part. Each part overrides fields of the grid that are in `PART_FIELDS`, and its axes are crossed
             separately. Empty if all axes are crossed.
+        schema: version of the format of the grid.
     """
 
     title: str
@@ -58,9 +62,12 @@ class Grid:
     success_db: Annotated[float, Range(-1000, 1000)] = 30.0
     set: Mapping[str, object] = field(default_factory=dict)
     parts: tuple[Mapping[str, object], ...] = ()
+    schema: int = GRID_SCHEMA
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.schema != GRID_SCHEMA:
+            raise ValueError(f"schema is {shown(self.schema)}, but this version reads schema {GRID_SCHEMA} only")
         for axis in ("datasets", "models", "defenses", "attacks", "scenarios"):
             if not getattr(self, axis):
                 raise ValueError(f"{axis} is empty")

@@ -18,7 +18,7 @@ def paired_difference(results: Results, first: str, second: str) -> pd.DataFrame
     rows = []
     for key, group in results.samples.groupby([*SCENE_COLUMNS, "defense"], sort=False) if len(results.samples) else ():
         a, b = (by_image(group[group.attack == attack]) for attack in (first, second))
-        both = a.join(b, rsuffix="_other", how="inner", validate="one_to_one").dropna(subset=["psnr", "psnr_other"])
+        both = a.merge(b, left_index=True, right_index=True, suffixes=("", "_other"), validate="one_to_one").dropna()
         if both.empty:
             continue
         difference = (both.psnr - both.psnr_other).tolist()

@@ -21,6 +21,9 @@ REALISTIC = "Realistic: clients keep noise and timestep to themselves"
 LABORATORY = "Laboratory: timestep or noise is granted to the attack, which no real client does"
 STRONGEST = "The strongest attack under each defense, chosen inside the bootstrap"
 
+CSV_SCHEMA = 1
+"""Version of the format of `leaderboard.csv`; see SCHEMAS.md. Raise it when a column is removed or changes its meaning."""
+
 MISSING = "–"
 """Text in place of a missing number."""
 
@@ -101,7 +104,7 @@ def write_tables(results: Results, table: pd.DataFrame, best: pd.DataFrame, dire
 
 def published(table: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of `leaderboard.csv`: every attack and control, then the strongest attacks."""
-    return pd.concat([table, best], ignore_index=True).drop(columns="control")
+    return pd.concat([table, best], ignore_index=True).drop(columns="control").assign(schema=CSV_SCHEMA)
 
 
 def _strongest(table: pd.DataFrame, best: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
