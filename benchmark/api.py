@@ -6,7 +6,9 @@ command line does: one thread for sums unless OMP_NUM_THREADS is set, and no tf3
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -100,9 +102,11 @@ def simulate(
     defense: str = "none",
     scenario: Scenario | None = None,
     seed: int = 0,
-    device: str = "auto",
+    include: Sequence[Path | str] = (),
 ) -> Simulation:
     """Simulate one round of clients and return what the server receives, with the truth behind it.
+
+    The clients train on a GPU if there is one.
 
     Args:
         dataset: where the private images come from, such as `photos` or `folder:PATH`.
@@ -110,16 +114,18 @@ def simulate(
         defense: what the clients do against attacks.
         scenario: how the clients train; None for one image and one step of SGD.
         seed: decides which images, timesteps and noise are drawn.
-        device: `auto`, `cpu`, `cuda` or `cuda:i`.
+        include: folders with defenses and data sets of your own.
 
     Raises:
-        UserError: a name or value is unknown, or the server would receive several updates instead of their sum.
+        UserError: a name or value is unknown, a name stands for several values, or the server would receive several updates.
     """
     configure_torch()
     grid = Grid("one update", (dataset,), (model,), (defense,), ("oracle",), (scenario or Scenario(),), victims=1, seed=seed)
-    cells = Job(grid, device=device_name(device)).cells()
+    cells = [cell for cell in Job(grid, _folders(include), device_name("auto")).cells() if cell.attack is None]
+    if len(cells) > 1:
+        raise UserError("a simulation has one data set, one model and one defense; a parameter here has several values")
     cache = Cache()
-    check_inputs(cells[:1], cache)
+    check_inputs(cells, cache)
     scene = Scene(cells[0], cache)
     if scene.updates_per_round > 1:
         raise UserError(
@@ -129,17 +135,17 @@ def simulate(
 
 
 @overload
-def attack(observation: Observation, name: str, seed: int = 0, include: Sequence[Path] = ()) -> Reconstruction: ...
+def attack(observation: Observation, name: str, seed: int = 0, include: Sequence[Path | str] = ()) -> Reconstruction: ...
 
 
 @overload
 def attack(
-    observation: Sequence[Observation], name: str, seed: int = 0, include: Sequence[Path] = ()
+    observation: Sequence[Observation], name: str, seed: int = 0, include: Sequence[Path | str] = ()
 ) -> list[Reconstruction]: ...
 
 
 def attack(
-    observation: Observation | Sequence[Observation], name: str, seed: int = 0, include: Sequence[Path] = ()
+    observation: Observation | Sequence[Observation], name: str, seed: int = 0, include: Sequence[Path | str] = ()
 ) -> Reconstruction | list[Reconstruction]:
     """Rebuild the private images behind one update, or behind several at once.
 
@@ -156,11 +162,15 @@ def attack(
         UserError: there is no such attack, or it needs something that an observation does not grant.
     """
     configure_torch()
-    plugin, chosen = Registry(include).create("attack", parse_one(name))
+    plugin, chosen = Registry(_folders(include)).create("attack", parse_one(name))
     several = [observation] if isinstance(observation, Observation) else list(observation)
     _check_granted(chosen, plugin.name, several)
     rebuilt = list(chosen.run(several, stream(seed, "attack", name)))
     return rebuilt[0] if isinstance(observation, Observation) else rebuilt
+
+
+def _folders(include: Sequence[Path | str]) -> list[Path]:
+    return [user_path(str(folder)) for folder in include]
 
 
 def _check_granted(chosen: Attack, name: str, observations: Sequence[Observation]) -> None:
@@ -171,16 +181,17 @@ def _check_granted(chosen: Attack, name: str, observations: Sequence[Observation
 
 
 def run(
-    grid: Grid | str,
+    grid: Grid | Path | str,
     out: Path | str | None = None,
     workers: int = 1,
     device: str = "auto",
-    include: Sequence[Path] = (),
+    include: Sequence[Path | str] = (),
     timeout: float | None = None,
 ) -> Run:
     """Run the cells of a grid that have not finished yet, and write the tables and figures.
 
-    With several workers, a script must call this below `if __name__ == "__main__":`, as always with spawned processes.
+    With several workers, a script must call this below `if __name__ == "__main__":`, as always with spawned processes. Times
+    that were measured with several workers cannot be compared with others, because workers share the cores.
 
     Args:
         grid: a grid, or the name or the YAML file of one.
@@ -194,15 +205,18 @@ def run(
         UserError: the grid is not valid, an input is missing, or the disk does not take the results.
     """
     configure_torch()
-    if out is None and not isinstance(grid, str):
-        raise UserError("a grid that is no file has no name of its own: give the run directory as `out`")
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError("a script that starts workers must call `run` below `if __name__ == '__main__':`")
+    if out is None and isinstance(grid, Grid):
+        raise UserError("this grid has no file name: give the run directory as `out`")
     store = Store(user_path(str(out)) if out is not None else Path("results", "runs", Path(str(grid)).stem))
-    session = Session(Job(read_grid(grid) if isinstance(grid, str) else grid, include, device_name(device)), store)
+    chosen = grid if isinstance(grid, Grid) else read_grid(str(grid))
+    session = Session(Job(chosen, _folders(include), device_name(device)), store)
     executor = session.executor(workers, timeout)
     cells = session.unfinished()
     session.check(cells)
-    with store.writing():
-        for _ in session.run(cells, executor, choose("none", cells)):
+    with store.writing(), closing(session.run(cells, executor, choose("none", cells))) as saved:
+        for _ in saved:
             pass
         build_report(store)
     return load(store.path)

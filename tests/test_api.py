@@ -58,7 +58,10 @@ def test_two_seeds_are_two_updates():
             ),
             "attack 'inverting_gradients' needs the noise, which the observation does not grant",
         ),
-        (lambda: gidbench.run(gidbench.Grid("t", ("photos",), ("tiny",), ("none",), ("dlg",))), "give the run directory"),
+        (
+            lambda: gidbench.run(gidbench.Grid("t", ("photos",), ("tiny",), ("none",), ("dlg",))),
+            "this grid has no file name: give the run directory",
+        ),
         (lambda: gidbench.load("/nowhere"), "is no run directory"),
     ],
 )

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=user_path, metavar="DIR", help="the run directory; default: results/runs/NAME")
     add_include(parser)
     add("--workers", type=int, default=1, metavar="N", help="processes that run cells side by side; default: 1")
-    add("--cell-timeout", type=_seconds, metavar="S", help="give up a cell after S seconds")
+    add("--cell-timeout", type=float, metavar="S", help="give up a cell after S seconds")
     add("--set", action="append", default=[], metavar="attack.NAME.FIELD=VALUE", help="set a hyper-parameter")
     add("--dry-run", action="store_true", help="print the cells and the estimated time, and run nothing")
     again = parser.add_mutually_exclusive_group()
@@ -195,13 +195,3 @@ def _cost(scene: Scene) -> float:
         for victim, observation in zip(scene.victims, scene.observations, strict=True)
     ]
     return seconds_per_evaluation(known)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e8:
-        raise argparse.ArgumentTypeError(f"should be a number of seconds above 0, not '{text}'")
-    return seconds

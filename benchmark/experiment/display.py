@@ -67,7 +67,7 @@ class Plain(Silent):
 
 
 class Bar(Display):
-    """A live bar: finished cells, the cell that started last, its matching loss and the time left.
+    """A live bar: finished cells, one running cell with its matching loss, and the time left.
 
     The time left is an estimate from the evaluations that are planned but not yet spent, at the pace so far.
     """
@@ -76,7 +76,7 @@ class Bar(Display):
         self.console = console
         self.planned = sum(_planned(cell) for cell in cells)
         self.finished = 0
-        self.running: dict[str, int] = {}
+        self.running: dict[Cell, int] = {}
         self.started = time.monotonic()
         self.progress = Progress(
             BarColumn(bar_width=24),
@@ -98,21 +98,29 @@ class Bar(Display):
 
     def begin(self, cell: Cell) -> None:
         """See `Display.begin`."""
-        self.running[cell.identity] = 0
-        others = f" (and {count} more)" if (count := len(self.running) - 1) else ""
-        self.progress.update(self.task, description=f"{cell.name}{others}", loss="")
+        self.running[cell] = 0
+        self._show()
 
     def step(self, cell: Cell, step: Step) -> None:
         """See `Display.step`."""
-        self.running[cell.identity] += step.count
-        self.progress.update(self.task, loss=f"matching loss {step.loss:.3g}", left=self._left())
+        self.running[cell] += step.count
+        self.progress.update(self.task, left=self._left())
+        if cell is next(iter(self.running)):
+            self.progress.update(self.task, loss=f"matching loss {step.loss:.3g}")
 
     def end(self, cell: Cell, record: Record) -> None:
         """See `Display.end`. A cell that spent less than its budget, such as a skipped one, leaves nothing open."""
-        self.running.pop(cell.identity, None)
+        self.running.pop(cell, None)
         self.finished += _planned(cell)
+        self._show()
         self.progress.update(self.task, advance=1, left=self._left())
         self.console.print(f"{cell.name}: {_outcome(record)}", style="dim", highlight=False, markup=False)
+
+    def _show(self) -> None:
+        """Name the cell that has run longest, and count the others."""
+        first, *others = [cell.name for cell in self.running] or [""]
+        more = f" (and {len(others)} more)" if others else ""
+        self.progress.update(self.task, description=f"{first}{more}", loss="")
 
     def _left(self) -> str:
         spent = self.finished + sum(self.running.values())

@@ -18,6 +18,9 @@ from benchmark.experiment.scene import check_inputs
 from benchmark.experiment.store import Store
 from benchmark.experiment.workers import MAX_WORKERS, Workers
 
+MAX_TIMEOUT = 1e8
+"""The longest time limit of a cell in seconds: three years, which timers take."""
+
 
 @dataclass(frozen=True, eq=False)
 class Session:
@@ -61,8 +64,10 @@ class Session:
         """Return what runs cells: this process for one worker, else that many processes.
 
         Raises:
-            UserError: the number of workers is below 1 or above `MAX_WORKERS`.
+            UserError: the number of workers is not from 1 to `MAX_WORKERS`, or the time limit is not above 0.
         """
+        if timeout is not None and not 0 < timeout < MAX_TIMEOUT:
+            raise UserError(f"the time limit should be a number of seconds above 0, not {shown(timeout)}")
         if not 1 <= workers <= MAX_WORKERS:
             raise UserError(f"the number of workers should be from 1 to {MAX_WORKERS}, not {shown(workers)}")
         return Serial(self.cache, timeout) if workers == 1 else Workers(self.job, workers, timeout)

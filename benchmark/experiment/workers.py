@@ -6,6 +6,7 @@ code, data or settings then differ from those of the parent. Workers are spawned
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import pickle
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -34,6 +36,15 @@ from benchmark.matching.plans import shared_plans
 
 MAX_WORKERS = 256
 """The most worker processes of a run."""
+
+HINT = "use fewer workers; a script that starts workers needs `if __name__ == '__main__':`"
+"""What helps if workers do not start."""
+
+MAX_WAIT = 600.0
+"""Seconds after which the parent looks again, even if no worker has sent anything. `poll` refuses long limits."""
+
+JOIN_SECONDS = 5.0
+"""Seconds in which a process must end after it has closed its connection."""
 
 GRACE = 30.0
 """Seconds after a cell's time limit in which a worker must give it up by itself. Then it is killed."""
@@ -83,8 +94,11 @@ class Workers:
     def outcomes(self, cells: Sequence[Cell], display: Display) -> Generator[tuple[Cell, Outcome]]:
         """See `Executor.outcomes`.
 
+        A worker that ends costs the cell that it has begun, and another worker takes its place. If that one cannot start, the
+        others go on without it.
+
         Raises:
-            UserError: a worker ends before it is ready, or computes another identity for a cell.
+            UserError: no worker can start, or one computes another identity for a cell.
         """
         waiting = deque(cells)
         count = min(self.count, len(cells))
@@ -97,35 +111,52 @@ class Workers:
                     outcome, cell = worker.receive(display), worker.cell
                     if not worker.alive:
                         crew.remove(worker)
+                        count = count if worker.ready else count - 1
+                        if cell and not outcome:
+                            waiting.appendleft(cell)
+                        if not count:
+                            raise UserError(f"no worker process can start: the last one {worker.end()}; {HINT}")
                     if cell and outcome:
                         worker.cell = None
                         yield cell, outcome
         finally:
             for worker in crew:
+                worker.process.kill()
+            for worker in crew:
                 worker.stop()
 
     def _hire(self, crew: list[_Worker], count: int) -> _Worker | None:
-        """Add a worker to the crew and return it; None where there are `count` already."""
-        if len(crew) == count:
+        """Add a worker to the crew and return it; None if there are `count` already.
+
+        Signals wait until the worker is in the crew. It inherits this, so that Ctrl-C reaches it only once it ignores it.
+        """
+        if len(crew) >= count:
             return None
-        crew.append(_Worker(self.job, count, self.timeout))
+        resource_tracker.ensure_running()  # it would let the signals through where it starts
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            crew.append(_Worker(self.job, count, self.timeout))
+        except OSError as error:
+            if crew:  # the others go on, and one more is tried when the next cell ends
+                return None
+            raise UserError(f"cannot start a worker process: {error.strerror or error}; {HINT}") from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return crew[-1]
 
 
 def _idle(crew: Sequence[_Worker]) -> _Worker | None:
-    """Return a worker without a cell, None where there is none."""
+    """Return a worker without a cell, None if there is none."""
     return next((worker for worker in crew if worker.cell is None), None)
 
 
 def _next(crew: Sequence[_Worker]) -> list[_Worker]:
     """Return the workers that have sent something, have ended, or are past their deadline. Wait until there is one."""
     deadlines = [worker.deadline for worker in crew if worker.deadline is not None]
-    patience = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
-    speaking = wait([worker.connection for worker in crew], patience)
+    patience = max(0.0, min([*(deadline - time.monotonic() for deadline in deadlines), MAX_WAIT]))
+    ready = set(wait([channel for worker in crew for channel in worker.channels], patience))
     now = time.monotonic()
-    return [
-        worker for worker in crew if worker.connection in speaking or (worker.deadline is not None and worker.deadline <= now)
-    ]
+    return [worker for worker in crew if ready & set(worker.channels) or (worker.deadline or math.inf) <= now]
 
 
 class _Worker:
@@ -143,7 +174,7 @@ class _Worker:
         self.timeout = timeout
         self.cell: Cell | None = None
         self.deadline: float | None = None
-        self.ready = False
+        self.ready = self.begun = False
         self.alive = True
         self.process = context.Process(target=_work, args=(theirs, job, workers, timeout))
         self.process.start()
@@ -151,19 +182,24 @@ class _Worker:
 
     def give(self, cell: Cell) -> None:
         """Hand over a cell to run."""
-        self.cell = cell
+        self.cell, self.begun = cell, False
         with suppress(OSError):  # the worker has ended: `receive` finds out
             _send(self.connection, cell.identity)
 
+    @property
+    def channels(self) -> tuple[Connection, int]:
+        """What becomes readable if the worker sends something or ends. A child of the worker may keep the first one open."""
+        return self.connection, self.process.sentinel
+
     def receive(self, display: Display) -> Outcome | None:
-        """Handle one message, or the end of the process. Return the outcome of the cell where it has one now.
+        """Handle one message, the end of the process or its deadline. Return the outcome of the cell if it has one now.
 
         Raises:
-            UserError: the worker refuses its cell, or ended before it was ready.
+            UserError: the worker refuses its cell.
         """
-        if not self.connection.poll():
-            return self._killed()
         try:
+            if not self.connection.poll():
+                return self._ended() if self.process.exitcode is not None else self._late()
             message = pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
             return self._ended()
@@ -171,6 +207,7 @@ class _Worker:
             case Ready():
                 self.ready = True
             case Begun() if self.cell:
+                self.begun = True
                 self.deadline = None if self.timeout is None else time.monotonic() + self.timeout + GRACE
                 display.begin(self.cell)
             case Step() if self.cell:
@@ -182,24 +219,29 @@ class _Worker:
                 return message.outcome
         return None
 
-    def _killed(self) -> Outcome | None:
+    def _late(self) -> Outcome | None:
         """Kill a worker that has not given up its cell in time."""
+        if self.deadline is None or self.deadline > time.monotonic():
+            return None
         self.stop()
         reason = f"gave up after {self.timeout:g} s; its worker process did not answer and was killed"
         return lost(self.cell, Status.TIMEOUT, reason) if self.cell else None
 
     def _ended(self) -> Outcome | None:
-        """Account for a worker that has ended by itself or was ended by the system."""
+        """Account for a worker that has ended. Return the outcome of the cell that it had begun."""
+        self.process.join(JOIN_SECONDS)
         self.stop()
-        code = self.process.exitcode or 0
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        if not self.ready:
-            raise UserError(f"a worker process {how} before it was ready; try fewer --workers")
-        if self.cell is None:
+        if not (self.cell and self.begun):
             return None
-        if code == -signal.SIGKILL:
-            return lost(self.cell, Status.OOM, f"its worker process {how}, as the system does where memory runs out")
-        return lost(self.cell, Status.FAILED, f"its worker process {how}")
+        if self.process.exitcode == -signal.SIGKILL:
+            return lost(self.cell, Status.OOM, f"its worker process {self.end()}, as the system does where memory runs out")
+        return lost(self.cell, Status.FAILED, f"its worker process {self.end()}")
+
+    def end(self) -> str:
+        """Return how the process ended, in words."""
+        code = self.process.exitcode or 0
+        names = {number.value: number.name for number in signal.Signals}
+        return f"was ended by {names.get(-code, f'signal {-code}')}" if code < 0 else f"ended with exit code {code}"
 
     def stop(self) -> None:
         """End the process at once."""
@@ -214,6 +256,7 @@ def _work(connection: Connection, job: Job, workers: int, timeout: float | None)
     """Run cells in a worker process until the parent ends."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the parent decides: Ctrl-C reaches the whole process group
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     configure_torch()
     share_machine(workers)
@@ -226,8 +269,7 @@ def _work(connection: Connection, job: Job, workers: int, timeout: float | None)
     _send(connection, Ready())
     cache = Cache()
     with shared_plans():
-        while True:
-            identity = pickle.loads(connection.recv_bytes())
+        while identity := _receive(connection):
             if identity not in cells:
                 _send(connection, Refused("code, data or settings have changed since the run began; start it again"))
                 return
@@ -252,14 +294,17 @@ class _Reporter:
             self.sent, self.unsent = now, 0
 
 
-def _send(connection: Connection, message: Any) -> None:
-    """Send a message whole: the alarm of a time limit waits until it is sent."""
-    content = pickle.dumps(message)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+def _receive(connection: Connection) -> str | None:
+    """Wait for the identity of a cell and return it; None if the parent has closed the connection."""
     try:
-        connection.send_bytes(content)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return str(pickle.loads(connection.recv_bytes()))
+    except EOFError:
+        return None
+
+
+def _send(connection: Connection, message: Any) -> None:
+    """Send a message. The alarm of a time limit cannot cut a `Step` in two: such short messages go out in one write."""
+    connection.send_bytes(pickle.dumps(message))
 
 
 def _end_with_parent() -> None:

@@ -39,6 +39,18 @@ def test_the_bar_shows_the_cell_its_loss_and_the_time_left(cells, records):
     assert bar.finished == bar.planned == 2 and not bar.running
 
 
+def test_with_several_running_cells_the_bar_shows_the_loss_of_the_named_one(cells, records):
+    bar = Bar(cells, Console(file=io.StringIO()))
+    for cell in cells[:2]:
+        bar.begin(cell)
+    bar.step(cells[1], Step(1, 0.5))
+    task = bar.progress.tasks[0]
+    assert (task.description, task.fields["loss"]) == (f"{cells[0].name} (and 1 more)", "")
+    bar.end(cells[0], records[0])
+    bar.step(cells[1], Step(1, 0.25))
+    assert (task.description, task.fields["loss"]) == (cells[1].name, "matching loss 0.25")
+
+
 def test_the_plain_display_prints_one_line_per_cell(cells, records, capsys):
     with choose("plain", cells) as display:
         for cell, record in zip(cells, records, strict=True):

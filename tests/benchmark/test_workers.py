@@ -3,6 +3,7 @@
 import dataclasses
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,10 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import gidbench
+from benchmark.base import machine
 from benchmark.base.errors import UserError
-from benchmark.base.machine import cores, share_machine
+from benchmark.base.events import Step
 from benchmark.cli import main
 from benchmark.experiment import workers
 from benchmark.experiment.display import Silent
@@ -125,29 +129,44 @@ def words(tmp_path):
     return ["run", *places, "--workers", "2", "--display", "none"]
 
 
-def wait_for_controls(folder):
-    while len(list(folder.glob("out/cells/[0-9a-f]*/record.json"))) < 4:
+def wait_for_controls(folder, goes_on):
+    """Wait until four cells are stored. Return whether they are: not if the run has ended or a minute is over."""
+    ends = time.monotonic() + 60
+    while (found := len(list(folder.glob("out/cells/[0-9a-f]*/record.json")))) < 4 and goes_on() and time.monotonic() < ends:
         time.sleep(0.01)
+    return found >= 4
+
+
+def runs(process):
+    """Return whether a process is there; a zombie is not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def remaining(crew):
-    """Return the processes that are there after the time in which they should have ended."""
+    """Return the processes that still run after the time in which they should have ended."""
     ends = time.monotonic() + 30
-    while (there := [child for child in crew if Path(f"/proc/{child}").exists()]) and time.monotonic() < ends:
+    while (there := [process for process in crew if runs(process)]) and time.monotonic() < ends:
         time.sleep(0.05)
     return there
 
 
 def test_an_interrupted_run_ends_its_workers_and_keeps_finished_cells(words, tmp_path, capsys):
-    crew = []
+    crew, over = [], []
 
     def interrupt():
-        wait_for_controls(tmp_path)
-        crew.extend(child.pid for child in multiprocessing.active_children())
-        os.kill(os.getpid(), signal.SIGINT)
+        if wait_for_controls(tmp_path, lambda: not over):
+            crew.extend(child.pid for child in multiprocessing.active_children())
+            os.kill(os.getpid(), signal.SIGTERM)  # a shell lets its background jobs ignore SIGINT
 
-    threading.Thread(target=interrupt, daemon=True).start()
-    assert main(words) == 130
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    code = main(words)
+    over.append(True)
+    thread.join()
+    assert code == 143
     assert "Interrupted: every finished cell is kept in" in capsys.readouterr().err
     assert (tmp_path / "out" / "leaderboard.csv").exists()
     assert len(crew) == 2 and not remaining(crew)
@@ -155,11 +174,45 @@ def test_an_interrupted_run_ends_its_workers_and_keeps_finished_cells(words, tmp
 
 def test_workers_end_when_their_run_is_killed(words, tmp_path):
     process = subprocess.Popen([sys.executable, "-m", "benchmark", *words], cwd=ROOT)
-    wait_for_controls(tmp_path)
+    assert wait_for_controls(tmp_path, lambda: process.poll() is None)
     crew = [int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     process.kill()
     process.wait()
     assert len(crew) >= 2 and not remaining(crew)
+
+
+def test_a_signal_to_the_group_while_workers_start_prints_no_traceback(words, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmark", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None and len(children.read_text().split()) < 3:  # two workers and multiprocessing's tracker
+        time.sleep(0.01)
+    time.sleep(0.3)  # they import torch now
+    os.killpg(process.pid, signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in error and "Interrupted: every finished cell is kept in" in error
+
+
+def test_steps_are_counted_though_not_each_is_sent(monkeypatch):
+    ours, theirs = multiprocessing.Pipe()
+    clock = iter([0.05, 0.1, 0.25, 0.3, 0.5])
+    report = workers._Reporter(theirs, sent=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(workers.time, "monotonic", lambda: next(clock))
+        for evaluation in range(1, 6):
+            report(Step(evaluation, 1 / evaluation))
+    sent = []
+    while ours.poll():
+        sent.append(pickle.loads(ours.recv_bytes()))
+    assert [(step.evaluation, step.count) for step in sent] == [(3, 3), (5, 2)]
+
+
+def test_a_worker_that_cannot_start_says_what_helps(monkeypatch):
+    monkeypatch.setattr(workers, "_work", sys.exit)  # the worker raises a TypeError: too many arguments
+    with pytest.raises(UserError, match="no worker process can start: the last one ended with exit code 1; use fewer workers"):
+        list(Workers(Job(GRID), 1).outcomes(Job(GRID).cells()[:1], Silent()))
 
 
 @pytest.mark.parametrize("count", [0, -1, 257, 10**30])
@@ -168,11 +221,29 @@ def test_a_number_of_workers_out_of_range_is_one_sentence(tmp_path, count):
         Session(Job(GRID), Store(tmp_path)).executor(count, None)
 
 
-def test_processes_share_the_cores():
-    whole = cores()
+def test_processes_share_cores_and_memory(monkeypatch):
+    monkeypatch.setattr(machine, "_system_free", lambda: 8 * 2**30)
+    monkeypatch.setattr(machine, "_cgroup_free", lambda: 6 * 2**30)
+    monkeypatch.setattr(machine, "_allocator_free", lambda: 2**20)
+    whole, device = machine.cores(), torch.device("cpu")
     try:
-        share_machine(2)
-        assert cores() == max(1, whole // 2)
+        machine.share_machine(3)
+        assert machine.cores() == max(1, whole // 3)
+        assert machine.free_memory(device) == 2 * 2**30 + 2**20  # what the allocator holds is this process's own
     finally:
-        share_machine(1)
-    assert cores() == whole
+        machine.share_machine(1)
+    assert (machine.cores(), machine.free_memory(device)) == (whole, 6 * 2**30 + 2**20)
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_time_limit_out_of_range_is_one_sentence(tmp_path, timeout):
+    with pytest.raises(UserError, match="the time limit should be a number of seconds above 0"):
+        Session(Job(GRID), Store(tmp_path)).executor(2, timeout)
+
+
+def test_two_workers_leave_the_leaderboard_of_one(tmp_path):
+    grid = dataclasses.replace(GRID, defenses=("none", "gradient_pruning[keep=0.1]"))
+    one, two = (gidbench.run(grid, tmp_path / str(count), workers=count) for count in (1, 2))
+    times = ["seconds_per_victim"]
+    assert two.leaderboard.drop(columns=times).equals(one.leaderboard.drop(columns=times))
+    assert all((a == b).all() for a, b in zip(one.images.reconstruction, two.images.reconstruction, strict=True))
