@@ -201,7 +201,9 @@ def _snapshot(place: Path, own: Sequence[str]) -> dict[str, tuple[object, ...]]:
     """Return kind, size and time of change of everything in the sandbox that the case must leave alone."""
     found: dict[str, tuple[object, ...]] = {}
     for folder, folders, files in os.walk(place):
-        folders[:], files[:] = ([name for name in names if folder != str(place) or name not in own] for names in (folders, files))
+        folders[:], files[:] = (
+            [name for name in names if folder != str(place) or name not in own] for names in (folders, files)
+        )
         for name in (*folders, *files):
             path = Path(folder, name)
             status = path.lstat()
