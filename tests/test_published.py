@@ -44,7 +44,7 @@ UNDEFENDED = STRONGEST[STRONGEST.defense == "none"].set_index("scenario")
 MADE_OF_IT = STRONGEST[(STRONGEST.defense != "none") & ~STRONGEST.defense.str.startswith(OTHERWISE_TRAINED)]
 
 
-@pytest.mark.parametrize("row", MADE_OF_IT.itertuples(), ids=lambda row: f"{row.defense} {row.scenario}")
+@pytest.mark.parametrize("row", list(MADE_OF_IT.itertuples()), ids=lambda row: f"{row.defense} {row.scenario}")
 def test_what_is_made_of_the_plain_update_tells_no_more_beyond_the_intervals(row):
     """Whoever has the plain update could make of it what the defense releases."""
     assert row.psnr_ci_low <= UNDEFENDED.psnr_ci_high[row.scenario]

@@ -8,7 +8,7 @@ from benchmark.base.errors import UserError
 from benchmark.base.spec import Spec, expand, parse_one
 from benchmark.clients.toy import toy
 from benchmark.diffusion.catalogue import HUB_IDS, cached_directory, packaged_checkpoints
-from benchmark.diffusion.conventions import BETAS
+from benchmark.diffusion.conventions import BETA_SETTINGS
 from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.models import build_network, build_process, build_scheduler, resolve_model
 from benchmark.diffusion.presets import PRESETS
@@ -112,7 +112,7 @@ def test_an_unknown_model_is_one_sentence(name, words):
         resolve_model(Spec(name))
 
 
-@pytest.mark.parametrize("schedule", list(BETAS))
+@pytest.mark.parametrize("schedule", list(BETA_SETTINGS))
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", [16, 1000])
 def test_every_schedule_goes_from_signal_to_noise(schedule, prediction, steps, tmp_path):

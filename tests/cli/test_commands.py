@@ -1,4 +1,4 @@
-"""The command line as its users meet it: exit codes, one sentence per mistake, and files left behind."""
+"""Tests of the command line: exit codes, one sentence per mistake, and the files it writes."""
 
 import json
 import os
@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from benchmark.cli import main
+
+pytestmark = pytest.mark.usefixtures("undrawn_figures")  # the module's finished run draws them
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,7 +97,7 @@ def test_a_dry_run_prints_cells_and_an_estimate_and_writes_nothing(grid, tmp_pat
 
 
 def test_a_dry_run_counts_every_update_that_is_attacked(tmp_path, capsys):
-    """Of each client where they are not summed, and of their sum where they are."""
+    """Count one update per client without aggregation, and one per round with it."""
     summed = {**QUICK, "scenarios": [{"timesteps": 200, "clients": 3}], "defenses": ["none", "secure_aggregation"]}
     (tmp_path / "summed.yaml").write_text(yaml.safe_dump({**summed, "attacks": ["dlg"]}))
     assert main(["run", "--grid", str(tmp_path / "summed.yaml"), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
@@ -123,7 +125,7 @@ def test_a_failing_cell_is_exit_code_one_and_only_failed_tries_it_again(grid, tm
     source = (ROOT / "attacks" / "constant_image.py").read_text().replace("control: ClassVar[bool] = True", "")
     (tmp_path / "p").mkdir()
     plugin = tmp_path / "p" / "moody.py"
-    body = "        return [Reconstruction(flat(seen)"
+    body = "        return [Reconstruction(mean_colour_start(observation)"
     assert body in source
     plugin.write_text(source.replace(body, "        import os\n        assert 'CALM' in os.environ, 'too moody'\n" + body))
     words = ["run", "--grid", grid, "--attacks", "moody", "--defenses", "none", "--include", str(plugin.parent)]
@@ -200,7 +202,7 @@ def test_an_unknown_attack_in_compare_names_the_nearest(finished, capsys):
         ("grids", ["default", "smoke"]),
     ],
 )
-def test_list_names_what_there_is(what, words, capsys):
+def test_list_prints_the_available_names(what, words, capsys):
     assert main(["list", what]) == 0
     printed = capsys.readouterr().out
     assert all(word in printed for word in words)
@@ -211,7 +213,7 @@ def test_check_passes_a_good_plugin(capsys):
     assert "poisoned truth changes nothing" in capsys.readouterr().out
 
 
-def test_a_dry_run_can_tell_the_cost_of_batches_of_unequal_size(tmp_path, capsys):
+def test_a_dry_run_estimates_the_cost_of_batches_of_unequal_size(tmp_path, capsys):
     path = tmp_path / "poisson.yaml"
     scenario = {"timesteps": 200, "batch_size": 2, "sampling": "poisson", "sample_rate": 0.2}
     path.write_text(yaml.safe_dump({**QUICK, "scenarios": [scenario], "victims": 4}))
@@ -228,7 +230,7 @@ def test_the_allocator_is_set_inside_the_program_unless_the_user_did():
         assert next(line for line in printed.splitlines() if line.startswith("allocator")).endswith(expected)
 
 
-def test_info_says_what_is_here_and_how_to_get_the_rest(capsys):
+def test_info_lists_what_is_installed_and_how_to_get_the_rest(capsys):
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
     for word in ("torch", "device", "threads", "allocator", "LPIPS", "photos", "folder:PATH"):

@@ -1,4 +1,4 @@
-"""However a run ends early, what is finished is kept, its tables are written, and one sentence says how to go on."""
+"""Runs that end early: finished cells are kept, the tables are written, and one sentence says how to continue."""
 
 import io
 import os
@@ -16,6 +16,8 @@ import yaml
 
 from benchmark.cli import main
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 GRID = {
@@ -30,8 +32,8 @@ GRID = {
 
 WAITS = """
 import sys, time
-from benchmark.base.interrupts import Interrupted, noted
-with noted(patient=False):
+from benchmark.base.interrupts import Interrupted, record_interrupts
+with record_interrupts(patient=False):
     try:
         print("ready", flush=True)
         time.sleep(30)
@@ -39,7 +41,7 @@ with noted(patient=False):
         print(error.number, flush=True)
         time.sleep(30)
 """
-"""A program that ends its work at the first signal and then takes its time, as a run that writes its tables."""
+"""A program that stops its work at the first signal and then takes long to end, like a run that writes its tables."""
 
 
 @pytest.fixture
@@ -74,8 +76,8 @@ def test_a_signal_keeps_cells_writes_tables_and_says_how_to_go_on(words, tmp_pat
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_second_signal_ends_at_once_without_a_traceback(number):  # R3
-    heard = partial(signal.signal, number, signal.SIG_DFL)  # the tests themselves may run under nohup
-    process = start([sys.executable, "-c", WAITS], preexec_fn=heard)
+    not_ignored = partial(signal.signal, number, signal.SIG_DFL)  # the tests themselves may run under nohup
+    process = start([sys.executable, "-c", WAITS], preexec_fn=not_ignored)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     assert process.stdout.readline() == f"{int(number)}\n"
@@ -92,7 +94,7 @@ def test_a_command_under_nohup_survives_its_terminal():  # R3
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
-    assert process.stdout.readline() == f"{int(signal.SIGTERM)}\n", "the first signal that is noted"
+    assert process.stdout.readline() == f"{int(signal.SIGTERM)}\n", "SIGTERM is the first signal that is recorded"
     process.kill()
     process.communicate()
 
@@ -114,7 +116,7 @@ def test_a_lost_output_keeps_cells_and_writes_tables(words, lost, reason, tmp_pa
         assert main(words) == 1
     error = capsys.readouterr().err
     assert f"The output is lost ({reason}): every finished cell is kept" in error and "its tables are written" in error
-    assert cells(tmp_path / "out") == 1, "there is no use in going on"
+    assert cells(tmp_path / "out") == 1, "the run should stop after this cell"
     assert (tmp_path / "out" / "leaderboard.csv").exists()
     assert main([*words, "--display", "none"]) == 0 and cells(tmp_path / "out") == 4
 
@@ -127,21 +129,21 @@ def test_any_verb_on_a_full_output_is_one_sentence():  # T9
     assert done.stderr == "error: cannot write to the output: No space left on device\n"
 
 
-def test_a_closed_output_is_written_to_nowhere(words, tmp_path, monkeypatch):  # T9
+def test_a_run_with_a_closed_output_succeeds(words, tmp_path, monkeypatch):  # T9
     monkeypatch.setattr(sys, "stdout", None)
     assert main(words) == 0
     assert (tmp_path / "out" / "leaderboard.csv").exists()
 
 
-def test_letters_that_the_output_lacks_are_replaced(words, monkeypatch):  # T8
+def test_letters_that_the_output_cannot_encode_are_replaced(words, monkeypatch):  # T8
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     assert main(words) == 0
     assert b"photos ? 16x16" in raw.getvalue()
 
 
-def test_a_run_in_scarce_memory_neither_hangs_nor_takes_it_for_a_fault(words):  # R4
-    """4.5 GB of addresses are what torch's libraries take, and hardly more."""
+def test_a_run_with_little_memory_ends_without_a_traceback(words):  # R4
+    """Run with 4.5 GB of address space, little more than torch's libraries take."""
 
     def limit():
         resource.setrlimit(resource.RLIMIT_AS, (4_500_000 * 1024,) * 2)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from benchmark.matching.plans import shared_plans  # noqa: E402
 from tests.fuzz.harness import Bad, judge  # noqa: E402
 from tests.fuzz.workers import KINDS, bad_cases, preload  # noqa: E402
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for kind in KINDS:
         count = getattr(options, kind)
         if count and options.only in (None, kind):
-            with tempfile.TemporaryDirectory(prefix="gidbench-fuzz-") as root:
+            with tempfile.TemporaryDirectory(prefix="gidbench-fuzz-") as root, shared_plans():
                 bad = bad_cases(kind, range(options.first, options.first + count), Path(root), _progress(kind, count))
             _print(kind, count, bad)
             failed |= bool(bad)

@@ -1,9 +1,10 @@
-"""Finished run directories, damaged at random, then reported, compared and gone on with."""
+"""Finished run directories, damaged at random, then reported, compared and continued."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import yaml
 
 from tests.fuzz import nasty
 from tests.fuzz.harness import ROOT, Case, Outcome
+from tests.scenes import quick_figures
 
 FINISHED = "finished"
 GRID = ("run", "--grid", "../finished.yaml", "--display", "none", "--out")
@@ -33,38 +35,20 @@ TIMES = frozenset({"seconds_per_victim"})
 
 
 def before(root: Path) -> None:
-    """Make the run that every case copies: the smoke grid with two evaluations and one victim."""
+    """Make the run that every case copies: a part of the smoke grid with one evaluation and one victim."""
     if (root / FINISHED / "leaderboard.csv").exists():
         return
     from benchmark.cli import main
 
     grid = yaml.safe_load((ROOT / "benchmark/grids/smoke.yaml").read_text())
-    (root / "finished.yaml").write_text(yaml.safe_dump({**grid, "victims": 1, "evaluations": 2}))
-    with quick_figures(), contextlib.redirect_stdout(None), contextlib.chdir(root):
+    (root / "finished.yaml").write_text(yaml.safe_dump({**grid, "attacks": ["dlg"], "victims": 1, "evaluations": 1}))
+    with quick_figures(), contextlib.redirect_stdout(io.StringIO()), contextlib.chdir(root):
         code = main(["run", "--grid", "finished.yaml", "--display", "none", "--out", FINISHED])
     assert code == 0, "the run that cases copy has failed"
 
 
-@contextlib.contextmanager
-def quick_figures() -> Iterator[None]:
-    """Save figures without drawing them: drawing takes nine tenths of a report's time."""
-    from matplotlib.figure import Figure
-
-    def save(figure: Figure, target: Any, **options: Any) -> None:
-        if hasattr(target, "write"):
-            target.write(b"figure")
-        else:
-            Path(target).write_bytes(b"figure")
-
-    kept, Figure.savefig = Figure.savefig, save  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        Figure.savefig = kept  # type: ignore[method-assign]
-
-
 def case(seed: int) -> Case:
-    """Return a report of a damaged run, in some cases after measuring again, or then a comparison or a run that goes on."""
+    """Return a report of a damaged run. Some cases measure again, compare two attacks, or continue the run."""
     draw = Random(seed)
     commands: list[list[str]] = [["report", "RUN", *draw.choice(([], [], ["--measure", "ssim"]))]]
     if draw.random() < 0.3:
@@ -82,7 +66,7 @@ def case(seed: int) -> Case:
         for _ in range(draw.choice((0, 1, 1, 1, 2, 3))):
             _damage(place, draw)
         for name in draw.sample(USERS, draw.choice((0, 0, 1, 3))):
-            with contextlib.suppress(OSError):  # its folder is no folder any more
+            with contextlib.suppress(OSError):  # a damage replaced its folder
                 (place / "RUN" / name).parent.mkdir(parents=True, exist_ok=True)
                 (place / "RUN" / name).write_bytes(b"mine")
                 users[name] = b"mine"
@@ -97,7 +81,7 @@ def case(seed: int) -> Case:
 
 
 def _wrong(whole: Mapping[Any, Any], run: Path, outcomes: Sequence[Outcome]) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with the tables that were written, and with a run that went on."""
+    """Yield what is wrong with the written tables and with a continued run."""
     again = [outcome for outcome in outcomes if outcome.words[0] == "run"]
     if any(outcome.code in (0, 1) for outcome in outcomes if outcome.words[0] != "compare"):
         yield from _different(whole, _table(run), again=bool(again))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
+import io
 import logging
 import multiprocessing
 import os
@@ -15,6 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import pytest
+
+from benchmark.diffusion.denoiser import Denoiser
+from benchmark.diffusion.models import Model, build_network
 from tests.fuzz.harness import SECONDS, Bad, judge
 
 KINDS = ("grids", "specs", "checkpoints", "images", "data", "run_dirs")
@@ -26,23 +33,62 @@ MEMORY = 12 * 2**30
 """Bytes of address space of a worker."""
 
 BATCH = 200
-"""Cases of one worker: a later one begins with empty caches."""
+"""Cases of one worker. The next worker starts with fresh caches."""
+
+SHARED = """
+title: t
+datasets: [photos]
+models: [tiny]
+defenses: [none]
+attacks: [dlg]
+victims: 1
+evaluations: 1
+"""
+"""A grid whose dry run does the work that the cases share."""
 
 
 def bad_cases(kind: str, seeds: Sequence[int], root: Path, watch: Callable[[int], None] = lambda done: None) -> list[Bad]:
     """Run the cases of these numbers and return every fault; `watch` receives the number of cases that are done."""
     preload()
     prepare = getattr(importlib.import_module(f"tests.fuzz.{kind}"), "before", None)
-    if prepare:
-        prepare(root)
     bad: list[Bad] = []
     done = 0
-    while done < len(seeds):
-        for found in _worker(kind, seeds[done : done + BATCH], root):
-            bad += found
-            done += 1
-            watch(done)
+    with shared_work(root):
+        if prepare:
+            prepare(root)
+        while done < len(seeds):
+            for faults in _worker(kind, seeds[done : done + BATCH], root):
+                bad += faults
+                done += 1
+                watch(done)
     return bad
+
+
+@contextlib.contextmanager
+def shared_work(root: Path) -> Iterator[None]:
+    """Do once, before the first fork, what most commands would repeat.
+
+    Shared are the list of installed plugins, the digests of the code, the public crops of the shipped photographs, the
+    networks of presets and the engine's plans (within `shared_plans`). No case changes them.
+    """
+    from benchmark.cli import main
+    from benchmark.datasets.photos import Photos
+    from benchmark.experiment import cache, executors
+    from benchmark.registry import registry
+    from tests.fuzz.model_files import valid
+
+    valid()
+    public = Photos.public
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Photos, "public", lambda self, size: list(_public_photographs(public, size)))
+        patch.setattr(cache, "build_network", _network)
+        patch.setattr(registry, "entry_points", functools.cache(registry.entry_points))
+        patch.setattr(executors, "shared_plans", contextlib.nullcontext)  # a run would start without plans
+        (root / "shared.yaml").write_text(SHARED)
+        with contextlib.redirect_stdout(io.StringIO()):
+            code = main(["run", "--grid", str(root / "shared.yaml"), "--dry-run", "--out", str(root / "shared")])
+        assert code == 0, "the command that prepares the workers has failed"
+        yield
 
 
 def preload() -> None:
@@ -62,6 +108,20 @@ def preload() -> None:
 
     Image.init()
     configure_torch()
+
+
+def _network(model: Model, seed: int) -> Denoiser:
+    return _preset_network(model, seed) if model.checkpoint is None else build_network(model, seed)
+
+
+_preset_network = functools.lru_cache(4)(build_network)
+
+
+@functools.cache
+def _public_photographs(public: Callable[[object, int], Sequence[object]], size: int) -> Sequence[object]:
+    from benchmark.datasets.photos import Photos
+
+    return public(Photos(), size)
 
 
 def _worker(kind: str, seeds: Sequence[int], root: Path) -> Iterator[list[Bad]]:
