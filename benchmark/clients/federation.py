@@ -144,12 +144,12 @@ class AttackerKnowledge:
 def observe(
     training: Round, defense: Defense, granted: AttackerKnowledge, generator: torch.Generator, shuffle: torch.Generator
 ) -> Observation:
-    """Train the round under `defense` and return the observation of the attack.
+    """Compute the update of the round under `defense` and return what the attacker observes.
 
     Args:
         training: the round to train.
         defense: decides how gradients are combined, what clients send, and whether timesteps and noise are granted.
-        granted: what else the attacker gets.
+        granted: what the attacker gets besides the update, timesteps and noise.
         generator: the defense's random stream.
         shuffle: the random stream that permutes granted timesteps and noise if their order is unknown to the attack.
     """

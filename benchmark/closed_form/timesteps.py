@@ -62,8 +62,8 @@ def read_timesteps(observation: Observation) -> Reading:
     """Return the timesteps of the N private images behind an update, sorted: their true order stays unknown.
 
     Raises:
-        Unreadable: the update cannot be matched, it lacks the layers, the network states no landmarks, there are too many
-            images, the gradient is too noisy, or some timesteps are repeated.
+        UnreadableTimesteps: the timesteps cannot be determined. The message gives the reason: an update that cannot be matched,
+            missing layers or landmarks, too many images, too much noise, or repeated timesteps.
     """
     if problem := why_unmatchable(observation):
         raise UnreadableTimesteps(problem)

@@ -37,7 +37,7 @@ from benchmark.types import Observation, Prior, Privacy, PublicParameters, Recon
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """Everything that lies behind the updates of one cell. Each part is computed on first access and then kept.
+    """Everything that lies behind the updates of one cell. Images, victims and observations are drawn once and then kept.
 
     Attributes:
         cell: the cell.
@@ -49,7 +49,7 @@ class Scene:
 
     @cached_property
     def practice(self) -> Scenario:
-        """Return the practice behind one update: all clients if the defense aggregates them, otherwise one client."""
+        """Return the scenario of one update: with all clients if the defense aggregates them, otherwise with one."""
         scenario = self.cell.scenario
         return scenario if self.cell.defense.aggregates else scenario.of_one_client()
 
@@ -60,7 +60,7 @@ class Scene:
 
     @cached_property
     def public(self) -> PublicParameters:
-        """Return the defense's public parameters that are valid for one update."""
+        """Return the public parameters of the defense, without those of a single client if an update averages several."""
         return public_parameters(self.cell.defense, self.practice)
 
     @cached_property
@@ -100,7 +100,7 @@ class Scene:
     def pictures(self) -> list[Picture]:
         """Return the private images of all rounds.
 
-        Their random stream depends only on data set and trial. All points of a curve over timesteps thus use the same images.
+        They are drawn from seed, data set and trial, so cells that differ only in the timestep use the same images.
 
         Raises:
             UserError: the data set has too few images, or one cannot be read.
@@ -112,7 +112,7 @@ class Scene:
     def observations(self) -> list[Observation]:
         """Return one observation per update.
 
-        The clients and their defense work on copies. Even if they change these, the victims and the next cell stay intact.
+        The clients and their defense work on copies. Nothing that they change reaches the victims or another cell.
         """
         cell, device = self.cell, self.cell.device
         prepared = self.prepared_network()

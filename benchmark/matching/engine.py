@@ -38,7 +38,7 @@ class Task:
     """One search: its observation, its start and its budget.
 
     Attributes:
-        seen: the observation to explain.
+        observation: the observation that the search explains.
         start: variables by name, each (N, ...).
         evaluations: the budget.
         distance: a distance for this task alone, in place of the common one. It is called with one update at a time.
@@ -134,13 +134,15 @@ def _solve(matching: Matching, optimise: Optimiser) -> list[Solution]:
 
 
 class Matching:
-    """The costs and gradients of P tasks of one kind, by task number: chunk by chunk, on every core.
+    """Evaluates costs and gradients of P tasks that can share a batch.
+
+    It is called with task numbers and evaluates these tasks in chunks, which may run in parallel.
 
     The chunks depend on the number of tasks and, if memory is short, on the memory. They do not depend on the number of cores.
 
     Attributes:
         largest: the most tasks in a chunk.
-        workers: the number of chunks that are evaluated at once.
+        workers: the most chunks that are evaluated at once.
     """
 
     def __init__(

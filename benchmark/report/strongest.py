@@ -25,9 +25,10 @@ PREFIX = "strongest:"
 
 
 def strongest(results: Results, table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per scene and defense, in the order of the leaderboard: its strongest attack, under `strongest:NAME`.
+    """Return one row for each data set, scenario, model and defense: the attack with the largest median gain, `strongest:NAME`.
 
-    PSNR, gain and success count lost images as the floor. The intervals of PSNR and gain include the choice of the attack.
+    For PSNR, gain and success, an image without a valid reconstruction counts as the floor's image. The intervals of PSNR and
+    gain include the choice of the attack.
     Other metrics are NaN, except metrics of the defense. There is no row if no attack has an image, or if a floor is missing.
     """
     floors = better_floors(results)
