@@ -90,7 +90,7 @@ def room_for(monkeypatch, victims, some):
     need = plan_for(seen).need
     bytes_of_updates = len(some) * sum(value.nbytes for value in seen.update.values())
     room = max(victims * need + bytes_of_updates, 2.1 * bytes_of_updates) + 10_000
-    monkeypatch.setattr(engine, "available", lambda device: int(room / engine.MEMORY_SHARE) + 1)
+    monkeypatch.setattr(engine, "free_memory", lambda device: int(room / engine.MEMORY_SHARE) + 1)
 
 
 def test_little_memory_means_few_workers_and_then_small_chunks(monkeypatch):
