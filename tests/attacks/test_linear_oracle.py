@@ -1,4 +1,4 @@
-"""A linear denoiser can be inverted with pencil and paper: the attacks must find what algebra finds."""
+"""A linear denoiser, which algebra inverts exactly. The attacks must find the same image."""
 
 import pytest
 import torch
@@ -38,31 +38,31 @@ def scene(request):
     eps, t = torch.randn(x_0.shape, generator=draw), torch.tensor([200])
     network, schedule = Linear(), ddpm(torch.linspace(0.999, 0.001, 1000), request.param)
     update = parameter_gradient(network, training_loss(network, schedule, x_0, t, eps))
-    seen = Observation(update, network, schedule, (3, SIZE, SIZE), 1, torch.zeros(3), timesteps=t, noise=eps)
-    return x_0, seen
+    observation = Observation(update, network, schedule, (3, SIZE, SIZE), 1, torch.zeros(3), timesteps=t, noise=eps)
+    return x_0, observation
 
 
-def by_algebra(seen):
-    """dL/dW = d x_t^T and dL/db = d, so x_t is a quotient, and x_0 follows from the granted noise."""
-    d = seen.update["bias"]
-    x_t = (seen.update["weight"].T @ d / d.square().sum()).view(1, 3, SIZE, SIZE)
-    alpha, sigma = seen.schedule.signal[seen.timesteps], seen.schedule.noise[seen.timesteps]
-    return (x_t - sigma.view(-1, 1, 1, 1) * seen.noise) / alpha.view(-1, 1, 1, 1)
+def by_algebra(observation):
+    """Return x_0. From dL/dW = d x_t^T and dL/db = d follows x_t; with the granted noise follows x_0."""
+    d = observation.update["bias"]
+    x_t = (observation.update["weight"].T @ d / d.square().sum()).view(1, 3, SIZE, SIZE)
+    alpha, sigma = observation.schedule.signal[observation.timesteps], observation.schedule.noise[observation.timesteps]
+    return (x_t - sigma.view(-1, 1, 1, 1) * observation.noise) / alpha.view(-1, 1, 1, 1)
 
 
 def test_algebra_inverts_it_exactly(scene):
-    x_0, seen = scene
-    torch.testing.assert_close(by_algebra(seen), x_0, atol=1e-4, rtol=0)
+    x_0, observation = scene
+    torch.testing.assert_close(by_algebra(observation), x_0, atol=1e-4, rtol=0)
 
 
-def test_dlg_finds_what_algebra_finds(scene):
-    x_0, seen = scene
-    (rebuilt,) = DLG(evaluations=300).run([seen], stream(0, "attack"))
-    torch.testing.assert_close(rebuilt.images, by_algebra(seen), atol=1e-2, rtol=0)
+def test_dlg_finds_the_image_that_algebra_finds(scene):
+    x_0, observation = scene
+    (rebuilt,) = DLG(evaluations=300).run([observation], stream(0, "attack"))
+    torch.testing.assert_close(rebuilt.images, by_algebra(observation), atol=1e-2, rtol=0)
     assert psnr(rebuilt.images[0], x_0[0]) > 45
 
 
 def test_inverting_gradients_finds_it_too(scene):
-    x_0, seen = scene
-    (rebuilt,) = InvertingGradients(evaluations=600, tv=0).run([seen], stream(0, "attack"))
+    x_0, observation = scene
+    (rebuilt,) = InvertingGradients(evaluations=600, tv=0).run([observation], stream(0, "attack"))
     assert psnr(rebuilt.images[0], x_0[0]) > 30

@@ -16,6 +16,7 @@ from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
 from benchmark.registry import Registry
 from benchmark.types import Capability, PublicParameters
+from benchmark.vectors import norm
 
 
 @pytest.fixture
@@ -23,72 +24,75 @@ def one():
     return toy(batch=1)
 
 
-def run(attack, seen, seed=3):
-    (rebuilt,) = attack.run([seen], stream(seed, "attack"))
+def run(attack, observation, seed=3):
+    (rebuilt,) = attack.run([observation], stream(seed, "attack"))
     return rebuilt
 
 
-def told(seen, noise_std):
-    return dataclasses.replace(seen, public=PublicParameters(noise_std=noise_std))
+def with_noise_std(observation, noise_std):
+    """Return an observation under a defense that discloses the noise's standard deviation."""
+    return dataclasses.replace(observation, public=PublicParameters(noise_std=noise_std))
 
 
-def matching_loss(seen, images):
-    loss = training_loss(seen.network, seen.schedule, images, seen.timesteps, seen.noise)
-    update = parameter_gradient(seen.network, loss)
-    return sum((update[name] - value).square().sum().item() for name, value in seen.update.items())
+def matching_loss(observation, images):
+    loss = training_loss(observation.network, observation.schedule, images, observation.timesteps, observation.noise)
+    update = parameter_gradient(observation.network, loss)
+    return sum((update[name] - value).square().sum().item() for name, value in observation.update.items())
 
 
-def test_defaults_are_those_that_are_stated():
-    assert PosteriorMode() == PosteriorMode(evaluations=300, smoothness=10.0)
+def test_it_declares_its_needs_and_the_parameters_that_it_uses():
     assert PosteriorMode.needs == {Capability.PRIOR}
     assert PosteriorMode.adapts_to >= {"clip_norm", "noise_std", "draws_per_image"}
 
 
 def test_without_noise_it_recovers_the_image(one):
-    seen = one.observe(PlainDefense())
-    rebuilt, floor = run(PosteriorMode(evaluations=110), seen), run(ConstantImage(), seen)
-    found, least = (psnr(r.images[0].clamp(-1, 1), one.victim.images[0]) for r in (rebuilt, floor))
+    observation = one.observe(PlainDefense())
+    rebuilt, floor = run(PosteriorMode(evaluations=110), observation), run(ConstantImage(), observation)
+    reached, least = (psnr(r.images[0].clamp(-1, 1), one.victim.images[0]) for r in (rebuilt, floor))
     assert rebuilt.evaluations <= 110
-    assert found > least + 10
-    assert matching_loss(seen, rebuilt.images) < 1e-3 * matching_loss(seen, floor.images)
+    assert reached > least + 10
+    assert matching_loss(observation, rebuilt.images) < 1e-3 * matching_loss(observation, floor.images)
 
 
-def test_it_matches_the_better_the_more_the_update_is_trusted(one):
-    seen = one.observe(PlainDefense())
-    losses = [matching_loss(seen, run(PosteriorMode(evaluations=50), told(seen, std)).images) for std in (1e-3, 1e-2, 1e-1)]
+def test_it_matches_more_closely_the_less_noise_is_disclosed(one):
+    observation = one.observe(PlainDefense())
+    losses = [
+        matching_loss(observation, run(PosteriorMode(evaluations=50), with_noise_std(observation, std)).images)
+        for std in (1e-3, 1e-2, 1e-1)
+    ]
     assert losses == sorted(losses) and losses[0] < 0.1 * losses[-1]
 
 
-def test_where_the_noise_drowns_everything_the_update_is_ignored(one):
-    seen = told(one.observe(PlainDefense()), 1e6)
-    other = dataclasses.replace(seen, update={name: -value for name, value in seen.update.items()})
-    first, second = (run(PosteriorMode(evaluations=12), s).images for s in (seen, other))
+def test_an_update_drowned_by_noise_is_ignored(one):
+    observation = with_noise_std(one.observe(PlainDefense()), 1e6)
+    other = dataclasses.replace(observation, update={name: -value for name, value in observation.update.items()})
+    first, second = (run(PosteriorMode(evaluations=12), s).images for s in (observation, other))
     torch.testing.assert_close(first, second, atol=1e-3, rtol=0)
 
 
-def test_a_clipped_update_is_matched_as_the_client_clips(one):
-    """Without clipping no image would explain an update this short; with it, clipping alone protects nothing."""
-    norm = sum(value.square().sum() for value in one.observe(PlainDefense()).update.values()).sqrt().item()
-    seen = one.observe(DPSGD(noise_multiplier=0, clip=norm / 4))
-    rebuilt = run(PosteriorMode(evaluations=110), seen)
-    floor = run(ConstantImage(), seen)
-    found, least = (psnr(r.images[0].clamp(-1, 1), one.victim.images[0]) for r in (rebuilt, floor))
-    assert found > least + 10
+def test_a_clipped_update_is_matched_after_clipping_the_guess(one):
+    """Without clipping the guess, no image would explain an update this short. Clipping alone protects nothing."""
+    length = norm(one.observe(PlainDefense()).update)
+    observation = one.observe(DPSGD(noise_multiplier=0, clip=length / 4))
+    rebuilt = run(PosteriorMode(evaluations=100), observation)
+    floor = run(ConstantImage(), observation)
+    reached, least = (psnr(r.images[0].clamp(-1, 1), one.victim.images[0]) for r in (rebuilt, floor))
+    assert reached > least + 10
 
 
 def test_private_noise_is_searched_with_its_own_density(one):
-    seen = one.observe(PrivateNoise())
-    rebuilt = run(PosteriorMode(evaluations=40), seen)
-    assert rebuilt.noise.shape == seen.batch_shape
-    drowned = run(PosteriorMode(evaluations=40), told(seen, 1e6))
-    assert drowned.noise.abs().max() < 0.1, "what the update does not tell of the noise is left at its mode, 0"
+    observation = one.observe(PrivateNoise())
+    rebuilt = run(PosteriorMode(evaluations=4), observation)
+    assert rebuilt.noise.shape == observation.batch_shape
+    drowned = run(PosteriorMode(evaluations=20), with_noise_std(observation, 1e6))
+    assert drowned.noise.abs().max() < 0.1, "noise that the update does not determine stays at its mode, 0"
 
 
 def test_victims_under_different_disclosures_are_attacked_as_alone(one):
-    seen = [told(one.observe(PlainDefense()), std) for std in (1e-3, 1e-1)]
+    observation = [with_noise_std(one.observe(PlainDefense()), std) for std in (1e-3, 1e-1)]
     attack = PosteriorMode(evaluations=9)
-    together = attack.run(seen, stream(3, "attack"))
-    for both, alone in zip(together, seen, strict=True):
+    together = attack.run(observation, stream(3, "attack"))
+    for both, alone in zip(together, observation, strict=True):
         torch.testing.assert_close(both.images, run(attack, alone).images, atol=1e-4, rtol=0)
 
 
@@ -98,14 +102,15 @@ def test_impossible_fields_are_refused(fields, reason):
         PosteriorMode(**fields)
 
 
-def test_the_prior_has_a_say(one):
-    seen = told(one.observe(PlainDefense()), 1e-2)
-    assert seen.prior is not None
-    blank = copy.deepcopy(seen.prior.network)
+def test_another_prior_gives_other_images(one):
+    """A smoke test: it does not say which images are better."""
+    observation = with_noise_std(one.observe(PlainDefense()), 1e-2)
+    assert observation.prior is not None
+    blank = copy.deepcopy(observation.prior.network)
     for parameter in blank.parameters():
         parameter.zero_()
-    other = dataclasses.replace(seen, prior=dataclasses.replace(seen.prior, network=blank))
-    first, second = (run(PosteriorMode(evaluations=30), s).images for s in (seen, other))
+    other = dataclasses.replace(observation, prior=dataclasses.replace(observation.prior, network=blank))
+    first, second = (run(PosteriorMode(evaluations=30), s).images for s in (observation, other))
     assert (first - second).abs().max() > 0.01
 
 

@@ -20,7 +20,7 @@ from benchmark.matching.problem import Backend, CleanGuess, NoisyGuess, Updates
 
 
 def gradient_of(value, channels, seed=0):
-    """The weight gradient of a 3 x 3 convolution with input (1, C, H, W) under a random signal from behind."""
+    """Return the weight gradient of a 3 x 3 convolution with input (1, C, H, W), for a random output gradient."""
     draw = torch.Generator().manual_seed(seed)
     weight = torch.zeros(channels, value.shape[1], 3, 3, requires_grad=True)
     output = F.conv2d(value, weight, padding=1)
@@ -33,7 +33,7 @@ def random(*shape, seed=1):
 
 
 def angle(a, b):
-    """1 - |cos|."""
+    """Return 1 - |cos| of two tensors."""
     a, b = a.detach(), b.detach()
     return float(1 - (a.flatten() @ b.flatten()).abs() / (a.norm() * b.norm()))
 
@@ -48,13 +48,13 @@ def test_an_input_is_read_up_to_a_factor(channels, size):
     assert activation.value.norm() == pytest.approx(1)
 
 
-def test_the_signal_from_behind_does_not_matter():
+def test_the_output_gradient_does_not_matter():
     value = random(1, 7, 4, 4)
     first, second = (read_activation(patch_span(gradient_of(value, 20, seed), 16), 4, 4) for seed in (0, 1))
     assert angle(first.value, second.value) < 1e-8
 
 
-def test_fewer_channels_than_positions_tell_no_span():
+def test_fewer_channels_than_positions_give_no_span():
     assert patch_span(gradient_of(random(1, 7, 4, 4), 15), 16) is None
 
 
@@ -67,25 +67,25 @@ def test_a_gradient_with_noise_is_refused():
 
 
 def test_too_few_channels_to_fix_the_input_are_refused():
-    """With 8 channels at 64 positions other inputs fit nearly as well."""
+    """With 8 channels at 64 positions, other inputs fit nearly as well."""
     value = random(1, 8, 8, 8)
     assert read_activation(patch_span(gradient_of(value, 80), 64), 8, 8) is None
 
 
-def test_a_span_of_anything_else_is_refused():
+def test_a_random_span_is_refused():
     span = torch.linalg.qr(random(63, 16).double()).Q.T
     assert read_activation(span.contiguous(), 4, 4) is None
 
 
 @pytest.fixture(scope="module")
 def wide():
-    """A client with one image, whose lower resolution has 16 positions and 32 channels."""
+    """Return a client with one image. The lower resolution of its network has 16 positions and 32 channels."""
     return toy(batch=1, channels=(32, 32))
 
 
 def test_the_client_s_own_activation_is_read(wide):
-    seen = wide.observe(PrivateNoise())
-    readout = read_update(seen, sites(seen.network, seen.image_shape))
+    observation = wide.observe(PrivateNoise())
+    readout = read_update(observation, sites(observation.network, observation.image_shape))
     inputs = {}
     wide.network.get_submodule(readout.site.name).register_forward_pre_hook(lambda _, given: inputs.update(x=given[0]))
     victim = wide.victim
@@ -93,15 +93,15 @@ def test_the_client_s_own_activation_is_read(wide):
     assert angle(readout.activation.value, inputs["x"]) < 1e-6
 
 
-def test_sites_come_in_the_order_of_the_network(wide):
+def test_sites_are_in_the_order_of_the_network(wide):
     names = [site.name for site in sites(wide.network, (3, 8, 8))]
     assert names[0].endswith("conv_in") and names[-1].endswith("conv_out")
     assert names.index("unet.down_blocks.1.resnets.0.conv1") < names.index("unet.mid_block.resnets.0.conv1")
 
 
-def test_the_inversion_costs_nothing_at_the_truth_and_has_its_own_gradient(wide):
-    seen, victim = wide.observe(PrivateNoise()), wide.victim
-    inversion = Inversion([seen], [read_update(seen, sites(seen.network, seen.image_shape))], 10.0)
+def test_the_inversions_cost_is_zero_at_the_truth_and_has_its_gradient(wide):
+    observation, victim = wide.observe(PrivateNoise()), wide.victim
+    inversion = Inversion([observation], [read_update(observation, sites(observation.network, observation.image_shape))], 10.0)
     x_t = wide.schedule.add_noise(victim.images, victim.timesteps, victim.noise).flatten(1)
     elsewhere, direction = random(1, 192), random(1, 192, seed=2)
     assert inversion(x_t, [0])[0] < 1e-7 < 1e-2 < inversion(elsewhere, [0])[0]
@@ -111,13 +111,14 @@ def test_the_inversion_costs_nothing_at_the_truth_and_has_its_own_gradient(wide)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_an_update_follows_from_noisy_image_and_residual_alone_and_is_linear_in_the_latter(wide, prediction):
-    seen, victim = wide.observe(PrivateNoise()), wide.victim
-    schedule = ddpm(seen.schedule.level, prediction)
+def test_the_update_is_linear_in_the_residual_at_a_noisy_image(wide, prediction):
+    """Noisy image and residual together determine the update."""
+    observation, victim = wide.observe(PrivateNoise()), wide.victim
+    schedule = ddpm(observation.schedule.level, prediction)
     x_0, t, eps = victim.images, victim.timesteps, victim.noise
     x_t = schedule.add_noise(x_0, t, eps)
-    residual = seen.network(x_t, t).detach() - schedule.target(x_0, t, eps)
-    updates = Updates(type(seen)(**{**vars(seen), "schedule": schedule}), Backend.LOOP)
+    residual = observation.network(x_t, t).detach() - schedule.target(x_0, t, eps)
+    updates = Updates(type(observation)(**{**vars(observation), "schedule": schedule}), Backend.LOOP)
     clean = updates(CleanGuess(x_0[None], t[None], eps[None]))
     noisy, double = (updates(NoisyGuess(x_t[None], t[None], scale * residual[None])) for scale in (1, 2))
     largest = max(float(value.detach().norm()) for value in clean.values())
@@ -126,71 +127,72 @@ def test_an_update_follows_from_noisy_image_and_residual_alone_and_is_linear_in_
         assert torch.allclose(2 * value, double[name], atol=1e-5 * largest)
 
 
-def rebuilt(attack, scene, defense):
-    (found,) = attack.run([scene.observe(defense)], stream(1, "attack"))
-    return found, psnr(found.images[0].clamp(-1, 1), scene.victim.images[0])
+def run(attack, scene, defense):
+    """Return the reconstruction and the PSNR of its first image."""
+    (rebuilt,) = attack.run([scene.observe(defense)], stream(1, "attack"))
+    return rebuilt, psnr(rebuilt.images[0].clamp(-1, 1), scene.victim.images[0])
 
 
 def test_private_noise_and_timestep_hide_nothing_from_activations(wide):
-    found, quality = rebuilt(Activations(evaluations=200), wide, PrivateNoiseTimestep())
+    rebuilt, quality = run(Activations(evaluations=120), wide, PrivateNoiseTimestep())
     assert quality > 40
-    assert found.timesteps.tolist() == wide.victim.timesteps.tolist()
-    assert found.evaluations <= 200 and "inverted the input of" in found.note
-    assert (found.noise - wide.victim.noise).square().mean() < 1e-2
+    assert rebuilt.timesteps.tolist() == wide.victim.timesteps.tolist()
+    assert rebuilt.evaluations <= 120 and "inverted the input of" in rebuilt.note
+    assert (rebuilt.noise - wide.victim.noise).square().mean() < 1e-2
 
 
-def test_a_batch_whose_noise_is_known_is_rebuilt_from_the_rows_of_its_gradients():
-    """No activation can be read of a batch, but the rows of every weight gradient lie in the span of all images' patches."""
+def test_a_batch_with_known_noise_is_rebuilt_from_the_rows_of_gradients():
+    """No activation can be read from a batch. But the rows of each weight gradient lie in the span of all images' patches."""
     scene = toy(batch=2, channels=(32, 32))
-    (found,) = Activations(evaluations=200).run([scene.observe(PlainDefense())], stream(1, "attack"))
-    assert "spans" in found.note
-    assert all(psnr(found.images[i].clamp(-1, 1), scene.victim.images[i]) > 30 for i in range(2))
+    (rebuilt,) = Activations(evaluations=50).run([scene.observe(PlainDefense())], stream(1, "attack"))
+    assert "spans" in rebuilt.note
+    assert all(psnr(rebuilt.images[i].clamp(-1, 1), scene.victim.images[i]) > 30 for i in range(2))
 
 
-def test_where_nothing_can_be_read_the_residual_is_searched_from_noise(wide):
-    found, _ = rebuilt(Activations(evaluations=6), wide, DPSGD(noise_multiplier=0.1))
-    assert found.note == "nothing could be inverted"
+def test_if_nothing_can_be_read_the_residual_is_searched_from_noise(wide):
+    rebuilt, _ = run(Activations(evaluations=6), wide, DPSGD(noise_multiplier=0.1))
+    assert rebuilt.note == "nothing could be inverted"
 
 
 def test_the_residual_search_recovers_an_image_whose_noise_is_private(wide):
-    _, quality = rebuilt(Residual(evaluations=200), wide, PrivateNoise())
+    _, quality = run(Residual(evaluations=60), wide, PrivateNoise())
     assert quality > 25
 
 
 def test_restarts_share_the_budget(wide):
-    found, _ = rebuilt(Residual(evaluations=9, restarts=3), wide, PrivateNoise())
-    assert found.evaluations == 9
+    rebuilt, _ = run(Residual(evaluations=9, restarts=3), wide, PrivateNoise())
+    assert rebuilt.evaluations == 9
 
 
 def test_victims_with_batches_of_different_sizes_are_attacked_side_by_side():
     scenes = [toy(batch=size, channels=(32, 32)) for size in (2, 3)]
     network = scenes[0].network
-    seen = [dataclasses.replace(scene.observe(PrivateNoise()), network=network) for scene in scenes]
-    found = Activations(evaluations=6).run(seen, stream(1, "attack"))
-    assert [len(each.images) for each in found] == [2, 3] and not any(each.diverged for each in found)
+    observations = [dataclasses.replace(scene.observe(PrivateNoise()), network=network) for scene in scenes]
+    results = Activations(evaluations=6).run(observations, stream(1, "attack"))
+    assert [len(each.images) for each in results] == [2, 3] and not any(each.diverged for each in results)
 
 
 def test_after_simulated_local_steps_a_match_is_the_image():
-    """The residual of a later step belongs to weights between; taken at the global ones a perfect match would be no image."""
+    """The residual of a later step belongs to local weights. At the global weights, a perfect match would not be the image."""
     scene = toy(batch=1, channels=(32, 32), local_steps=2, local_lr=0.05, timesteps=(200, 200))
-    seen, victim = scene.observe(PrivateNoise()), scene.victim
+    observation, victim = scene.observe(PrivateNoise()), scene.victim
     x_t = scene.schedule.add_noise(victim.images, victim.timesteps, victim.noise)
-    (start,) = search([seen], [x_t], [1])
+    (start,) = search([observation], [x_t], [1])
     assert set(start.variables) == {"x_0", "eps"}
-    again = scene.schedule.add_noise(start.variables["x_0"], seen.timesteps, start.variables["eps"])
+    again = scene.schedule.add_noise(start.variables["x_0"], observation.timesteps, start.variables["eps"])
     assert torch.allclose(again, x_t, atol=1e-4)
 
 
-def test_a_point_out_of_range_costs_nothing_finite_and_leaves_the_other_victims_alone(wide):
-    seen = wide.observe(PrivateNoise())
-    readout = read_update(seen, sites(seen.network, seen.image_shape))
-    costs, _ = Inversion([seen, seen], [readout, readout], 10.0)(
+def test_a_nan_point_has_no_finite_cost_and_leaves_other_victims_alone(wide):
+    observation = wide.observe(PrivateNoise())
+    readout = read_update(observation, sites(observation.network, observation.image_shape))
+    costs, _ = Inversion([observation, observation], [readout, readout], 10.0)(
         torch.stack([random(192), torch.full((192,), torch.nan)]), [0, 1]
     )
     assert costs.isfinite().tolist() == [True, False]
 
 
-def test_the_way_down_ends_before_the_way_up(wide):
-    seen = wide.observe(PrivateNoise())
-    names = [site.name for site in read_update(seen, sites(seen.network, seen.image_shape)).spans]
+def test_spans_are_read_before_the_up_blocks_only(wide):
+    observation = wide.observe(PrivateNoise())
+    names = [site.name for site in read_update(observation, sites(observation.network, observation.image_shape)).spans]
     assert names and not any("up_blocks" in name or "conv_out" in name for name in names)

@@ -16,118 +16,122 @@ from benchmark.defenses.private_timestep import PrivateTimestep
 WIDE = (32, 32)
 
 
-def drawn(count, seed=0):
+def draw_timesteps(count, seed=0):
     return tuple(torch.randperm(1000, generator=torch.Generator().manual_seed(seed))[:count].tolist())
 
 
-def seen_at(timesteps, defense=None, **practice):
+def observe_at(timesteps, defense=None, **practice):
+    """Return the observation of a client that trains at these timesteps. By default noise and timesteps are private."""
     scene = toy(batch=practice.pop("batch", len(timesteps)), channels=WIDE, timesteps=timesteps, **practice)
     return scene.observe(defense or PrivateNoiseTimestep())
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_timesteps_of_a_batch_are_read_to_the_last_one(count, seed):
-    timesteps = drawn(count, seed)
-    reading = read_timesteps(seen_at(timesteps))
+def test_all_timesteps_of_a_batch_are_read(count, seed):
+    timesteps = draw_timesteps(count, seed)
+    reading = read_timesteps(observe_at(timesteps))
     assert reading.timesteps.tolist() == sorted(timesteps)
     assert reading.confidence > 10 * MIN_CONFIDENCE
 
 
-def test_neighbours_are_told_apart():
-    assert read_timesteps(seen_at((499, 500, 501))).timesteps.tolist() == [499, 500, 501]
+def test_neighbouring_timesteps_are_distinguished():
+    assert read_timesteps(observe_at((499, 500, 501))).timesteps.tolist() == [499, 500, 501]
 
 
 def test_a_timestep_that_all_images_share_is_read():
-    assert read_timesteps(seen_at((7, 7, 7))).timesteps.tolist() == [7, 7, 7]
+    assert read_timesteps(observe_at((7, 7, 7))).timesteps.tolist() == [7, 7, 7]
 
 
 @pytest.mark.parametrize("practice", [{"clients": 4}, {"local_steps": 4, "local_lr": 0.1}], ids=["clients", "local steps"])
 def test_clients_and_local_steps_keep_the_span(practice):
-    """The layer's input depends on no weight, so neither a sum nor a step of training hides it."""
-    timesteps = drawn(4)
-    assert read_timesteps(seen_at(timesteps, batch=1, **practice)).timesteps.tolist() == sorted(timesteps)
+    """The layer's input depends on no weight, so neither a sum over clients nor a local step hides it."""
+    timesteps = draw_timesteps(4)
+    assert read_timesteps(observe_at(timesteps, batch=1, **practice)).timesteps.tolist() == sorted(timesteps)
 
 
 @pytest.mark.parametrize(
-    ("seen", "reason"),
+    ("observation", "reason"),
     [
-        (lambda: seen_at((5, 5, 9)), "some are repeated"),
-        (lambda: seen_at(drawn(33)), "too many for a time embedding of width 32"),
-        (lambda: seen_at(drawn(24)), "stand out"),
-        (lambda: seen_at((200,), DPSGD(noise_multiplier=1.0)), "stand out"),
-        (lambda: seen_at(drawn(3), GradientPruning(keep=0.1)), "stand out"),
+        (lambda: observe_at((5, 5, 9)), "some are repeated"),
+        (lambda: observe_at(draw_timesteps(33)), "too many for a time embedding of width 32"),
+        (lambda: observe_at(draw_timesteps(24)), "stand out"),
+        (lambda: observe_at((200,), DPSGD(noise_multiplier=1.0)), "stand out"),
+        (lambda: observe_at(draw_timesteps(3), GradientPruning(keep=0.1)), "stand out"),
     ],
-    ids=["repeated", "too many", "more than rounding lets through", "noise", "pruning"],
+    ids=["repeated", "too many", "more than rounding allows", "noise", "pruning"],
 )
-def test_what_cannot_be_read_is_refused_with_the_reason(seen, reason):
+def test_unreadable_timesteps_are_refused_with_the_reason(observation, reason):
     with pytest.raises(UnreadableTimesteps, match=reason):
-        read_timesteps(seen())
+        read_timesteps(observation())
 
 
 @pytest.mark.parametrize("times", [(200,), (0, 500, 999)])
-def test_without_the_first_layer_the_blocks_tell_the_timestep(times):
-    """What takes the time embedding up has an input that the server can compute for every timestep."""
-    seen = withholding(seen_at(times), "time_embedding")
-    assert read_timesteps(seen).timesteps.tolist() == sorted(times)
+def test_without_the_first_layer_the_blocks_give_the_timestep(times):
+    """The server can compute the input of the blocks' embedding layers for every timestep."""
+    observation = withholding(observe_at(times), "time_embedding")
+    assert read_timesteps(observation).timesteps.tolist() == sorted(times)
 
 
-def test_where_every_layer_with_the_embedding_is_withheld_it_is_refused():
+def test_if_every_layer_with_the_embedding_is_withheld_it_is_refused():
     with pytest.raises(UnreadableTimesteps, match="no layer that takes the time embedding left the client"):
-        read_timesteps(withholding(seen_at((200,)), "time_emb"))
+        read_timesteps(withholding(observe_at((200,)), "time_emb"))
 
 
 @pytest.mark.parametrize("times", [(200,), (0, 500, 999)])
-def test_without_biases_the_weights_tell_the_timestep(times):
-    assert read_timesteps(withholding(seen_at(times), "bias")).timesteps.tolist() == sorted(times)
+def test_without_biases_the_weights_give_the_timestep(times):
+    assert read_timesteps(withholding(observe_at(times), "bias")).timesteps.tolist() == sorted(times)
 
 
-def withholding(seen, part):
-    return dataclasses.replace(seen, update={name: value for name, value in seen.update.items() if part not in name})
+def withholding(observation, part):
+    return dataclasses.replace(
+        observation, update={name: value for name, value in observation.update.items() if part not in name}
+    )
 
 
-def test_an_attack_that_reads_the_timestep_rebuilds_what_it_does_when_told():
-    told, private = (seen_at((300,), defense) for defense in (NoDefense(), PrivateTimestep()))
+def test_reading_the_timestep_gives_the_same_images_as_knowing_it():
+    known, private = (observe_at((300,), defense) for defense in (NoDefense(), PrivateTimestep()))
     attack = DLG(evaluations=5)
-    (expected,), (found,) = (attack.run([seen], stream(0, "a")) for seen in (told, private))
-    assert torch.equal(expected.images, found.images)
-    assert found.timesteps.tolist() == [300] and expected.timesteps is None
+    (expected,), (rebuilt,) = (attack.run([observation], stream(0, "a")) for observation in (known, private))
+    assert torch.equal(expected.images, rebuilt.images)
+    assert rebuilt.timesteps.tolist() == [300] and expected.timesteps is None
 
 
 def test_only_the_victim_that_cannot_be_read_is_lost():
-    observations = [seen_at((300,)), seen_at((300,), DPSGD(noise_multiplier=1.0)), seen_at((20,))]
-    hidden = [dataclasses.replace(seen, timesteps=None) for seen in observations]
-    lost = [found.diverged is not None for found in DLG(evaluations=2).run(hidden, stream(0, "a"))]
+    observations = [observe_at((300,)), observe_at((300,), DPSGD(noise_multiplier=1.0)), observe_at((20,))]
+    hidden = [dataclasses.replace(observation, timesteps=None) for observation in observations]
+    lost = [rebuilt.diverged is not None for rebuilt in DLG(evaluations=2).run(hidden, stream(0, "a"))]
     assert lost == [False, True, False]
 
 
-def test_where_no_victim_can_be_read_no_attack_is_made():
-    hidden = dataclasses.replace(seen_at((300,), DPSGD(noise_multiplier=1.0)), timesteps=None)
+def test_if_no_victim_can_be_read_no_attack_runs():
+    hidden = dataclasses.replace(observe_at((300,), DPSGD(noise_multiplier=1.0)), timesteps=None)
     broken = dataclasses.replace(hidden, update={name: value * 0 for name, value in hidden.update.items()})
-    found = with_timesteps([hidden, broken], lambda told: pytest.fail("there is nothing to attack"))
-    assert "cannot be read" in found[0].diverged and "zero everywhere" in found[1].diverged
+    unread, zero = with_timesteps([hidden, broken], lambda observations: pytest.fail("there is nothing to attack"))
+    assert "cannot be read" in unread.diverged and "zero everywhere" in zero.diverged
 
 
-def test_a_set_is_of_no_use_beside_noise_that_was_granted_in_an_order():
-    (found,) = with_timesteps([seen_at((100, 200), PrivateTimestep())], lambda told: [])
-    assert "which of the granted noises" in found.diverged
+def test_a_set_of_timesteps_does_not_help_with_ordered_noise():
+    """Nobody knows which of the granted noises belongs to which timestep."""
+    (rebuilt,) = with_timesteps([observe_at((100, 200), PrivateTimestep())], lambda observations: [])
+    assert "which of the granted noises" in rebuilt.diverged
 
 
-def test_a_set_read_after_several_local_steps_is_not_taken_for_their_order():
-    seen = seen_at((700, 20), batch=1, local_steps=2, local_lr=0.1)
-    assert seen.order_known
+def test_timesteps_read_after_local_steps_are_not_taken_as_ordered():
+    observation = observe_at((700, 20), batch=1, local_steps=2, local_lr=0.1)
+    assert observation.order_known
 
     def attack(observations):
-        (told,) = observations
-        assert told.timesteps.tolist() == [20, 700] and not told.order_known
+        (known,) = observations
+        assert known.timesteps.tolist() == [20, 700] and not known.order_known
         return DLG(evaluations=1).run(observations, stream(0, "a"))
 
-    assert with_timesteps([seen], attack)[0].diverged is None
+    assert with_timesteps([observation], attack)[0].diverged is None
 
 
-def test_an_update_that_is_broken_is_refused_for_that():
-    seen = seen_at((200,))
-    name = next(iter(seen.update))
-    broken = dataclasses.replace(seen, update={**seen.update, name: seen.update[name] * torch.nan})
-    (found,) = DLG(evaluations=1).run([broken], stream(0, "a"))
-    assert found.diverged == f"the update's '{name}' is not finite"
+def test_a_broken_update_is_refused_for_that_reason():
+    observation = observe_at((200,))
+    name = next(iter(observation.update))
+    broken = dataclasses.replace(observation, update={**observation.update, name: observation.update[name] * torch.nan})
+    (rebuilt,) = DLG(evaluations=1).run([broken], stream(0, "a"))
+    assert rebuilt.diverged == f"the update's '{name}' is not finite"
