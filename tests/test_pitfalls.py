@@ -29,8 +29,8 @@ def test_client_and_attacker_scale_the_loss_and_the_images_alike(scene):
     whole = {name: value[None] for name, value in observation.update.items()}
     for name, value in whole.items():
         torch.testing.assert_close(update[name], value, atol=1e-6, rtol=1e-4)
-    assert float(squared_distance(update, whole)) < 1e-10
-    assert abs(float(cosine_distance(update, whole))) < 1e-6
+    assert float(squared_distance(update, whole).detach()) < 1e-10
+    assert abs(float(cosine_distance(update, whole).detach())) < 1e-6
 
 
 def test_both_phases_of_an_attack_match_the_same_update(scene, monkeypatch):

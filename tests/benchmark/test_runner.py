@@ -61,9 +61,9 @@ def test_an_attack_cannot_hide_evaluations_that_the_engine_counted(tmp_path):
                 from benchmark.matching.engine import Task, match
                 from benchmark.matching.lbfgs import lbfgs
                 from benchmark.matching.objectives import squared_distance
-                from benchmark.matching.problem import flat, granted
-                tasks = [Task(seen, {"x_0": flat(seen)}, 3) for seen in observations]
-                found = match(tasks, granted, squared_distance, lbfgs)
+                from benchmark.matching.problem import clean_guess, mean_colour_start
+                tasks = [Task(seen, {"x_0": mean_colour_start(observation)}, 3) for observation in observations]
+                found = match(tasks, clean_guess, squared_distance, lbfgs)
                 return [Reconstruction(f.variables["x_0"], %s) for f in found]
     """
     folders = [tmp_path / name for name in ("honest", "hiding")]
