@@ -1,4 +1,4 @@
-"""The fixed folders import under `benchmark` everywhere, and Hugging Face's `datasets` is left in peace."""
+"""Tests that the plugin folders are imported only under `benchmark`, so they never hide Hugging Face's `datasets`."""
 
 import subprocess
 import sys
@@ -72,7 +72,7 @@ def test_pytest_at_the_root_sees_none_either(tmp_path):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel, built from a copy so that no build/ is left in the checkout, with what is installed here."""
+    """Build the wheel from a copy, so that no build/ is left in the checkout, with the installed build tools."""
     import shutil
 
     copy, out = tmp_path_factory.mktemp("copy") / "src", tmp_path_factory.mktemp("wheel")

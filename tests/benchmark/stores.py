@@ -1,4 +1,4 @@
-"""Run directories made by hand: cells with the numbers that a test wants."""
+"""Run directories made by hand, with cells of given numbers."""
 
 import hashlib
 

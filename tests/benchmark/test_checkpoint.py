@@ -1,4 +1,4 @@
-"""A checkpoint is refused in one sentence, or it is exactly the network that its files hold."""
+"""Tests of checkpoints: refused in one sentence, or loaded as exactly the network in the files."""
 
 import json
 import shutil

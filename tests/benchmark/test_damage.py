@@ -1,4 +1,4 @@
-"""Run directories that a disk, a kill or somebody has changed."""
+"""Tests of run directories that a disk, a kill or a person has changed."""
 
 import json
 import os

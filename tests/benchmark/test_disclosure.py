@@ -1,4 +1,4 @@
-"""A public parameter is declared once, and what the bench has to know of it follows."""
+"""Tests that a public parameter is declared once, and that everything else follows from the declaration."""
 
 from dataclasses import dataclass, fields
 

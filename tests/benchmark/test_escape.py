@@ -1,4 +1,4 @@
-"""Text of the user's in tables, on the terminal and in figures."""
+"""Tests of the user's text in tables, on the terminal and in figures."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""A second family of networks is one file: it is trained, read from its directory and attacked, and what is closed says so."""
+"""Tests that a second family of networks takes one file, which is enough to train, read and attack its models."""
 
 from pathlib import Path
 
@@ -59,9 +59,11 @@ def observed(model, defense):
 
 def test_it_is_trained_and_attacked(trained):
     assert (trained.image_size, trained.stride, trained.state) == (SIZE, 1, "trained 3 steps")
-    victim, seen = observed(trained, PlainDefense())
-    assert set(seen.update) == {f"convnet.{layer}.{kind}" for layer in ("first", "time", "last") for kind in ("weight", "bias")}
-    (found,), (floor,) = (attack.run([seen], stream(0, "attack")) for attack in (DLG(evaluations=100), ConstantImage()))
+    victim, observation = observed(trained, PlainDefense())
+    assert set(observation.update) == {
+        f"convnet.{layer}.{kind}" for layer in ("first", "time", "last") for kind in ("weight", "bias")
+    }
+    (found,), (floor,) = (attack.run([observation], stream(0, "attack")) for attack in (DLG(evaluations=100), ConstantImage()))
     quality, least = (psnr(rebuilt.images[0].clamp(-1, 1), victim.images[0]) for rebuilt in (found, floor))
     assert quality > least + 10
 
@@ -69,7 +71,9 @@ def test_it_is_trained_and_attacked(trained):
 def test_without_landmarks_closed_forms_refuse_in_one_sentence(trained):
     _, private = observed(trained, PrivateNoiseTimestep())
     _, exposed = observed(trained, PlainDefense())
-    (unread,), (inverted,) = (Activations(evaluations=4).run([seen], stream(0, "a")) for seen in (private, exposed))
+    (unread,), (inverted,) = (
+        Activations(evaluations=4).run([observation], stream(0, "a")) for observation in (private, exposed)
+    )
     assert unread.diverged.endswith("the network does not say which layers take the time embedding")
     assert inverted.note == "nothing could be inverted: the network does not say which layers its encoder has"
 

@@ -60,10 +60,10 @@ def test_poisson_batches_have_the_binomial_sizes_and_are_never_empty():
 
 
 def test_what_is_granted_is_exactly_the_truth_and_the_rest_is_public(scene):
-    seen = scene.observe(PlainDefense())
-    assert torch.equal(seen.timesteps, scene.victim.timesteps)
-    assert torch.equal(seen.noise, scene.victim.noise)
-    assert seen.batch_shape == tuple(scene.victim.images.shape)
+    observation = scene.observe(PlainDefense())
+    assert torch.equal(observation.timesteps, scene.victim.timesteps)
+    assert torch.equal(observation.noise, scene.victim.noise)
+    assert observation.batch_shape == tuple(scene.victim.images.shape)
 
 
 def test_dropout_is_off_for_client_and_attacker(scene):

@@ -1,4 +1,4 @@
-"""Writing beside links and other people's files."""
+"""Tests of writing beside links and other people's files."""
 
 import errno
 import fcntl

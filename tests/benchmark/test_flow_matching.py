@@ -1,4 +1,4 @@
-"""Flow matching: a model is trained, written, read and attacked, and its sampler takes Euler's steps."""
+"""Tests of flow matching: a model is trained, written, read and attacked, and its sampler takes Euler steps."""
 
 import pytest
 import torch
@@ -51,14 +51,14 @@ def attacked(model, attack, defense):
     scenario = Scenario(batch_size=1, image_size=SIZE, timesteps=300)
     victim = draw_victim(Photos().victims(1, SIZE, stream(0, "victim")), scenario, schedule, stream(0, "noise"))
     trained, prior = Round(network, schedule, victim, scenario), Prior(network, schedule)
-    seen = observe(
+    observation = observe(
         trained,
         defense,
         AttackerKnowledge(network, torch.zeros(3), PublicParameters(), prior),
         stream(0, "defense"),
         stream(0, "order"),
     )
-    (found,) = attack.run([seen], stream(0, "attack"))
+    (found,) = attack.run([observation], stream(0, "attack"))
     return found, psnr(found.images[0].clamp(-1, 1), victim.images[0])
 
 

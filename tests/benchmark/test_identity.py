@@ -1,4 +1,4 @@
-"""What changes the identity of a cell: the code that makes its images, and nothing that measures, displays or describes."""
+"""Tests of cell identities: code that makes images changes them, code that measures, displays or describes does not."""
 
 import inspect
 import textwrap

@@ -1,4 +1,4 @@
-"""Several local steps and several clients: what crosses the wire, what is granted of it, and how it is thought through."""
+"""Tests of several local steps and clients: the update, the granted secrets, and the update that a guess would give."""
 
 import copy
 import dataclasses
@@ -42,7 +42,7 @@ def part(victim, places):
 
 
 def by_hand(scene, victim):
-    """One client's training with torch's own optimiser in float64, and the weights at each of its steps."""
+    """Train one client with torch's SGD in float64. Return the update and the network before each step and at the end."""
     steps, lr = scene.scenario.local_steps, scene.scenario.local_lr
     network = copy.deepcopy(scene.network).double()
     optimiser = torch.optim.SGD(network.parameters(), lr=lr)
@@ -58,34 +58,34 @@ def by_hand(scene, victim):
     return {name: (start - end).detach() / (lr * steps) for (name, start), end in ends}, path
 
 
-def guessed_update(seen, guess):
-    updates = Updates(seen, choose_backend(seen))
+def guessed_update(observation, guess):
+    updates = Updates(observation, choose_backend(observation))
     return {name: value[0].detach() for name, value in updates(guess).items()}
 
 
-def at_the_truth(scene, seen):
-    """The update that is guessed at the truth itself."""
+def at_the_truth(scene, observation):
+    """Return the update that the engine computes for the true images."""
     victim = scene.victim
     guess = CleanGuess(victim.images[None], victim.timesteps[None], victim.noise[None])
-    return guessed_update(seen, guess)
+    return guessed_update(observation, guess)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_the_update_is_that_of_a_plain_sgd_loop(steps, batch):
+def test_the_update_equals_that_of_a_plain_sgd_loop(steps, batch):
     scene = scene_of(steps=steps, batch=batch)
     expected, _ = by_hand(scene, scene.victim)
-    seen = scene.observe(PlainDefense())
-    assert relative(seen.update, expected) < 2e-6
+    observation = scene.observe(PlainDefense())
+    assert relative(observation.update, expected) < 2e-6
     assert steps == 1 or relative(scene.step().gradient(), expected) > 1e-3, "the local steps must matter here"
 
 
 def test_one_step_of_one_client_is_the_gradient_to_the_bit():
     scene = scene_of(batch=2)
     expected = scene.step().gradient()
-    seen = scene.observe(PlainDefense())
-    assert all(torch.equal(value, expected[name]) for name, value in seen.update.items())
-    assert seen.local_lr is None and seen.order_known
+    observation = scene.observe(PlainDefense())
+    assert all(torch.equal(value, expected[name]) for name, value in observation.update.items())
+    assert observation.local_lr is None and observation.order_known
 
 
 def test_what_clients_send_is_averaged():
@@ -126,7 +126,7 @@ def test_a_defense_acts_on_every_step_and_then_on_what_leaves_each_client():
             events.append(update)
             return {name: value * len(events) for name, value in update.items()}
 
-    seen = scene.observe(Watched())
+    observation = scene.observe(Watched())
     assert [isinstance(event, tuple) for event in events] == [True, True, True, False] * 2
     for client in (0, 1):
         mine = part(scene.victim, slice(3 * client, 3 * client + 3))
@@ -137,31 +137,31 @@ def test_a_defense_acts_on_every_step_and_then_on_what_leaves_each_client():
                 torch.testing.assert_close(p.double(), q, atol=1e-6, rtol=1e-5)
         assert relative(events[4 * client + 3], update) < 2e-6
     expected = {name: (4 * value + 8 * events[7][name]) / 2 for name, value in events[3].items()}
-    assert relative(seen.update, expected) < 1e-6
+    assert relative(observation.update, expected) < 1e-6
 
 
-def test_what_is_granted_lies_in_the_order_of_clients_steps_and_batch():
+def test_granted_secrets_are_ordered_by_client_step_and_image():
     scene = scene_of(clients=2, steps=2, batch=3)
-    seen = scene.observe(PlainDefense())
-    assert seen.timesteps.tolist() == list(TIMESTEPS)
-    assert torch.equal(seen.noise, scene.victim.noise)
-    assert (seen.clients, seen.local_steps, seen.batch_size, seen.image_count) == (2, 2, 3, 12)
-    assert (seen.local_lr, seen.order_known) == (0.05, True)
-    assert seen.batch_shape == tuple(scene.victim.images.shape)
+    observation = scene.observe(PlainDefense())
+    assert observation.timesteps.tolist() == list(TIMESTEPS)
+    assert torch.equal(observation.noise, scene.victim.noise)
+    assert (observation.clients, observation.local_steps, observation.batch_size, observation.image_count) == (2, 2, 3, 12)
+    assert (observation.local_lr, observation.order_known) == (0.05, True)
+    assert observation.batch_shape == tuple(scene.victim.images.shape)
 
 
 def test_an_unknown_order_grants_the_same_pairs_in_another_one():
     scene = scene_of(clients=2, steps=2, batch=3, order="unknown")
-    seen = scene.observe(PlainDefense())
-    assert not seen.order_known
-    assert seen.timesteps.tolist() != list(TIMESTEPS) and sorted(seen.timesteps.tolist()) == sorted(TIMESTEPS)
-    for t, eps in zip(seen.timesteps.tolist(), seen.noise, strict=True):
+    observation = scene.observe(PlainDefense())
+    assert not observation.order_known
+    assert observation.timesteps.tolist() != list(TIMESTEPS) and sorted(observation.timesteps.tolist()) == sorted(TIMESTEPS)
+    for t, eps in zip(observation.timesteps.tolist(), observation.noise, strict=True):
         assert torch.equal(eps, scene.victim.noise[TIMESTEPS.index(t)])
     known = scene_of(clients=2, steps=2, batch=3).observe(PlainDefense())
-    assert all(torch.equal(value, known.update[name]) for name, value in seen.update.items())
+    assert all(torch.equal(value, known.update[name]) for name, value in observation.update.items())
 
 
-def test_where_nothing_is_granted_there_is_no_order_to_miss():
+def test_the_order_counts_as_known_if_nothing_is_granted():
     class Silent(PlainDefense):
         hides = frozenset({Capability.TIMESTEP, Capability.NOISE})
 
@@ -170,35 +170,35 @@ def test_where_nothing_is_granted_there_is_no_order_to_miss():
 
 def test_the_judge_finds_each_estimate_in_an_unknown_order():
     scene = scene_of(clients=2, steps=2, batch=3, order="unknown")
-    seen, victim = scene.observe(PlainDefense()), scene.victim
-    images = torch.stack([victim.images[TIMESTEPS.index(t)] for t in seen.timesteps.tolist()])
-    rebuilt = Reconstruction(images, 0, timesteps=seen.timesteps, noise=seen.noise)
+    observation, victim = scene.observe(PlainDefense()), scene.victim
+    images = torch.stack([victim.images[TIMESTEPS.index(t)] for t in observation.timesteps.tolist()])
+    rebuilt = Reconstruction(images, 0, timesteps=observation.timesteps, noise=observation.noise)
     samples = judge([victim], [rebuilt], 30)
     assert [sample.timestep for sample in samples] == list(TIMESTEPS)
     assert all((sample.measured["psnr"], sample.timestep_error, sample.noise_mse) == (100.0, 0, 0.0) for sample in samples)
 
 
 @pytest.mark.parametrize(("clients", "steps", "batch"), [(1, 3, 1), (2, 2, 2)])
-def test_thinking_it_through_step_by_step_gives_the_update(clients, steps, batch):
+def test_unrolling_the_local_steps_gives_the_update(clients, steps, batch):
     scene = scene_of(clients, steps, batch)
-    seen = scene.observe(PlainDefense())
-    assert choose_backend(seen) is Backend.UNROLLED
-    assert relative(at_the_truth(scene, seen), seen.update) < 2e-6
+    observation = scene.observe(PlainDefense())
+    assert choose_backend(observation) is Backend.UNROLLED
+    assert relative(at_the_truth(scene, observation), observation.update) < 2e-6
 
 
-def test_the_reading_without_an_order_is_wrong_by_the_order_of_the_step_size():
+def test_without_an_order_the_error_is_proportional_to_the_step_size():
     errors = []
     for lr in (0.02, 0.01, 0.005):
         scene = scene_of(steps=3, lr=lr, order="unknown")
-        seen = scene.observe(PlainDefense())
-        assert choose_backend(seen) is Backend.BATCHED
-        errors.append(relative(at_the_truth(scene, seen), seen.update))
+        observation = scene.observe(PlainDefense())
+        assert choose_backend(observation) is Backend.BATCHED
+        errors.append(relative(at_the_truth(scene, observation), observation.update))
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.15)
     assert errors[1] / errors[2] == pytest.approx(2, rel=0.15)
 
 
-def test_a_guess_of_noisy_images_goes_through_the_steps_too():
-    """With each residual as it was at the weights of its own step."""
+def test_a_guess_of_noisy_images_is_unrolled_too():
+    """Take each residual at the weights of its own step."""
     scene = scene_of(steps=3)
     victim, (_, path) = scene.victim, by_hand(scene, scene.victim)
     x_t = scene.schedule.add_noise(victim.images, victim.timesteps, victim.noise)
@@ -206,21 +206,23 @@ def test_a_guess_of_noisy_images_goes_through_the_steps_too():
     with torch.no_grad():
         outputs = [path[k](x_t[k, None].double(), victim.timesteps[k, None])[0].float() for k in range(3)]
     guess = NoisyGuess(x_t[None], victim.timesteps[None], (torch.stack(outputs) - target)[None])
-    seen = scene.observe(PlainDefense())
-    assert relative(guessed_update(seen, guess), seen.update) < 1e-5
+    observation = scene.observe(PlainDefense())
+    assert relative(guessed_update(observation, guess), observation.update) < 1e-5
 
 
-def test_the_cost_has_the_slope_of_its_differences_in_float64():
+def test_the_gradient_of_the_cost_agrees_with_finite_differences():
     scene = scene_of(clients=2, steps=2)
-    seen = dataclasses.replace(scene.observe(PlainDefense()), network=copy.deepcopy(scene.network).double())
-    goal = {name: value[None].double() for name, value in seen.update.items()}
+    observation = dataclasses.replace(scene.observe(PlainDefense()), network=copy.deepcopy(scene.network).double())
+    goal = {name: value[None].double() for name, value in observation.update.items()}
     draw = stream(0, "slope")
-    x, along = (torch.randn(1, *seen.batch_shape, generator=draw, dtype=torch.float64) for _ in range(2))
+    x, along = (torch.randn(1, *observation.batch_shape, generator=draw, dtype=torch.float64) for _ in range(2))
 
-    updates = Updates(seen, choose_backend(seen))
+    updates = Updates(observation, choose_backend(observation))
 
     def cost(x):
-        return squared_distance(updates(CleanGuess(x, seen.timesteps[None], seen.noise[None].double())), goal).sum()
+        return squared_distance(
+            updates(CleanGuess(x, observation.timesteps[None], observation.noise[None].double())), goal
+        ).sum()
 
     x.requires_grad_()
     (slope,) = grad(cost(x), x)
@@ -231,41 +233,41 @@ def test_the_cost_has_the_slope_of_its_differences_in_float64():
 
 def matching(count, **practice):
     draw = stream(0, "starts")
-    seen = [scene_of(**practice).observe(PlainDefense()) for _ in range(count)]
-    seen = [dataclasses.replace(one, network=seen[0].network) for one in seen]
-    tasks = [Task(one, {"x_0": torch.randn(one.batch_shape, generator=draw)}, 1) for one in seen]
+    observation = [scene_of(**practice).observe(PlainDefense()) for _ in range(count)]
+    observation = [dataclasses.replace(one, network=observation[0].network) for one in observation]
+    tasks = [Task(one, {"x_0": torch.randn(one.batch_shape, generator=draw)}, 1) for one in observation]
     x = torch.stack([task.start["x_0"].flatten() for task in tasks])
     return Matching(tasks, clean_guess, squared_distance), x
 
 
-def test_threads_do_not_meet_each_others_local_weights():
+def test_threads_do_not_share_local_weights():
     (one, x), (many, _) = matching(4, steps=2), matching(4, steps=2)
     one.workers, many.workers, one.largest, many.largest = 1, 4, 1, 1
     for a, b in zip(one(x, range(4)), many(x, range(4)), strict=True):
         assert torch.equal(a, b)
 
 
-def test_what_is_predicted_is_what_local_steps_take():
+def test_the_predicted_memory_is_what_local_steps_take():
     some, x = matching(2, steps=3)
-    seen = some.tasks[0].observation
+    observation = some.tasks[0].observation
     with Peak() as memory:
         some._chunk(x, (0, 1))
-    assert memory.peak == pytest.approx(2 * plan_for(seen).need, rel=0.1)
+    assert memory.peak == pytest.approx(2 * plan_for(observation).need, rel=0.1)
 
 
 def test_practices_are_evaluated_apart():
-    """One batch of four images, and four steps of one image each."""
-    seen = [scene_of(batch=4).observe(PlainDefense()), scene_of(steps=4).observe(PlainDefense())]
-    seen[1] = dataclasses.replace(seen[1], network=seen[0].network)
-    tasks = [Task(one, {"x_0": mean_colour_start(one)}, 3) for one in seen]
+    """Match one batch of two images together with two steps of one image each."""
+    observation = [scene_of(batch=2).observe(PlainDefense()), scene_of(steps=2).observe(PlainDefense())]
+    observation[1] = dataclasses.replace(observation[1], network=observation[0].network)
+    tasks = [Task(one, {"x_0": mean_colour_start(one)}, 3) for one in observation]
     together = match(tasks, clean_guess, squared_distance, lbfgs)
     alone = [match([task], clean_guess, squared_distance, lbfgs)[0] for task in tasks]
     assert [s.loss for s in together] == [s.loss for s in alone]
 
 
-def test_images_behind_two_local_steps_are_found():
+def test_images_behind_two_local_steps_are_recovered():
     scene = toy(batch=1, local_steps=2, local_lr=0.1)
-    seen = scene.observe(PlainDefense())
-    rebuilt = [*DLG(evaluations=160).run([seen], stream(0, "attack")), Reconstruction(mean_colour_start(seen), 0)]
+    observation = scene.observe(PlainDefense())
+    rebuilt = [*DLG(evaluations=130).run([observation], stream(0, "attack")), Reconstruction(mean_colour_start(observation), 0)]
     found, floor = (judge([scene.victim], [one], 30) for one in rebuilt)
     assert all(a.measured["psnr"] > b.measured["psnr"] + 12 for a, b in zip(found, floor, strict=True))

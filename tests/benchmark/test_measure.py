@@ -1,4 +1,4 @@
-"""A metric is one entry of `METRICS`, and `report --measure` measures the images of a finished run by it."""
+"""Tests that a metric takes one entry in `METRICS`, and that `report --measure` applies it to a finished run."""
 
 import contextlib
 import dataclasses

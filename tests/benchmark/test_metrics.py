@@ -67,6 +67,7 @@ def test_assignment_is_the_best_of_all(seed):
     assert total(assign(a, b)) == pytest.approx(best)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:torchvision.models._utils")  # how `lpips` calls torchvision
 def test_lpips_feeds_the_network_images_in_minus_one_to_one():
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -79,16 +80,16 @@ def test_lpips_feeds_the_network_images_in_minus_one_to_one():
 
 
 def test_lpips_scales_small_images_up_and_clips():
-    seen = []
+    compared = []
 
     class Recorder(torch.nn.Module):
         def forward(self, a, b):
-            seen.extend([a, b])
+            compared.extend([a, b])
             return torch.zeros(())
 
     metrics.lpips_with(Recorder(), torch.full((3, 16, 16), 3.0), torch.full((3, 16, 16), -3.0))
-    assert [tuple(x.shape) for x in seen] == [(1, 3, 64, 64)] * 2
-    assert (seen[0] == 1).all() and (seen[1] == -1).all()
+    assert [tuple(x.shape) for x in compared] == [(1, 3, 64, 64)] * 2
+    assert (compared[0] == 1).all() and (compared[1] == -1).all()
 
 
 def test_missing_lpips_weights_have_a_reason_and_no_value(monkeypatch, tmp_path):

@@ -115,7 +115,7 @@ def test_an_unknown_model_is_one_sentence(name, words):
 @pytest.mark.parametrize("schedule", list(BETA_SETTINGS))
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", [16, 1000])
-def test_every_schedule_goes_from_signal_to_noise(schedule, prediction, steps, tmp_path):
+def test_every_schedule_falls_from_signal_to_noise(schedule, prediction, steps, tmp_path):
     model = resolve_model(parse_one(f"tiny[schedule={schedule},prediction={prediction},steps={steps}]"))
     found = build_process(model)
     alpha_bar = found.level
@@ -125,20 +125,20 @@ def test_every_schedule_goes_from_signal_to_noise(schedule, prediction, steps, t
     assert torch.equal(read_process(DDPMScheduler.from_pretrained(tmp_path)).level, alpha_bar)
 
 
-def test_the_sigmoid_schedule_is_that_of_the_reference_code():
-    """Its alpha_bar at t = 1 of T = 16 is known from there."""
+def test_the_sigmoid_schedule_agrees_with_the_reference_code():
+    """Check alpha_bar at t = 1 of T = 16, a value known from there."""
     schedule = build_process(resolve_model(parse_one("tiny[schedule=sigmoid,steps=16]")))
     assert schedule.level[1].item() == pytest.approx(0.947, abs=5e-4)
 
 
-def test_the_linear_schedule_is_that_of_ho_et_al():
+def test_the_linear_schedule_agrees_with_ho_et_al():
     schedule = build_process(resolve_model(parse_one("tiny")))
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     assert torch.allclose(schedule.level, (1 - betas).cumprod(0).float(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["tiny:trained", "small:trained"])
-def test_a_shipped_checkpoint_explains_its_public_images_better_than_its_random_init(name):
+def test_a_shipped_checkpoint_denoises_better_than_random_weights(name):
     from benchmark.datasets.photos import Photos
 
     trained = resolve_model(parse_one(name))
@@ -152,7 +152,7 @@ def test_a_shipped_checkpoint_explains_its_public_images_better_than_its_random_
     assert (trained.prior_label, random.prior_label) == ("self", "none")
 
 
-def test_the_shipped_checkpoints_are_light_and_tell_how_they_were_made():
+def test_the_shipped_checkpoints_are_small_and_record_their_command():
     total = sum(file.stat().st_size for path in packaged_checkpoints().values() for file in path.rglob("*") if file.is_file())
     assert total < 8e6
     for name, path in packaged_checkpoints().items():
@@ -163,13 +163,13 @@ def test_the_shipped_checkpoints_are_light_and_tell_how_they_were_made():
 
 
 @pytest.mark.parametrize("name", ["tiny:trained", "small:trained"])
-def test_a_shipped_checkpoint_was_trained_on_the_public_photographs_alone(name):
+def test_a_shipped_checkpoint_was_trained_only_on_public_photographs(name):
     from benchmark.datasets.photos import Photos
     from benchmark.diffusion.training import fingerprint
 
     model = resolve_model(parse_one(name))
     assert model.card["data"] == fingerprint(Photos().training(model.image_size))
-    assert [(seen.dataset, seen.files) for seen in model.trained_on()] == [("photos", Photos().fingerprint())]
+    assert [(data.dataset, data.files) for data in model.trained_on()] == [("photos", Photos().fingerprint())]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a parser alone would let pass."""
+"""Tests of mistakes in YAML and JSON that a parser alone would accept."""
 
 import pytest
 

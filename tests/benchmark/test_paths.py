@@ -1,4 +1,4 @@
-"""A path that a user names."""
+"""Tests of paths that a user gives."""
 
 from pathlib import Path
 

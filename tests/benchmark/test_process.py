@@ -1,4 +1,4 @@
-"""The forward process: against diffusers, against the formulas to the bit, and against its own inverse."""
+"""Tests of the forward process against diffusers, its formulas (bit for bit) and its own inverse."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A report replaces and deletes what a report wrote, and nothing else."""
+"""Tests that a report replaces and deletes only what a report wrote."""
 
 import json
 

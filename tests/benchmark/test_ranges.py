@@ -1,4 +1,4 @@
-"""Every number of every plugin, grid and scenario has a range, and nothing outside it passes."""
+"""Tests that each number of a plugin, grid or scenario has a range, and that nothing outside it is accepted."""
 
 import dataclasses
 import math

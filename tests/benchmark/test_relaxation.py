@@ -1,4 +1,4 @@
-"""A relaxed timestep: weights over all of them, of which a whole number is a corner."""
+"""Tests of relaxed timesteps: weights over all timesteps, where all weight on one gives that timestep."""
 
 import torch
 from torch.nn.functional import one_hot

@@ -1,4 +1,4 @@
-"""The sampler against diffusers' own, and its gradient against the loop unrolled."""
+"""Tests of the sampler against diffusers' own, and of its gradient against an unrolled loop."""
 
 import pytest
 import torch

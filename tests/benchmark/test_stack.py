@@ -34,10 +34,10 @@ def test_releases_act_from_left_to_right():
 
 def test_every_member_acts_and_says_what_it_says_alone():
     stack = Stacked((GradientPruning(keep=0.5), PrivateNoise()))
-    seen = toy().observe(stack)
-    values = torch.cat([value.flatten() for value in seen.update.values()])
+    observation = toy().observe(stack)
+    values = torch.cat([value.flatten() for value in observation.update.values()])
     assert float((values == 0).float().mean()) >= 0.499
-    assert seen.noise is None and stack.hides == {Capability.NOISE}
+    assert observation.noise is None and stack.hides == {Capability.NOISE}
     assert stack.public(Scenario()).disclosed == {"kept_share"}
 
 

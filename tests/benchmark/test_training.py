@@ -1,4 +1,4 @@
-"""Training: it learns, it goes on to the same weights after a break, and what it leaves is a model."""
+"""Tests of training: the loss falls, a resumed training ends with the same weights, and the result can be used as a model."""
 
 import json
 import os
@@ -168,7 +168,7 @@ def test_a_model_that_was_trained_on_remembers_where_it_came_from(tmp_path):
     assert run(tmp_path / "second", 2, "--model", str(tmp_path / "first"), "--dataset", "faces") == 0
     model = resolve_model(parse_one(str(tmp_path / "second")))
     assert model.state == "trained 5 steps"
-    assert [seen.dataset for seen in model.trained_on()] == ["faces", "photos"]
+    assert [data.dataset for data in model.trained_on()] == ["faces", "photos"]
 
 
 def test_a_prior_trained_on_other_files_of_the_same_data_set_is_refused(tmp_path):

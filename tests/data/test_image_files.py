@@ -70,8 +70,8 @@ def test_a_wrong_suffix_does_not_matter(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff", "mpo"])
 def test_the_orientation_is_applied(tmp_path, suffix, orientation):  # F7
-    seen = Image.fromarray(smooth(24, 16))
-    stored = {  # as the EXIF standard says where row 0 and column 0 are seen
+    upright = Image.fromarray(smooth(24, 16))
+    stored = {  # as the EXIF standard says where row 0 and column 0 are shown
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
         3: lambda a: a[::-1, ::-1],
@@ -80,13 +80,15 @@ def test_the_orientation_is_applied(tmp_path, suffix, orientation):  # F7
         6: lambda a: np.rot90(a, 1),
         7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
         8: lambda a: np.rot90(a, -1),
-    }[orientation](np.asarray(seen))
+    }[orientation](np.asarray(upright))
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"png": {}, "webp": {"lossless": True}, "tiff": {}}.get(suffix, {"quality": 100, "subsampling": 0})
     picture = saved(tmp_path / f"a.{suffix}", Image.fromarray(np.ascontiguousarray(stored)), exif=exif.tobytes(), **options)
-    assert picture.size == seen.size
-    assert np.abs(np.asarray(picture).astype(int) - np.asarray(seen)).max() <= (0 if suffix in ("png", "webp", "tiff") else 6)
+    assert picture.size == upright.size
+    assert np.abs(np.asarray(picture).astype(int) - np.asarray(upright)).max() <= (
+        0 if suffix in ("png", "webp", "tiff") else 6
+    )
 
 
 EIGHT = np.arange(256, dtype=np.float64).reshape(16, 16)

@@ -1,4 +1,4 @@
-"""What the generated grids are made of: values that are right, nearly right and wrong."""
+"""Values for the generated grids: right, nearly right and wrong ones."""
 
 from tests.fuzz import nasty
 

@@ -149,7 +149,7 @@ def _prepare(place: Path) -> None:
 
 
 def _written(words: list[str]) -> list[str]:
-    """Return the names in the sandbox that `train` was told to write to; a dry run and the other verbs write nothing."""
+    """Return the names in the sandbox that `train` may write to. A dry run and the other verbs write nothing."""
     places = [right for left, right in pairwise(words) if left == "--out" and words[0] == "train"]
     heads = [place.replace(HERE, "").lstrip("/").removeprefix("./").partition("/")[0] for place in places]
     heads += ["pictures"] if "link" in heads else []  # where that leads
