@@ -17,7 +17,7 @@ def prune(keep):
 
 
 @given(st.floats(1e-6, 1))
-def test_the_largest_share_is_kept_as_it_is_and_the_rest_is_zero(keep):
+def test_the_largest_share_is_kept_unchanged_and_the_rest_is_zero(keep):
     pruned = torch.cat([value.flatten() for value in prune(keep).values()])
     original = torch.cat([value.flatten() for value in UPDATE.values()])
     kept = pruned != 0
@@ -27,7 +27,7 @@ def test_the_largest_share_is_kept_as_it_is_and_the_rest_is_zero(keep):
         assert original[kept].abs().min() >= original[~kept].abs().max()
 
 
-def test_keeping_everything_is_no_defense_bit_for_bit():
+def test_keeping_everything_changes_no_bit():
     assert all(torch.equal(value, UPDATE[name]) for name, value in prune(1.0).items())
 
 

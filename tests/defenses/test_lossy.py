@@ -1,4 +1,4 @@
-"""Defenses that lose some of the update, and noise that is measured by it."""
+"""Defenses that remove part of the update, and noise relative to its size."""
 
 import math
 
@@ -30,7 +30,7 @@ def flat(update):
 
 
 @given(st.floats(1e-6, 1))
-def test_a_random_share_is_kept_as_it_is_and_the_rest_is_zero(keep):
+def test_a_random_share_is_kept_unchanged_and_the_rest_is_zero(keep):
     pruned, original = flat(released(RandomPruning(keep=keep))), flat(UPDATE)
     kept = pruned != 0
     assert torch.equal(pruned[kept], original[kept])
@@ -38,7 +38,7 @@ def test_a_random_share_is_kept_as_it_is_and_the_rest_is_zero(keep):
     assert max(1, round(keep * len(original))) - zeros <= int(kept.sum()) <= max(1, round(keep * len(original)))
 
 
-def test_which_coordinates_are_kept_at_random_does_not_depend_on_their_size():
+def test_random_pruning_does_not_depend_on_the_size_of_a_coordinate():
     kept = flat(released(RandomPruning(keep=0.5))) != 0
     large = flat(UPDATE).abs() > flat(UPDATE).abs().median()
     assert float(kept[large].float().mean()) == pytest.approx(0.5, abs=0.05)
@@ -47,20 +47,20 @@ def test_which_coordinates_are_kept_at_random_does_not_depend_on_their_size():
 @pytest.mark.parametrize(
     "defense", [RandomPruning(keep=1.0), Clipping(clip=1e9), GaussianNoise(ratio=0), LaplaceNoise(ratio=0)]
 )
-def test_what_takes_nothing_and_adds_nothing_is_no_defense_bit_for_bit(defense):
+def test_a_defense_at_strength_zero_changes_no_bit(defense):
     assert all(torch.equal(value, UPDATE[name]) for name, value in released(defense).items())
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_every_coordinate_goes_to_the_nearest_of_so_many_levels(bits):
+def test_every_coordinate_is_rounded_to_the_nearest_level(bits):
     for name, value in released(Quantisation(bits=bits)).items():
         width = level_width(UPDATE[name], bits)
         assert value.unique().numel() <= 2**bits - 1
         assert (value - UPDATE[name]).abs().max() <= width / 2 * (1 + 1e-4)
-        assert level_width(value, bits) == pytest.approx(float(width), rel=1e-5)  # so an attacker knows the cells
+        assert level_width(value, bits) == pytest.approx(float(width), rel=1e-5)  # so an attacker knows the rounding cells
 
 
-def test_one_bit_leaves_signs_and_one_size_for_each_tensor():
+def test_one_bit_keeps_the_signs_and_one_magnitude_per_tensor():
     for name, value in released(Quantisation(bits=1)).items():
         assert torch.equal(value.sign(), UPDATE[name].sign())
         assert value.abs().max() == pytest.approx(float(UPDATE[name].abs().mean()), rel=1e-5)
@@ -86,21 +86,21 @@ def test_noise_is_as_large_as_its_share_of_the_update(defense, ratio):
     assert abs(float(noise.mean())) < 4 * float(noise.std()) / math.sqrt(len(noise))
 
 
-def test_the_two_laws_are_those_that_they_are_named_after():
-    """The mean magnitude, in units of the deviation, is sqrt(2 / pi) for Gauss and 1 / sqrt(2) for Laplace."""
+def test_noise_is_gaussian_or_laplacian_as_named():
+    """The mean magnitude over the standard deviation is sqrt(2 / pi) for Gauss and 1 / sqrt(2) for Laplace."""
     for defense, expected in ((GaussianNoise, math.sqrt(2 / math.pi)), (LaplaceNoise, math.sqrt(0.5))):
         noise = flat(released(defense(ratio=1e3))) - flat(UPDATE)
         assert float(noise.abs().mean() / noise.std()) == pytest.approx(expected, rel=0.03)
 
 
-def test_a_client_s_noise_is_as_large_as_it_says_and_its_update_no_longer_than_the_clip():
+def test_client_dp_clips_the_update_and_adds_the_stated_noise():
     quiet, noisy = released(ClientDP(noise_multiplier=0, clip=0.01)), released(ClientDP(noise_multiplier=2, clip=0.01))
     assert norm(quiet) == pytest.approx(0.01, rel=1e-5)
     noise = flat(noisy) - flat(quiet)
     assert float(noise.std()) == pytest.approx(ClientDP(noise_multiplier=2, clip=0.01).public(Scenario()).noise_std, rel=0.05)
 
 
-def test_the_noise_of_summed_clients_is_stated_of_their_mean():
+def test_the_stated_noise_of_aggregated_clients_is_that_of_their_mean():
     scene = toy(batch=1, clients=4)
     quiet, noisy = (scene.observe(ClientDP(noise_multiplier=sigma, clip=0.1)) for sigma in (0.0, 3.0))
     noise = flat(noisy.update) - flat(quiet.update)
@@ -108,7 +108,7 @@ def test_the_noise_of_summed_clients_is_stated_of_their_mean():
     assert float(noise.std()) == pytest.approx(0.15, rel=0.05)
 
 
-def test_client_level_epsilon_is_that_of_one_use_a_round_however_many_steps():
+def test_client_level_epsilon_does_not_depend_on_local_steps():
     one, several = (ClientDP(rounds=10).privacy(Scenario(local_steps=steps)) for steps in (1, 5))
     assert one == several and "client" in one.adjacency and one.sample_rate == 1
 

@@ -1,4 +1,4 @@
-"""Defenses that change what is trained, at which timesteps, and who is summed."""
+"""Defenses that change which weights are trained, at which timesteps, or whose updates are summed."""
 
 import dataclasses
 
@@ -28,11 +28,12 @@ GRID = Grid("t", ("photos",), ("tiny",), ("none",), ("dlg",), victims=2, evaluat
 
 
 def cells(**changes):
-    found = plan(dataclasses.replace(GRID, **changes), Registry(), "cpu")
-    return {cell.defense_label: cell for cell in found if cell.attack_label == "dlg"}
+    """Return the cells of `dlg` in a changed grid, by defense."""
+    planned = plan(dataclasses.replace(GRID, **changes), Registry(), "cpu")
+    return {cell.defense_label: cell for cell in planned if cell.attack_label == "dlg"}
 
 
-def test_timesteps_are_uniform_from_the_least_one_on_and_in_the_order_of_the_draw():
+def test_timesteps_are_uniform_from_the_least_one_and_keep_their_order():
     toys, pictures = toy(), [Picture(torch.zeros(3, 8, 8), "a")] * 20_000
     practice = Scenario(batch_size=20_000)
     plain, high = (
@@ -45,7 +46,7 @@ def test_timesteps_are_uniform_from_the_least_one_on_and_in_the_order_of_the_dra
     assert (high[order].diff() >= -1).all()
 
 
-def test_a_fixed_timestep_in_the_range_stays_and_one_below_is_refused_before_anything_runs():
+def test_a_fixed_timestep_below_the_range_is_refused_before_the_run():
     fixed = (Scenario(timesteps=500),)
     (cell,) = cells(defenses=("timestep_range[least=500]",), scenarios=fixed).values()
     assert [sample.timestep for sample in run_cell(cell).samples] == [500, 500]
@@ -55,30 +56,30 @@ def test_a_fixed_timestep_in_the_range_stays_and_one_below_is_refused_before_any
         check(list(cells(defenses=("timestep_range[least=1000]",)).values()))
 
 
-def test_the_judge_knows_the_timesteps_that_were_trained():
+def test_victims_have_the_timesteps_that_were_trained():
     (cell,) = cells(defenses=("timestep_range[least=900]",)).values()
     victims, observations = play(cell)
-    for victim, seen in zip(victims, observations, strict=True):
-        assert victim.timesteps.min() >= 900 and torch.equal(victim.timesteps, seen.timesteps)
+    for victim, observation in zip(victims, observations, strict=True):
+        assert victim.timesteps.min() >= 900 and torch.equal(victim.timesteps, observation.timesteps)
 
 
-def test_withheld_layers_do_not_leave_and_the_rest_is_as_it_was():
+def test_withheld_layers_are_not_sent_and_the_rest_is_unchanged():
     scene = toy()
     whole, rest = scene.observe(PlainDefense()).update, scene.observe(Withhold(layers="time_emb")).update
     assert {name for name in whole if name not in rest} == {name for name in whole if "time_emb" in name} != set()
     assert all(torch.allclose(value, whole[name], rtol=1e-4, atol=1e-7) for name, value in rest.items())
 
 
-def test_withheld_layers_are_frozen_through_local_steps_for_client_and_attacker():
-    """At the true images the attacker's own simulation gives the update that the client sent."""
+def test_withheld_layers_are_frozen_during_local_steps():
+    """For client and attacker: at the true images, the attacker's simulation gives the update that the client sent."""
     scene = toy(batch=1, local_steps=3, local_lr=0.1)
-    seen = scene.observe(Withhold(layers="conv_out"))
-    (truth,) = match([Task(seen, {"x_0": scene.victim.images}, 1)], clean_guess, squared_distance, lbfgs)
-    energy = sum(float(value.square().sum()) for value in seen.update.values())
+    observation = scene.observe(Withhold(layers="conv_out"))
+    (truth,) = match([Task(observation, {"x_0": scene.victim.images}, 1)], clean_guess, squared_distance, lbfgs)
+    energy = sum(float(value.square().sum()) for value in observation.update.values())
     assert truth.loss < 1e-8 * energy
     unfrozen = scene.observe(PlainDefense())
-    rest = {name: value for name, value in unfrozen.update.items() if name in seen.update}
-    assert any(not torch.allclose(value, seen.update[name], rtol=1e-3) for name, value in rest.items())
+    rest = {name: value for name, value in unfrozen.update.items() if name in observation.update}
+    assert any(not torch.allclose(value, observation.update[name], rtol=1e-3) for name, value in rest.items())
 
 
 def test_withholding_no_layer_or_all_is_refused():
@@ -90,7 +91,7 @@ def test_withholding_no_layer_or_all_is_refused():
         Withhold(layers="unet").prepare(toy().network, stream(0, "p"))
 
 
-def test_adapters_change_nothing_at_first_and_alone_leave_the_client():
+def test_new_adapters_change_no_output_and_only_adapters_are_sent():
     scene = toy()
     network = LoRA(rank=2).prepare(scene.network, stream(0, "p"))
     x, t = scene.victim.images, scene.victim.timesteps
@@ -103,14 +104,14 @@ def test_adapters_change_nothing_at_first_and_alone_leave_the_client():
     assert not any(value.any() for value in first) and all(value.any() for value in second)
 
 
-def test_an_adapter_s_gradient_is_the_weight_s_own_on_its_rows():
-    """B stands at zero, so the gradient of B is G A^T for the gradient G of the weight it stands beside."""
+def test_an_adapters_gradient_follows_from_the_gradient_of_its_weight():
+    """B is zero at first. So its gradient is G A^T, where G is the gradient of the adapted weight."""
     scene = toy()
-    seen, whole = scene.observe(LoRA(rank=2)), scene.observe(PlainDefense()).update
-    for name, value in seen.update.items():
+    observation, whole = scene.observe(LoRA(rank=2)), scene.observe(PlainDefense()).update
+    for name, value in observation.update.items():
         if "lora_B" in name:
             plain = whole[name.replace("lora_B.default.", "")]
-            down = seen.network.get_parameter(name.replace("lora_B", "lora_A"))
+            down = observation.network.get_parameter(name.replace("lora_B", "lora_A"))
             assert torch.allclose(value, plain @ down.T, rtol=1e-3, atol=1e-6)
 
 
@@ -119,7 +120,7 @@ def test_server_and_client_have_the_same_adapters():
     assert all(torch.equal(value, again[name]) for name, value in first.items())
 
 
-def test_a_model_without_attention_has_no_place_for_adapters():
+def test_a_model_without_attention_cannot_have_adapters():
     network = toy().network
     network.unet.down_blocks[1].attentions = torch.nn.ModuleList()
     network.unet.up_blocks[0].attentions = torch.nn.ModuleList()
@@ -128,37 +129,37 @@ def test_a_model_without_attention_has_no_place_for_adapters():
         LoRA().prepare(network, stream(0, "p"))
 
 
-def test_adapters_leave_nothing_to_be_withheld_before_them():
+def test_no_layer_can_be_withheld_before_adapters():
     withheld = Withhold(layers="to_q").prepare(toy().network, stream(0, "p"))
     with pytest.raises(UserError, match="no layer can be withheld before it"):
         LoRA().prepare(withheld, stream(0, "p"))
 
 
 def test_aggregation_over_one_client_is_no_defense():
-    found = cells(defenses=("none", "secure_aggregation"))
-    (_, plain), (_, summed) = (play(found[name]) for name in ("none", "secure_aggregation"))
+    by_defense = cells(defenses=("none", "secure_aggregation"))
+    (_, plain), (_, summed) = (play(by_defense[name]) for name in ("none", "secure_aggregation"))
     for a, b in zip(plain, summed, strict=True):
         assert all(torch.equal(value, b.update[name]) for name, value in a.update.items())
         assert a.grants == b.grants and a.image_count == b.image_count
 
 
-def test_without_aggregation_the_server_sees_every_client_s_own_update():
+def test_without_aggregation_the_server_receives_every_clients_update():
     practice = (Scenario(clients=3, batch_size=2, timesteps=(10, 20, 30, 40, 50, 60)),)
-    found = cells(defenses=("none", "secure_aggregation"), scenarios=practice)
-    (apart, single), (together, summed) = (play(found[name]) for name in ("none", "secure_aggregation"))
+    by_defense = cells(defenses=("none", "secure_aggregation"), scenarios=practice)
+    (apart, single), (together, summed) = (play(by_defense[name]) for name in ("none", "secure_aggregation"))
     assert len(single) == 6 and len(summed) == 2
-    assert [seen.image_count for seen in (*single, *summed)] == [2] * 6 + [6] * 2
+    assert [observation.image_count for observation in (*single, *summed)] == [2] * 6 + [6] * 2
     for first, whole in zip((0, 3), summed, strict=True):
         for name, value in whole.update.items():
-            mean = sum(seen.update[name] for seen in single[first : first + 3]) / 3
+            mean = sum(observation.update[name] for observation in single[first : first + 3]) / 3
             assert torch.allclose(mean, value, rtol=1e-4, atol=1e-7)
     assert torch.equal(torch.cat([victim.images for victim in apart]), torch.cat([victim.images for victim in together]))
 
 
-def test_images_keep_their_numbers_however_their_updates_were_seen():
+def test_images_keep_their_numbers_with_and_without_aggregation():
     practice = (Scenario(clients=2, timesteps=(10, 900)),)
-    found = cells(defenses=("none", "secure_aggregation"), scenarios=practice)
-    alone, summed = (run_cell(found[name]) for name in ("none", "secure_aggregation"))
+    by_defense = cells(defenses=("none", "secure_aggregation"), scenarios=practice)
+    alone, summed = (run_cell(by_defense[name]) for name in ("none", "secure_aggregation"))
     assert alone.record.status == summed.record.status == Status.OK
     for outcome in (alone, summed):
         assert [(s.victim, s.image, s.timestep) for s in outcome.samples] == [(0, 0, 10), (0, 1, 900), (1, 0, 10), (1, 1, 900)]

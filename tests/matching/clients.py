@@ -1,4 +1,4 @@
-"""Victims of one network, the toy one unless told, and what an attack is asked to make of them."""
+"""Victims of one network (by default the toy network), their observations, and the tasks of a search."""
 
 import torch
 
@@ -12,29 +12,31 @@ from benchmark.types import PublicParameters
 
 
 def clients(count, batch=1, network=None, schedule=None, size=8):
-    """Different victims of one network, and what the server sees of each."""
+    """Return different victims of one network, and the server's observation of each."""
     scene = toy()
     network, schedule = network or scene.network, schedule or scene.schedule
     draw, scenario = stream(0, "victims"), Scenario(batch_size=batch, image_size=size)
-    victims, seen = [], []
+    victims, observed = [], []
     for _ in range(count):
         pictures = [Picture(2 * torch.rand(3, size, size, generator=draw) - 1, "noise") for _ in range(batch)]
         victims.append(draw_victim(pictures, scenario, schedule, draw))
         trained = Round(network, schedule, victims[-1], scenario)
-        seen.append(
+        observed.append(
             observe(trained, PlainDefense(), AttackerKnowledge(network, torch.zeros(3), PublicParameters()), draw, draw)
         )
-    return victims, seen
+    return victims, observed
 
 
 def observations(count, *more, **named):
     return clients(count, *more, **named)[1]
 
 
-def tasks(seen, budget=1):
+def tasks(observed, budget=1):
+    """Return one task per observation, from images drawn from N(0, 1)."""
     draw = stream(1, "starts")
-    return [Task(s, {"x_0": torch.randn(s.batch_shape, generator=draw)}, budget) for s in seen]
+    return [Task(o, {"x_0": torch.randn(o.batch_shape, generator=draw)}, budget) for o in observed]
 
 
 def points(some):
+    """Return the starts of tasks as rows (V, n)."""
     return torch.stack([torch.cat([value.flatten() for value in task.start.values()]) for task in some])

@@ -1,4 +1,4 @@
-"""What is evaluated at once: it follows the memory and changes no answer."""
+"""How many victims are evaluated at once. It depends on the memory, and it changes no result."""
 
 import threading
 import time
@@ -35,17 +35,17 @@ def test_one_core_and_many_give_the_same_bits():
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 5])
-def test_what_does_not_fit_goes_one_after_the_other_and_then_in_halves(monkeypatch, at_once):
-    """`at_once` victims fit the memory, in however many chunks."""
+def test_chunks_that_do_not_fit_run_one_by_one_and_then_in_halves(monkeypatch, at_once):
+    """The memory holds `at_once` victims, in any number of chunks."""
     some = tasks(observations(8))
     expected = Matching(some, clean_guess, squared_distance)(points(some), range(8))
-    matching, under_way, lock = Matching(some, clean_guess, squared_distance), [], threading.Lock()
+    matching, running, lock = Matching(some, clean_guess, squared_distance), [], threading.Lock()
     matching.workers, original = 2, Matching._chunk
 
     def small(self, x, rows):
         with lock:
-            under_way.extend(rows)
-            fits = len(under_way) <= at_once
+            running.extend(rows)
+            fits = len(running) <= at_once
         try:
             time.sleep(0.05)
             if not fits:
@@ -54,11 +54,11 @@ def test_what_does_not_fit_goes_one_after_the_other_and_then_in_halves(monkeypat
         finally:
             with lock:
                 for row in rows:
-                    under_way.remove(row)
+                    running.remove(row)
 
     monkeypatch.setattr(Matching, "_chunk", small)
-    found = matching(points(some), range(8))
-    for a, b in zip(expected, found, strict=True):
+    actual = matching(points(some), range(8))
+    for a, b in zip(expected, actual, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6 * float(a.abs().max()), rtol=1e-5)
     assert (matching.largest, matching.workers) == ({1: 1, 2: 2, 5: 4}[at_once], 1)
 
@@ -73,11 +73,10 @@ def test_one_victim_that_does_not_fit_is_an_error(monkeypatch):
         Matching(some, clean_guess, squared_distance)(points(some), range(2))
 
 
-def test_what_is_predicted_is_what_an_evaluation_takes():
+def test_the_predicted_memory_is_what_an_evaluation_takes():
     some = tasks(observations(4))
-    seen = some[0].observation
     matching = Matching(some, clean_guess, squared_distance)
-    need = plan_for(seen).need
+    need = plan_for(some[0].observation).need
     x = points(some)
     for rows in ((0, 1), (0, 1, 2, 3)):
         with Peak() as memory:
@@ -85,10 +84,11 @@ def test_what_is_predicted_is_what_an_evaluation_takes():
         assert memory.peak == pytest.approx(len(rows) * need, rel=0.1)
 
 
-def room_for(monkeypatch, victims, some):
-    seen = some[0].observation
-    need = plan_for(seen).need
-    bytes_of_updates = len(some) * sum(value.nbytes for value in seen.update.values())
+def leave_memory(monkeypatch, victims, some):
+    """Pretend that the free memory holds the updates and the evaluation of so many victims."""
+    observation = some[0].observation
+    need = plan_for(observation).need
+    bytes_of_updates = len(some) * sum(value.nbytes for value in observation.update.values())
     room = max(victims * need + bytes_of_updates, 2.1 * bytes_of_updates) + 10_000
     monkeypatch.setattr(engine, "free_memory", lambda device: int(room / engine.MEMORY_SHARE) + 1)
 
@@ -96,17 +96,17 @@ def room_for(monkeypatch, victims, some):
 def test_little_memory_means_few_workers_and_then_small_chunks(monkeypatch):
     some = tasks(observations(6))
     monkeypatch.setattr(engine, "cores", lambda: 16)
-    found = {}
+    chosen = {}
     for victims in (100, 7, 4, 2):
-        room_for(monkeypatch, victims, some)
+        leave_memory(monkeypatch, victims, some)
         matching = Matching(some, clean_guess, squared_distance)
-        found[victims] = (matching.largest, matching.workers)
-    assert found == {100: (3, 16), 7: (3, 2), 4: (3, 1), 2: (2, 1)}
+        chosen[victims] = (matching.largest, matching.workers)
+    assert chosen == {100: (3, 16), 7: (3, 2), 4: (3, 1), 2: (2, 1)}
 
 
 def test_the_number_of_cores_changes_no_chunk(monkeypatch):
-    some, found = tasks(observations(6)), set()
+    some, edges = tasks(observations(6)), set()
     for count in (1, 2, 5, 64):
         monkeypatch.setattr(engine, "cores", lambda count=count: count)
-        found.add(tuple(Matching(some, clean_guess, squared_distance)._edges(6)))
-    assert found == {(0, 3, 6)}
+        edges.add(tuple(Matching(some, clean_guess, squared_distance)._edges(6)))
+    assert edges == {(0, 3, 6)}

@@ -1,4 +1,4 @@
-"""How an observation is evaluated is found once for each kind, and does not depend on what came before."""
+"""Evaluation plans: one for each kind of observation, independent of earlier ones."""
 
 import copy
 import dataclasses
@@ -17,42 +17,42 @@ from tests.matching.clients import observations, tasks
 
 
 @pytest.fixture
-def tried(monkeypatch) -> Sequence[Observation]:
-    """The observations that a plan is made for."""
-    asked, new_plan = [], plans.new_plan
+def planned(monkeypatch) -> Sequence[Observation]:
+    """Record the observations for which a plan is made."""
+    recorded, new_plan = [], plans.new_plan
 
     def noted(observation):
-        asked.append(observation)
+        recorded.append(observation)
         return new_plan(observation)
 
     monkeypatch.setattr(plans, "new_plan", noted)
-    return asked
+    return recorded
 
 
-def test_a_run_plans_each_kind_of_observation_once(tried):
+def test_a_run_plans_each_kind_of_observation_once(planned):
     one, other = observations(2), observations(1, batch=2)
     copied = dataclasses.replace(one[1], network=copy.deepcopy(one[1].network))
     with shared_plans():
-        for seen in (one, [copied], other, one):
-            match(tasks(seen, 2), clean_guess, squared_distance, lbfgs)
-    assert tried == [one[0], other[0]]
+        for some in (one, [copied], other, one):
+            match(tasks(some, 2), clean_guess, squared_distance, lbfgs)
+    assert planned == [one[0], other[0]]
 
 
-def test_a_plan_does_not_outlive_its_run(tried):
-    (seen,) = observations(1)
+def test_a_plan_does_not_outlive_its_run(planned):
+    (observation,) = observations(1)
     with shared_plans():
-        first = plan_for(seen)
+        first = plan_for(observation)
     with shared_plans():
-        second = plan_for(seen)
-    assert tried == [seen, seen]
+        second = plan_for(observation)
+    assert planned == [observation, observation]
     assert first == second
     assert first.backend is Backend.BATCHED
 
 
-def test_what_left_the_client_is_part_of_the_kind(tried):
-    (seen,) = observations(1)
-    withheld = dataclasses.replace(seen, update=dict(list(seen.update.items())[1:]))
+def test_the_parameters_that_were_sent_are_part_of_the_kind(planned):
+    (observation,) = observations(1)
+    withheld = dataclasses.replace(observation, update=dict(list(observation.update.items())[1:]))
     with shared_plans():
-        whole, part = plan_for(seen), plan_for(withheld)
-    assert tried == [seen, withheld]
+        whole, part = plan_for(observation), plan_for(withheld)
+    assert planned == [observation, withheld]
     assert part.need < whole.need

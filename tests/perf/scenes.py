@@ -30,23 +30,26 @@ configure_torch()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "performance"
 DISTINCT = 8
-"""Different victims in a scene; more of them are these again with other starts, or the updates alone would fill the memory."""
+"""Number of different victims in a scene. Further ones repeat them with other starts, to limit the memory of the updates."""
 
 
 def scene(name: str, count: int, public: bool = False) -> tuple[list[Task], list[Victim]]:
-    """Tasks of one evaluation from N(0, 1), noise and timestep (200) granted, on photographs at the model's size."""
+    """Return tasks and victims: photographs of the model's size at t = 200.
+
+    Each task has one evaluation and starts from N(0, 1). Noise and timestep are granted.
+    """
     model = resolve_model(parse_one(name))
     network, schedule = build_network(model, 0).to(DEVICE), build_process(model).to(DEVICE)
     draw, scenario = stream(0, "perf"), Scenario(timesteps=200)
     photos, size = Photos(), model.image_size
     pictures = photos.public(size)[:count] if public else photos.victims(min(count, DISTINCT), size, draw)
-    victims, seen = [], []
+    victims, observed = [], []
     for picture in pictures:
         image = Picture(picture.image.to(DEVICE), picture.source)
         drawn = draw_victim([image], scenario, schedule.to("cpu"), draw)
         victim = Victim(drawn.images, drawn.timesteps.to(DEVICE), drawn.noise.to(DEVICE), drawn.sources)
         trained = Round(network, schedule, victim, scenario)
-        seen.append(
+        observed.append(
             observe(
                 trained,
                 PlainDefense(),
@@ -56,12 +59,12 @@ def scene(name: str, count: int, public: bool = False) -> tuple[list[Task], list
             )
         )
         victims.append(victim)
-    starts = [torch.randn(seen[0].batch_shape, generator=draw).to(DEVICE) for _ in range(count)]
-    return [Task(seen[i % len(seen)], {"x_0": start}, 1) for i, start in enumerate(starts)], victims
+    starts = [torch.randn(observed[0].batch_shape, generator=draw).to(DEVICE) for _ in range(count)]
+    return [Task(observed[i % len(observed)], {"x_0": start}, 1) for i, start in enumerate(starts)], victims
 
 
 def seconds(work: Callable[[], object], rounds: int = 3) -> float:
-    """The median time of a piece of work, after a warm-up."""
+    """Return the median time of some work, after a warm-up."""
     work()
     times = []
     for _ in range(rounds):
@@ -80,7 +83,7 @@ def _wait() -> None:
 
 @cache
 def matmul_rate() -> tuple[float, str]:
-    """This machine's float32 matrix products, all cores together: operations per second, and what they were."""
+    """Return the operations per second of matrix products on all cores together, and their number format."""
     n, workers = (8192, 1) if DEVICE == "cuda" else (1536, cores())
     factors = [torch.full((n, n), 0.5, device=DEVICE) for _ in range(workers)]
 
@@ -93,14 +96,14 @@ def matmul_rate() -> tuple[float, str]:
 
 
 class Table:
-    """Rows for one csv file, written anew after each of them: an interrupted run keeps what it has."""
+    """Rows of one CSV file. The file is written again after each row, so an interrupted run keeps its rows."""
 
     def __init__(self, name: str) -> None:
         self.path = RESULTS / f"{name}-{DEVICE}.csv"
         self.rows: list[dict[str, object]] = []
 
     def add(self, **row: object) -> None:
-        """Add a row, with versions and device at its end."""
+        """Add a row, with versions and device as its last columns."""
         known = describe("cuda:0" if DEVICE == "cuda" else "cpu")
         machine = known.get("gpu", known["cpu"])
         device = f"{machine}, {known['cores']} cores, {known['threads']} thread(s) each, allocator: {known['allocator']}"

@@ -1,7 +1,7 @@
-"""Whether float32 accuracy survives the batch: the same searches by the plain loop's gradients and by the engine's.
+"""Check that the batch keeps float32 accuracy: the same searches with gradients of the plain loop and of the engine.
 
-`results/performance/accuracy-DEVICE.csv`: the PSNR of each photograph after as many evaluations. Where the loop reaches 80 dB
-the engine should reach 70.
+`results/performance/accuracy-DEVICE.csv` has the PSNR of each photograph after the same number of evaluations. Where the loop
+reaches 80 dB, the engine must reach 70.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def test_accuracy():
         points = [Task(tasks[row].observation, {"x_0": x[i].view_as(tasks[row].start["x_0"])}, 1) for i, row in enumerate(rows)]
         return batched(x, rows)[0], torch.stack([gradient.flatten() for gradient in loop(points)])
 
-    found = {}
+    reached = {}
     for name, evaluate in (("loop", plain), ("engine", batched)):
         searches = Searches(evaluate, start, [BUDGET] * len(tasks))
         lbfgs(searches)
         images = searches.best.view(-1, *victims[0].images.shape[1:]).clamp(-1, 1)
-        found[name] = [psnr(image, victim.images[0]) for image, victim in zip(images, victims, strict=True)]
-    for place, (own, other) in enumerate(zip(found["loop"], found["engine"], strict=True)):
+        reached[name] = [psnr(image, victim.images[0]) for image, victim in zip(images, victims, strict=True)]
+    for place, (own, other) in enumerate(zip(reached["loop"], reached["engine"], strict=True)):
         table.add(preset="tiny", victim=place, evaluations=BUDGET, psnr_loop=own, psnr_engine=other)
         assert own < 80 or other >= 70

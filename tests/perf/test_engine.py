@@ -1,8 +1,8 @@
 """Seconds of one evaluation per victim, against the plain loop in the same process: `results/performance/engine-DEVICE.csv`.
 
 Engine and loop have the same victims, starts, objective, allocator and threads of torch. The engine gives each core of a CPU
-victims of its own; a row `engine: batched, one core` says what it does without, and the rows `loop, ...` what the loop does on
-all cores. The loop is timed before and after the engine; the faster counts.
+its own victims. The row `engine: batched, one core` has the engine on one core, and the rows `loop, ...` have the loop on all
+cores. The loop is timed before and after the engine, and the faster time counts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PRESETS = ("tiny", "small", "ddpm-cifar10")
 VICTIMS = (1, 8, 32, 64) if DEVICE == "cpu" else (1, 8, 32, 64, 128, 256)
 ROUNDS = 2
 PASSES = 7
-"""Passes through the network that matching cannot do without, each as costly as the forward one."""
+"""Number of passes through the network that matching needs. Each costs as much as the forward pass."""
 
 
 def points(tasks):
@@ -36,7 +36,7 @@ def points(tasks):
 
 
 def operations(task):
-    """Useful operations of one evaluation."""
+    """Return the useful operations of one evaluation."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         losses(
             task.observation.network,
@@ -49,7 +49,7 @@ def operations(task):
 
 
 def peak_mib(work, victims):
-    """MiB per victim of the tensors alive at once; on a GPU what its allocator held more than before."""
+    """Return the peak memory of tensors in MiB per victim; on a GPU, the growth of allocated memory."""
     if DEVICE == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -67,7 +67,7 @@ def error(found, expected):
 
 @dataclass(frozen=True)
 class Timed:
-    """One way to the gradient: its name, seconds and MiB per victim and evaluation, and its difference to the loop."""
+    """One way to compute the gradient: its name, seconds and MiB per victim and evaluation, and its difference to the loop."""
 
     backend: str
     seconds: float
@@ -122,7 +122,7 @@ def test_engine(benchmark, engine_table, preset, victims):
 @pytest.mark.parametrize("way", [vectorised, forward_over_reverse, differences], ids=lambda way: way.__name__)
 @pytest.mark.parametrize("preset", PRESETS[:2])
 def test_other_ways(benchmark, engine_table, preset, way):
-    """What was not taken into the engine: other ways to the same gradient, for 8 victims on one core."""
+    """Time other ways to compute the same gradient, for 8 victims on one core. The engine does not use them."""
     tasks, _ = scene(preset, 8)
     loop_taken = seconds(lambda: loop(tasks[:4])) / 4
     benchmark.pedantic(way, (tasks,), warmup_rounds=1, rounds=ROUNDS)
@@ -137,7 +137,7 @@ def test_other_ways(benchmark, engine_table, preset, way):
 @pytest.mark.skipif(DEVICE != "cpu" or cores() < 2, reason="needs a CPU with two cores")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_loop_on_all_cores(benchmark, engine_table, preset):
-    """The rival on all cores, as the engine is: with torch's own threads, and with one victim for each core."""
+    """Time the loop on all cores, as the engine: with torch's own threads, and with one victim on each core."""
     tasks, _ = scene(preset, DISTINCT)
     tasks = tasks[: 2 * cores()]
     one_core = seconds(lambda: loop(tasks[:2])) / 2

@@ -1,4 +1,4 @@
-"""Seconds until `--help` is printed, the whole process included: `tox -e perf`. It should stay under half a second."""
+"""Seconds until `--help` is printed, including the start of the process (`tox -e perf`). They should stay under 0.5."""
 
 import subprocess
 import sys

@@ -1,9 +1,9 @@
 """Time to 30 and 50 dB with known noise and timestep, against the loops that people run: `results/performance/time-DEVICE.csv`.
 
-Where a search stands after so many evaluations does not depend on who evaluates, so every rival's path is followed once, and
-its seconds are its evaluations times those of one evaluation in the plain loop, measured here: what the rival's optimiser takes
-is given to it. The engine's seconds are the clock's. An image counts from the first best iterate by matching loss with that
-PSNR; one that never gets there counts with the whole budget.
+The path of a search does not depend on the code that evaluates it. So each rival's path is followed once. Its seconds are its
+evaluations times the seconds of one evaluation in the plain loop, measured here. The time of the rival's optimiser is not
+counted. The engine's seconds are wall-clock time. An image reaches a PSNR when the best iterate by matching loss first has it.
+An image that never reaches it counts with the whole budget.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RATES = (0.01, 0.03, 0.1, 0.3)
 
 
 class Watched:
-    """Evaluates, and notes when each image first came to each threshold; a search that has come to all of them is ended."""
+    """An evaluator that records when each image first reaches each threshold. A search that has reached all of them ends."""
 
     def __init__(self, matching: Matching, victims: Sequence[Victim]) -> None:
         self.matching, self.victims = matching, victims
@@ -62,12 +62,12 @@ class Watched:
         return row in self.reached[max(THRESHOLDS)]
 
     def evaluations(self, threshold: int) -> float:
-        """Mean over the images; one that never got there has spent the whole budget."""
+        """Return the mean evaluations to a threshold. An image that never reaches it counts with the whole budget."""
         return sum(self.reached[threshold].get(row, BUDGET) for row in range(VICTIMS)) / VICTIMS
 
 
 def engines(tasks: Sequence[Task], victims: Sequence[Victim], optimise: Callable, *objective) -> tuple[Watched, float]:
-    """The batched search; returns also the seconds of one evaluation of one victim, all included."""
+    """Run the batched search. Return it with the seconds per evaluation and victim, everything included."""
     watched = Watched(Matching(tasks, clean_guess, *objective), victims)
     starts = torch.stack([task.start["x_0"].flatten() for task in tasks])
 
@@ -82,7 +82,7 @@ def engines(tasks: Sequence[Task], victims: Sequence[Victim], optimise: Callable
 
 
 def torch_lbfgs(tasks: Sequence[Task], victims: Sequence[Victim]) -> Watched:
-    """torch's L-BFGS with its strong Wolfe search, one victim after the other."""
+    """Run torch's L-BFGS with its strong Wolfe search, one victim after the other."""
     watched = Watched(Matching(tasks, clean_guess, squared_distance), victims)
 
     class Over(Exception):
@@ -107,15 +107,15 @@ def torch_lbfgs(tasks: Sequence[Task], victims: Sequence[Victim]) -> Watched:
 
 
 def best_rate(preset: str) -> float:
-    """Adam's step with the lowest median matching loss after 100 evaluations, on public photographs."""
+    """Return the step of Adam with the lowest median matching loss after 100 evaluations on public photographs."""
     tasks, _ = scene(preset, 4, public=True)
     start = torch.stack([task.start["x_0"].flatten() for task in tasks])
-    found = {}
+    losses = {}
     for rate in RATES:
         searches = Searches(Matching(tasks, clean_guess, squared_distance), start, [100] * len(tasks))
         adam(searches, rate)
-        found[rate] = sorted(searches.loss)[len(tasks) // 2]
-    return min(found, key=found.__getitem__)
+        losses[rate] = sorted(searches.loss)[len(tasks) // 2]
+    return min(losses, key=losses.__getitem__)
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small"])
