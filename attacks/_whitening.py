@@ -86,7 +86,7 @@ def whitened_distance(observation: Observation, guesses: Tensor, damping: float)
         NothingToCompare: no layer is left to compare, all layers are ignored at these guesses, or a covariance has no
             decomposition.
     """
-    factors = _factors(observation, guesses, damping)
+    factors = layer_factors(observation, guesses, damping)
     if not factors:
         raise NothingToCompare("no layer that can be whitened left the client")
 
@@ -109,7 +109,7 @@ def whitened_distance(observation: Observation, guesses: Tensor, damping: float)
     return as_released(observation.public, lambda update, other: mean_squares(update, other) @ weights)
 
 
-def _factors(observation: Observation, guesses: Tensor, damping: float) -> list[Factors]:
+def layer_factors(observation: Observation, guesses: Tensor, damping: float) -> list[Factors]:
     """Return the factors of all layers, summed over the updates that the guesses would give. Each guess counts as one batch."""
     layers = {
         name: layer
@@ -125,8 +125,8 @@ def _factors(observation: Observation, guesses: Tensor, damping: float) -> list[
         Factors(
             _sent_names(name, observation),
             isinstance(layers[name], nn.GroupNorm),
-            _inverse_root(left, damping),
-            _inverse_root(right, damping),
+            inverse_root(left, damping),
+            inverse_root(right, damping),
         )
         for name, (left, right) in moments.items()
     ]
@@ -167,14 +167,14 @@ def _moments(
             is_row = isinstance(layer, nn.GroupNorm)
             if len(_sent_names(name, observation)) == 2:
                 a = torch.cat([a, d if is_row else torch.ones_like(a[:, :1])], 1)
-            yield name, (_gram(torch.ones_like(d[:, :1]) if is_row else d), _gram(a))
+            yield name, (gram(torch.ones_like(d[:, :1]) if is_row else d), gram(a))
 
 
 def _sent_names(name: str, observation: Observation) -> tuple[str, ...]:
     return tuple(full for full in (f"{name}.weight", f"{name}.bias") if full in observation.update)
 
 
-def _gram(rows: Tensor) -> Tensor:
+def gram(rows: Tensor) -> Tensor:
     """Return the sum (n, n) of v v^T over rows (N, n), in float64."""
     largest = rows.abs().amax()  # squares of small derivatives underflow in float32
     scaled = rows / largest
@@ -187,7 +187,7 @@ def _is_plain(layer: nn.Module) -> bool:
     return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
-def _inverse_root(moments: Tensor, damping: float) -> Tensor:
+def inverse_root(moments: Tensor, damping: float) -> Tensor:
     """Return the inverse of the damped root (n, n) of a sum of v v^T, in float32.
 
     It is correct up to a factor only, since each layer is divided by its own size.

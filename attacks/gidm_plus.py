@@ -95,10 +95,10 @@ class GIDMPlus(MatchingAttack):
 
 
 def _with_logits(task: Task) -> Variables:
-    return {**task.start, "logits": _equal_logits(task.observation)}
+    return {**task.start, "logits": equal_logits(task.observation)}
 
 
-def _equal_logits(observation: Observation) -> Tensor:
+def equal_logits(observation: Observation) -> Tensor:
     """Return logits (N, T) that weigh all timesteps equally, except those that no client trains on."""
     logits = torch.zeros(observation.image_count, observation.schedule.steps, device=observation.network.device)
     logits[:, : observation.public.least_timestep or 0] = EXCLUDED_LOGIT

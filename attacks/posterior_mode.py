@@ -121,12 +121,12 @@ def _start(observation: Observation, generator: torch.Generator) -> Variables:
             "anchor": mean_colour_start(observation),
             "x_0": mean_colour_start(observation),
             "draws": noise,
-            "at": _timesteps_of_draws(observation, draws).repeat(observation.image_count),
+            "at": timesteps_of_draws(observation, draws).repeat(observation.image_count),
         }
     return {"anchor": mean_colour_start(observation), **start_variables(observation, mean_colour_start(observation), generator)}
 
 
-def _timesteps_of_draws(observation: Observation, draws: int) -> Tensor:
+def timesteps_of_draws(observation: Observation, draws: int) -> Tensor:
     """Return timesteps (draws,) for one image.
 
     They are the common timestep of all draws if it can be read, else evenly spaced over the range that clients train on.
