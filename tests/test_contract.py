@@ -90,7 +90,7 @@ def test_a_broken_attack_is_found(tmp_path, body, rule):
 def test_an_attack_that_does_not_declare_the_engine_is_found(tmp_path):
     body = (
         "from benchmark.matching.engine import Task, match; from benchmark.matching.lbfgs import lbfgs;"
-        " from benchmark.matching.objectives import squared_distance; "
+        " from benchmark.matching.objectives import squared_distance;"
         " from benchmark.matching.problem import clean_guess, mean_colour_start;"
         " tasks = [Task(o, {'x_0': mean_colour_start(o)}, 2) for o in observations];"
         " return [s.reconstruction() for s in match(tasks, clean_guess, squared_distance, lbfgs)]"

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.stats import norm as normal
 
 from benchmark.base.seeds import stream
 from benchmark.base.spec import Spec
@@ -15,20 +15,22 @@ from benchmark.diffusion.models import build_network, build_process, resolve_mod
 from benchmark.diffusion.presets import PRESETS
 from benchmark.plugins import ClientStep, Picture
 from benchmark.scenario import Scenario
+from benchmark.vectors import norm
 
 
 def analytic_epsilon(sigma, delta):
-    """The Gaussian mechanism of sensitivity 1 (Balle and Wang 2018, arXiv 1805.06530): delta as a function of epsilon."""
+    """Return epsilon of the Gaussian mechanism of sensitivity 1 (Balle and Wang 2018, arXiv 1805.06530)."""
 
     def excess(epsilon):
+        """Return delta at this epsilon, minus the given delta."""
         a, b = 1 / (2 * sigma), epsilon * sigma
-        return norm.cdf(a - b) - math.exp(epsilon) * norm.cdf(-a - b) - delta
+        return normal.cdf(a - b) - math.exp(epsilon) * normal.cdf(-a - b) - delta
 
     return brentq(excess, 0, 500)
 
 
 def one_at_a_time(step):
-    """Per-example gradients by the slow, obvious loop."""
+    """Return the gradient of each example by a plain loop."""
     victim = step.victim
     return [
         parameter_gradient(
@@ -41,12 +43,8 @@ def one_at_a_time(step):
     ]
 
 
-def norm_of(update):
-    return math.sqrt(sum(float(value.double().square().sum()) for value in update.values()))
-
-
 def distance(a, b):
-    return norm_of({name: a[name] - b[name] for name in b})
+    return norm({name: a[name] - b[name] for name in b})
 
 
 def preset_step(name):
@@ -58,29 +56,33 @@ def preset_step(name):
     return ClientStep(build_network(model, 0), schedule, draw_victim(pictures, scenario, schedule, draw), scenario)
 
 
-QUICK = sorted(set(PRESETS) - {"ddpm-cifar10", "small-128", "wide-128"})  # these have the same layers, and take minutes
+# The presets left out have the same kinds of layers, and take minutes.
+QUICK = sorted(set(PRESETS) - {"ddpm-cifar10", "small-128", "wide-128"})
 
 
-@pytest.mark.parametrize("name", [*QUICK, "toy"])
+@pytest.fixture(scope="module", params=[*QUICK, "toy"])
+def examples(request):
+    """Return a client's step with three images, and the gradient of each image."""
+    step = toy(batch=3).step() if request.param == "toy" else preset_step(request.param)
+    return step, one_at_a_time(step)
+
+
 @pytest.mark.parametrize("share", [0.5, 1e6])
-def test_clipped_per_example_gradients_equal_the_loop(name, share):
-    """At a clip below and far above the gradients' norms; every layer counts, so one that Opacus gets wrong shows."""
-    step = toy(batch=3).step() if name == "toy" else preset_step(name)
-    gradients = one_at_a_time(step)
-    clip = share * min(map(norm_of, gradients))
-    expected = {
-        key: torch.stack([g[key] * min(1.0, clip / norm_of(g)) for g in gradients]).sum(dim=0) / 3 for key in gradients[0]
-    }
-    found = DPSGD(noise_multiplier=0, clip=clip).gradient(step, stream(0, "noise"))
-    assert set(found) == set(expected)
-    assert distance(found, expected) < 1e-5 * norm_of(expected)
+def test_clipped_per_example_gradients_equal_the_loop(examples, share):
+    """The clip is below, or far above, the norms of the gradients. Each layer is compared, so an error of Opacus shows."""
+    step, gradients = examples
+    clip = share * min(map(norm, gradients))
+    expected = {key: torch.stack([g[key] * min(1.0, clip / norm(g)) for g in gradients]).sum(dim=0) / 3 for key in gradients[0]}
+    actual = DPSGD(noise_multiplier=0, clip=clip).gradient(step, stream(0, "noise"))
+    assert set(actual) == set(expected)
+    assert distance(actual, expected) < 1e-5 * norm(expected)
     for key, value in expected.items():
-        assert distance({key: found[key]}, {key: value}) < 1e-4 * float(value.norm()) + 1e-7 * norm_of(expected), key
+        assert distance({key: actual[key]}, {key: value}) < 1e-4 * float(value.norm()) + 1e-7 * norm(expected), key
 
 
 def test_without_noise_and_with_a_huge_clip_it_is_no_defense(scene: Toy):
-    found = DPSGD(noise_multiplier=0, clip=1e9).gradient(scene.step(), stream(0, "noise"))
-    assert distance(found, scene.step().gradient()) < 1e-5 * norm_of(found)
+    actual = DPSGD(noise_multiplier=0, clip=1e9).gradient(scene.step(), stream(0, "noise"))
+    assert distance(actual, scene.step().gradient()) < 1e-5 * norm(actual)
 
 
 def test_noise_has_the_stated_deviation(scene: Toy):
@@ -96,23 +98,23 @@ def test_noise_has_the_stated_deviation(scene: Toy):
 def test_noise_is_fresh_for_every_victim_of_a_stream(scene: Toy):
     generator = stream(0, "noise")
     first, second = (DPSGD().gradient(scene.step(), generator) for _ in range(2))
-    assert distance(first, second) > 0.1 * norm_of(first)
+    assert distance(first, second) > 0.1 * norm(first)
 
 
 def test_no_update_is_longer_than_the_clip(scene: Toy):
-    assert norm_of(DPSGD(noise_multiplier=0, clip=1e-3).gradient(scene.step(), stream(0, "n"))) <= 1e-3 * 1.0001
+    assert norm(DPSGD(noise_multiplier=0, clip=1e-3).gradient(scene.step(), stream(0, "n"))) <= 1e-3 * 1.0001
 
 
 def test_poisson_batches_are_divided_by_the_expected_size(scene: Toy):
     step = ClientStep(scene.network, scene.schedule, scene.victim, Scenario(batch_size=8))
-    found = DPSGD(noise_multiplier=0, clip=1e9).gradient(step, stream(0, "n"))
+    actual = DPSGD(noise_multiplier=0, clip=1e9).gradient(step, stream(0, "n"))
     expected = {name: value * 2 / 8 for name, value in scene.step().gradient().items()}
-    assert distance(found, expected) < 1e-5 * norm_of(expected)
+    assert distance(actual, expected) < 1e-5 * norm(expected)
 
 
 @pytest.mark.parametrize("sigma", [0.6, 1.0, 2.0, 8.0])
 @pytest.mark.parametrize("rounds", [1, 20])
-def test_epsilon_is_that_of_the_analytic_gaussian_mechanism_at_sample_rate_one(sigma, rounds):
+def test_epsilon_at_sample_rate_one_is_that_of_the_gaussian_mechanism(sigma, rounds):
     privacy = DPSGD(noise_multiplier=sigma, rounds=rounds).privacy(Scenario())
     assert privacy.epsilon_round == pytest.approx(analytic_epsilon(sigma, 1e-5), abs=0.03)
     assert privacy.epsilon_total == pytest.approx(analytic_epsilon(sigma / math.sqrt(rounds), 1e-5), abs=0.03)
@@ -120,7 +122,7 @@ def test_epsilon_is_that_of_the_analytic_gaussian_mechanism_at_sample_rate_one(s
     assert (privacy.delta, privacy.sample_rate, privacy.rounds) == (1e-5, 1.0, rounds)
 
 
-def test_epsilon_moves_as_theory_demands():
+def test_epsilon_grows_and_falls_as_theory_predicts():
     def total(sample_rate=1.0, **changes):
         sampling = "poisson" if sample_rate < 1 else "fixed"
         return DPSGD(**changes).privacy(Scenario(sampling=sampling, sample_rate=sample_rate)).epsilon_total
@@ -134,7 +136,7 @@ def test_epsilon_moves_as_theory_demands():
 
 
 @pytest.mark.parametrize("sigma", [1.0, 8.0])
-def test_a_round_of_local_steps_counts_as_so_many_rounds_of_one(sigma):
+def test_a_round_of_two_local_steps_counts_as_two_rounds(sigma):
     two = DPSGD(noise_multiplier=sigma, rounds=10).privacy(Scenario(local_steps=2))
     one = DPSGD(noise_multiplier=sigma, rounds=20).privacy(Scenario())
     assert two.epsilon_total == one.epsilon_total
@@ -144,7 +146,7 @@ def test_a_round_of_local_steps_counts_as_so_many_rounds_of_one(sigma):
 
 
 def test_noise_of_all_steps_and_clients_has_the_stated_deviation():
-    """At a step size that leaves the weights where they are."""
+    """The learning rate is so small that the weights do not change."""
     scene = toy(batch=2, clients=3, local_steps=2, local_lr=1e-12)
     quiet, noisy = (scene.observe(DPSGD(noise_multiplier=sigma, clip=0.5)) for sigma in (0.0, 3.0))
     noise = torch.cat([(noisy.update[name] - quiet.update[name]).flatten() for name in quiet.update])

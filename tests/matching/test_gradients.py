@@ -1,4 +1,4 @@
-"""The engine's gradients against the slow, obvious way: one victim at a time, plain autograd, in float64."""
+"""The engine's gradients against plain autograd in float64, one victim at a time."""
 
 import copy
 import dataclasses
@@ -33,23 +33,24 @@ from benchmark.matching.problem import clean_guess
 from tests.matching.clients import observations, points, tasks
 
 TOLERANCE = 1e-4
-"""Largest relative error of a cost's gradient in float32, over a whole image."""
+"""Largest relative error, over a whole image, of a cost's gradient in float32."""
 
 
 def by_hand(task, distance, regularise=None):
-    """Cost and gradient of one task in float64."""
-    seen = task.observation
-    network = copy.deepcopy(seen.network).double()
+    """Return cost and gradient of one task in float64."""
+    observation = task.observation
+    network = copy.deepcopy(observation.network).double()
     x_0 = task.start["x_0"].double().requires_grad_()
-    loss = training_loss(network, seen.schedule, x_0, seen.timesteps, seen.noise.double())
+    loss = training_loss(network, observation.schedule, x_0, observation.timesteps, observation.noise.double())
     update = parameter_gradient(network, loss, create_graph=True)
-    one = {name: update[name][None] for name in seen.update}
-    cost = distance(one, {name: value.double()[None] for name, value in seen.update.items()})
+    one = {name: update[name][None] for name in observation.update}
+    cost = distance(one, {name: value.double()[None] for name, value in observation.update.items()})
     cost = cost + (regularise({"x_0": x_0[None]}) if regularise else 0)
     return cost.detach(), grad(cost.sum(), x_0)[0].flatten()
 
 
 def agree(some, distance, regularise=None, rows=None):
+    """Compare the engine's costs and gradients with float64: of all tasks, or of those in `rows`."""
     costs, gradients = Matching(some, clean_guess, distance, regularise)(points(some), range(len(some)))
     for place in rows or range(len(some)):
         cost, gradient = by_hand(some[place], distance, regularise)
@@ -69,35 +70,35 @@ DISTANCES = {
 
 @pytest.mark.parametrize("distance", DISTANCES.values(), ids=DISTANCES.keys())
 @pytest.mark.parametrize("batch", [1, 2])
-def test_every_distance_has_the_gradient_that_float64_finds_one_by_one(distance, batch):
+def test_every_distance_has_the_gradient_of_float64(distance, batch):
     agree(tasks(observations(3, batch)), distance)
 
 
-def test_a_regulariser_counts_for_each_victim():
+def test_a_regulariser_applies_to_each_victim():
     agree(tasks(observations(3)), squared_distance, lambda v: 0.1 * total_variation(v["x_0"]))
 
 
-@pytest.mark.parametrize(("name", "size"), [("tiny", 16), ("small", 32), ("ddpm-cifar10", 16), ("wide-128", 16)])
-def test_every_preset_has_the_gradient_that_float64_finds(name, size):
-    """The large ones on smaller images than theirs: the layers are the same."""
+@pytest.mark.parametrize(("name", "size"), [("tiny", 16), ("small", 32), ("ddpm-cifar10", 8), ("wide-128", 16)])
+def test_every_preset_has_the_gradient_of_float64(name, size):
+    """The large presets run on smaller images than their own. The layers are the same."""
     model = resolve_model(Spec(name))
-    seen = observations(2, 1, build_network(model, 0), build_process(model), size)
-    some = tasks(seen)
+    observed = observations(2, 1, build_network(model, 0), build_process(model), size)
+    some = tasks(observed)
     assert Matching(some, clean_guess, squared_distance).updates.backend == "batched"
     agree(some, squared_distance, rows=[1])
 
 
-def test_v_prediction_and_relaxed_timesteps_go_the_same_way():
+def test_v_prediction_and_relaxed_timesteps_have_the_gradient_too():
     model = resolve_model(Spec("tiny", (("prediction", "v_prediction"),)))
     network, schedule = build_network(model, 0), build_process(model)
-    seen = observations(2, 1, network, schedule, 16)
-    agree(tasks(seen), squared_distance)
-    corner = [nn.functional.one_hot(s.timesteps, schedule.steps).float() for s in seen]
+    observed = observations(2, 1, network, schedule, 16)
+    agree(tasks(observed), squared_distance)
+    corner = [nn.functional.one_hot(s.timesteps, schedule.steps).float() for s in observed]
 
     def relaxed(variables, known):
         return RelaxedGuess(variables["x_0"], variables["t"], known.noise)
 
-    some = tasks(seen)
+    some = tasks(observed)
     soft = [Task(task.observation, {**task.start, "t": t}, 1) for task, t in zip(some, corner, strict=True)]
     costs, gradients = Matching(soft, relaxed, squared_distance)(points(soft), range(2))
     for place, task in enumerate(some):
@@ -118,7 +119,7 @@ class Odd(nn.Module):
 
 
 class Net(nn.Module):
-    """A network of a few layers, drawn aside from torch's global state."""
+    """A network of a few layers, drawn without moving torch's global state."""
 
     device = "cpu"
     codec = Pixels()
@@ -142,11 +143,11 @@ class OddNetwork(Net):
         return self.odd(self.first(x_t))
 
 
-def test_a_network_with_a_layer_without_a_rule_goes_one_by_one():
-    seen = observations(3, network=OddNetwork())
+def test_a_network_with_a_layer_without_a_rule_uses_the_loop():
+    observed = observations(3, network=OddNetwork())
     with pytest.raises(LookupError, match="odd.scale"):
-        per_victim(seen[0].network, list(seen[0].update), 2)
-    some = tasks(seen)
+        per_victim(observed[0].network, list(observed[0].update), 2)
+    some = tasks(observed)
     assert Matching(some, clean_guess, squared_distance).updates.backend == "loop"
     agree(some, squared_distance)
 
@@ -172,7 +173,7 @@ class Borrowed(Tied):
 
 
 class Mixing(Tied):
-    """A layer without parameters in which the examples of a batch meet."""
+    """A step without parameters that mixes the examples of a batch."""
 
     def forward(self, x_t, t):
         y = self.a(x_t)
@@ -180,7 +181,7 @@ class Mixing(Tied):
 
 
 class BatchSecond(Net):
-    """A layer that gets positions first and the batch second."""
+    """A layer whose input has positions first and the batch second."""
 
     layers: ClassVar = {"mix": partial(nn.Linear, 8, 8)}
 
@@ -189,14 +190,14 @@ class BatchSecond(Net):
 
 
 @pytest.mark.parametrize("kind", [Tied, Borrowed, Mixing, BatchSecond])
-def test_a_network_whose_updates_come_out_otherwise_in_a_batch_goes_one_by_one(kind):
+def test_a_network_whose_updates_differ_in_a_batch_uses_the_loop(kind):
     some = tasks(observations(3, network=kind()))
     assert Matching(some, clean_guess, squared_distance).updates.backend == "loop"
     agree(some, squared_distance)
 
 
 class Looking(Net):
-    """A network that decides by its numbers, and so cannot be played without them."""
+    """A network whose control flow depends on values, so it cannot be traced without them."""
 
     layers: ClassVar = {"a": convolution}
 
@@ -204,18 +205,18 @@ class Looking(Net):
         return self.a(x_t) * (2.0 if x_t.sum() > 1e9 else 1.0)
 
 
-def test_a_network_that_looks_at_its_numbers_is_matched_too():
+def test_a_network_with_data_dependent_control_flow_is_matched_too():
     agree(tasks(observations(3, network=Looking())), squared_distance)
 
 
-def test_parameters_that_were_withheld_are_neither_needed_nor_compared():
-    seen = observations(2)
-    kept = [name for name in seen[0].update if not name.startswith("unet.time_embedding")]
-    agree(tasks([dataclasses.replace(s, update={n: s.update[n] for n in kept}) for s in seen]), squared_distance)
+def test_withheld_parameters_are_neither_needed_nor_compared():
+    observed = observations(2)
+    kept = [name for name in observed[0].update if not name.startswith("unet.time_embedding")]
+    agree(tasks([dataclasses.replace(s, update={n: s.update[n] for n in kept}) for s in observed]), squared_distance)
 
 
 class Fused(Net):
-    """Attention as torch fuses it, which has no second derivative."""
+    """Torch's fused attention, which has no second derivative."""
 
     layers: ClassVar = {"mix": partial(nn.Linear, 8, 8)}
 
@@ -224,6 +225,6 @@ class Fused(Net):
         return nn.functional.scaled_dot_product_attention(q, q, q)
 
 
-def test_a_layer_without_a_second_derivative_is_one_clear_error():
+def test_a_layer_without_a_second_derivative_raises_one_clear_error():
     with pytest.raises(MatchingError, match="a layer without a second derivative"):
         match(tasks(observations(1, network=Fused())), clean_guess, squared_distance, lbfgs)
