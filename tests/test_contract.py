@@ -99,7 +99,7 @@ def test_an_attack_that_does_not_declare_the_engine_is_found(tmp_path):
     silent.mkdir()
     declaring.mkdir()
     (rule,) = broken_rules(silent, body)
-    assert "where it searches with the engine" in rule
+    assert "if it searches with the engine" in rule
     declared = "adapts_to = frozenset({'withheld', 'adapter_rank', 'aggregated_clients'}); evaluations: int = 5"
     assert broken_rules(declaring, body, declared) == []
 

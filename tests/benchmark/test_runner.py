@@ -72,7 +72,7 @@ def test_an_attack_cannot_hide_evaluations_that_the_engine_counted(tmp_path):
     honest = run(folders[0], spend % "f.evaluations").record
     assert honest.status == Status.OK and honest.environment["matching"] == "batched"
     record = run(folders[1], spend % "1").record
-    assert record.status == Status.FAILED and "tells of 2 evaluations, and 6 were counted" in record.reason
+    assert record.status == Status.FAILED and "reports 2 evaluations, but 6 were counted" in record.reason
 
 
 def test_an_exception_is_a_failed_row_with_its_place(tmp_path):
