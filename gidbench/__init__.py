@@ -4,20 +4,12 @@ The code is in the package `benchmark`; this package names what users need of it
 """
 
 from benchmark import __version__
-from benchmark.api import (
-    Grid,
-    Observation,
-    Reconstruction,
-    Run,
-    Scenario,
-    Simulation,
-    UserError,
-    Victim,
-    attack,
-    load,
-    run,
-    simulate,
-)
+from benchmark.base.errors import UserError
+from benchmark.experiment.grid import Grid
+from benchmark.experiment.simulation import Simulation, attack, simulate
+from benchmark.report.run import Run, load, run
+from benchmark.scenario import Scenario
+from benchmark.types import Observation, Reconstruction, Victim
 
 __all__ = [
     "Grid",

@@ -1,4 +1,4 @@
-"""The functions behind `import gidbench`: one update in memory, or a whole grid in a run directory.
+"""One simulated update in memory, and an attack on it: part of the Python interface (`import gidbench`).
 
 Names of plugins read as on the command line, such as `gradient_pruning[keep=0.1]`. Every function configures torch as the
 command line does: one thread for sums unless OMP_NUM_THREADS is set, and no tf32 on GPUs.
@@ -6,14 +6,10 @@ command line does: one thread for sums unless OMP_NUM_THREADS is set, and no tf3
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
-
-import pandas as pd
 
 from benchmark.base.errors import UserError
 from benchmark.base.machine import configure_torch, device_name
@@ -22,35 +18,13 @@ from benchmark.base.seeds import stream
 from benchmark.base.spec import parse_one
 from benchmark.evaluation.judge import Sample, judge
 from benchmark.experiment.cache import Cache
-from benchmark.experiment.display import choose
-from benchmark.experiment.grid import Grid, read_grid
+from benchmark.experiment.grid import Grid
 from benchmark.experiment.job import Job
 from benchmark.experiment.scene import Scene, check_inputs
-from benchmark.experiment.session import Session
-from benchmark.experiment.store import Store
 from benchmark.plugins import Attack
 from benchmark.registry import Registry
-from benchmark.report import results, tables
-from benchmark.report.build import build_report
-from benchmark.report.leaderboard import leaderboard
-from benchmark.report.strongest import strongest
 from benchmark.scenario import Scenario
 from benchmark.types import Capability, Observation, Reconstruction, Victim
-
-__all__ = [
-    "Grid",
-    "Observation",
-    "Reconstruction",
-    "Run",
-    "Scenario",
-    "Simulation",
-    "UserError",
-    "Victim",
-    "attack",
-    "load",
-    "run",
-    "simulate",
-]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,25 +49,6 @@ class Simulation:
             ValueError: the reconstruction has not the form that an attack should return.
         """
         return judge([self.victim], [reconstruction], success_db, self.observation.network.codec.decode)
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """A run directory, read into memory.
-
-    Attributes:
-        path: the run directory.
-        leaderboard: the rows of `leaderboard.csv`: one per attack under each defense of each scene, then the strongest attacks.
-        cells: one row per finished cell.
-        images: one row per private image of these cells, with `original` and `reconstruction` as (H, W, C) arrays in [-1, 1].
-        notes: what a table must say of these numbers.
-    """
-
-    path: Path
-    leaderboard: pd.DataFrame
-    cells: pd.DataFrame
-    images: pd.DataFrame
-    notes: Sequence[str]
 
 
 def simulate(
@@ -121,7 +76,11 @@ def simulate(
     """
     configure_torch()
     grid = Grid("one update", (dataset,), (model,), (defense,), ("oracle",), (scenario or Scenario(),), victims=1, seed=seed)
-    cells = [cell for cell in Job(grid, _folders(include), device_name("auto")).cells() if cell.attack is None]
+    cells = [
+        cell
+        for cell in Job(grid, [user_path(folder) for folder in include], device_name("auto")).cells()
+        if cell.attack is None
+    ]
     if len(cells) > 1:
         raise UserError("a simulation has one data set, one model and one defense; a parameter here has several values")
     cache = Cache()
@@ -162,15 +121,11 @@ def attack(
         UserError: there is no such attack, or it needs something that an observation does not grant.
     """
     configure_torch()
-    plugin, chosen = Registry(_folders(include)).create("attack", parse_one(name))
+    plugin, chosen = Registry([user_path(folder) for folder in include]).create("attack", parse_one(name))
     several = [observation] if isinstance(observation, Observation) else list(observation)
     _check_granted(chosen, plugin.name, several)
     rebuilt = list(chosen.run(several, stream(seed, "attack", name)))
     return rebuilt[0] if isinstance(observation, Observation) else rebuilt
-
-
-def _folders(include: Sequence[Path | str]) -> list[Path]:
-    return [user_path(str(folder)) for folder in include]
 
 
 def _check_granted(chosen: Attack, name: str, observations: Sequence[Observation]) -> None:
@@ -178,60 +133,3 @@ def _check_granted(chosen: Attack, name: str, observations: Sequence[Observation
     held = frozenset(Capability).intersection(*(observation.grants for observation in observations))
     if missing := sorted(capability.value for capability in chosen.needs - held):
         raise UserError(f"attack '{name}' needs the {' and '.join(missing)}, which the observation does not grant")
-
-
-def run(
-    grid: Grid | Path | str,
-    out: Path | str | None = None,
-    workers: int = 1,
-    device: str = "auto",
-    include: Sequence[Path | str] = (),
-    timeout: float | None = None,
-) -> Run:
-    """Run the cells of a grid that have not finished yet, and write the tables and figures.
-
-    With several workers, a script must call this below `if __name__ == "__main__":`, as always with spawned processes. Times
-    that were measured with several workers cannot be compared with others, because workers share the cores.
-
-    Args:
-        grid: a grid, or the name or the YAML file of one.
-        out: the run directory. None stands for `results/runs/NAME`, if `grid` is a name or a file.
-        workers: processes that run cells side by side.
-        device: `auto`, `cpu`, `cuda` or `cuda:i`.
-        include: folders with plugins of your own.
-        timeout: seconds after which a cell is given up.
-
-    Raises:
-        UserError: the grid is not valid, an input is missing, or the disk does not take the results.
-    """
-    configure_torch()
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise UserError("a script that starts workers must call `run` below `if __name__ == '__main__':`")
-    if out is None and isinstance(grid, Grid):
-        raise UserError("this grid has no file name: give the run directory as `out`")
-    store = Store(user_path(str(out)) if out is not None else Path("results", "runs", Path(str(grid)).stem))
-    chosen = grid if isinstance(grid, Grid) else read_grid(str(grid))
-    session = Session(Job(chosen, _folders(include), device_name(device)), store)
-    executor = session.executor(workers, timeout)
-    cells = session.unfinished()
-    session.check(cells)
-    with store.writing(), closing(session.run(cells, executor, choose("none", cells))) as saved:
-        for _ in saved:
-            pass
-        build_report(store)
-    return load(store.path)
-
-
-def load(run_dir: Path | str) -> Run:
-    """Read a run directory without changing it.
-
-    Raises:
-        UserError: it is no run directory, or no cell in it has finished.
-    """
-    store = Store(user_path(str(run_dir)))
-    found = results.read_results(store)
-    if found.cells.empty:
-        raise UserError(f"{store.path} has no finished cell yet")
-    table = leaderboard(found)
-    rows = tables.published(table, strongest(found, table))
-    return Run(store.path, rows, found.cells, found.samples, found.notes)
