@@ -97,7 +97,7 @@ def test_the_wheel_holds_two_top_level_names_and_every_plugin(wheel):
 def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n" + PROBE
-    code += "from benchmark.registry import Registry; from benchmark.experiment.grid import read\n"
-    code += "assert Registry().get('attack', 'dlg').path.is_relative_to(sys.path[0]); read('smoke')\n"
+    code += "from benchmark.registry import Registry; from benchmark.experiment.grid import read_grid\n"
+    code += "assert Registry().get('attack', 'dlg').path.is_relative_to(sys.path[0]); read_grid('smoke')\n"
     code += "from benchmark.diffusion.catalogue import shipped; assert shipped()['small:trained'].is_relative_to(sys.path[0])\n"
     assert "fine" in run("-c", code, cwd=tmp_path)

@@ -62,12 +62,12 @@ class Grid:
     success_db: Annotated[float, Range(-1000, 1000)] = 30.0
     set: Mapping[str, object] = field(default_factory=dict)
     parts: tuple[Mapping[str, object], ...] = ()
-    schema: int = GRID_SCHEMA
+    schema: Annotated[int, Range(GRID_SCHEMA, GRID_SCHEMA)] = GRID_SCHEMA
 
     def __post_init__(self) -> None:
-        check_fields(self)
         if self.schema != GRID_SCHEMA:
             raise ValueError(f"schema is {shown(self.schema)}, but this version reads schema {GRID_SCHEMA} only")
+        check_fields(self)
         for axis in ("datasets", "models", "defenses", "attacks", "scenarios"):
             if not getattr(self, axis):
                 raise ValueError(f"{axis} is empty")
