@@ -99,5 +99,6 @@ def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):
     code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n" + PROBE
     code += "from benchmark.registry import Registry; from benchmark.experiment.grid import read_grid\n"
     code += "assert Registry().get('attack', 'dlg').path.is_relative_to(sys.path[0]); read_grid('smoke')\n"
-    code += "from benchmark.diffusion.catalogue import shipped; assert shipped()['small:trained'].is_relative_to(sys.path[0])\n"
+    code += "from benchmark.diffusion.catalogue import packaged_checkpoints\n"
+    code += "assert packaged_checkpoints()['small:trained'].is_relative_to(sys.path[0])\n"
     assert "fine" in run("-c", code, cwd=tmp_path)

@@ -46,5 +46,5 @@ def test_every_status_is_listed():
 
 
 def test_a_grid_of_another_schema_is_refused():
-    with pytest.raises(ValueError, match="schema is 2, but this version reads schema 1 only"):
+    with pytest.raises(ValueError, match="schema must be 1, the only one that this version reads, not 2"):
         Grid("t", ("photos",), ("tiny",), ("none",), ("dlg",), schema=2)

@@ -66,7 +66,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         if self.schema != GRID_SCHEMA:
-            raise ValueError(f"schema is {shown(self.schema)}, but this version reads schema {GRID_SCHEMA} only")
+            raise ValueError(f"schema must be {GRID_SCHEMA}, the only one that this version reads, not {shown(self.schema)}")
         check_fields(self)
         for axis in ("datasets", "models", "defenses", "attacks", "scenarios"):
             if not getattr(self, axis):
