@@ -43,13 +43,11 @@ class Session:
 
     def unfinished(self) -> list[Cell]:
         """Return the cells without a final record."""
-        records = [self.store.record(cell.identity) for cell in self.cells]
-        return [cell for cell, record in zip(self.cells, records, strict=True) if not (record and record.status.final)]
+        return [cell for cell in self.cells if not ((record := self.store.record(cell.identity)) and record.status.final)]
 
     def failed(self) -> list[Cell]:
         """Return the cells that have failed before."""
-        records = [self.store.record(cell.identity) for cell in self.cells]
-        return [cell for cell, record in zip(self.cells, records, strict=True) if record and not record.status.final]
+        return [cell for cell in self.cells if (record := self.store.record(cell.identity)) and not record.status.final]
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Load what the cells need, so that anything missing shows before the first one runs.

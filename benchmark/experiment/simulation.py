@@ -48,7 +48,9 @@ class Simulation:
         Raises:
             ValueError: the reconstruction has not the form that an attack should return.
         """
-        return judge([self.victim], [reconstruction], success_db, self.observation.network.codec.decode)
+        redrawn = self.observation.public.draws_per_image is not None
+        decode = self.observation.network.codec.decode
+        return judge([self.victim], [reconstruction], success_db, decode, redrawn=redrawn)
 
 
 def simulate(

@@ -21,7 +21,7 @@ from benchmark.experiment.store import Store
 from benchmark.report import tables
 from benchmark.report.build import build_report
 from benchmark.report.leaderboard import leaderboard
-from benchmark.report.results import read_results
+from benchmark.report.results import Results, read_results
 from benchmark.report.strongest import strongest
 
 
@@ -82,8 +82,8 @@ def run(
     with store.writing(), closing(session.run(cells, executor, choose("none", cells))) as saved:
         for _ in saved:
             pass
-        build_report(store)
-    return load(store.path)
+        found, table = build_report(store)
+    return _read(store, found, table)
 
 
 def load(run_dir: Path | str) -> Run:
@@ -96,6 +96,9 @@ def load(run_dir: Path | str) -> Run:
     found = read_results(store)
     if found.cells.empty:
         raise UserError(f"{store.path} has no finished cell yet")
-    table = leaderboard(found)
+    return _read(store, found, leaderboard(found))
+
+
+def _read(store: Store, found: Results, table: pd.DataFrame) -> Run:
     rows = tables.published(table, strongest(found, table))
     return Run(store.path, rows, found.cells, found.samples, found.notes)
