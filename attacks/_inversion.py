@@ -151,7 +151,7 @@ class Inversion:
         noise = [observation.noise for observation in observations if observation.noise is not None]
         self.noise = torch.stack(noise) if noise else None
         needed = {*self.spans, *([self.site] if self.site else [])}
-        self.layer_inputs = _layer_inputs(self.observation.network, [site.name for site in first.spans if site in needed])
+        self.layer_inputs = layer_inputs(self.observation.network, [site.name for site in first.spans if site in needed])
 
     def __call__(self, x: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """See `search.Evaluate`."""
@@ -196,7 +196,7 @@ class _LastSiteReached(Exception):
     """Raised by a hook when the last site is reached, to stop the forward pass."""
 
 
-def _layer_inputs(network: Denoiser, names: Sequence[str]) -> Callable[[Tensor, Tensor], Mapping[str, Tensor]]:
+def layer_inputs(network: Denoiser, names: Sequence[str]) -> Callable[[Tensor, Tensor], Mapping[str, Tensor]]:
     """Return a function from noisy images (P, C, H, W) and timesteps (P,) to the inputs of the named layers.
 
     It computes no layer after the last named one.

@@ -212,6 +212,7 @@ class Reconstruction:
         loss: the attack's own matching loss at `images`; None if it has none.
         timesteps: (N,) the attack's own estimate, in the order of `images`; None if it makes none.
         noise: (N, C, H, W) the attack's own estimate, in the order of `images`; None if it makes none.
+        predicted_psnr: (N,) the PSNR in dB that the attack predicts for each image without the truth; None if it predicts none.
         note: a remark for the table row about how the attack ran, e.g. a phase that was skipped.
         diverged: the reason why the images are meaningless; None if they are not.
     """
@@ -221,6 +222,7 @@ class Reconstruction:
     loss: float | None = None
     timesteps: Tensor | None = None
     noise: Tensor | None = None
+    predicted_psnr: Tensor | None = None
     note: str = ""
     diverged: str | None = None
 

@@ -42,12 +42,16 @@ def validated(victim: Victim, returned: Reconstruction, decode: Callable[[Tensor
     noise = returned.noise
     if noise is not None and noise.shape != victim.noise.shape:
         raise ValueError(f"the attack returned noise of shape {tuple(noise.shape)}, not {tuple(victim.noise.shape)}")
+    predicted = returned.predicted_psnr
+    if predicted is not None and predicted.shape != victim.timesteps.shape:
+        raise ValueError(f"the attack returned predictions of shape {tuple(predicted.shape)}")
     return Reconstruction(
         images=images,
         evaluations=evaluations,
         loss=None if returned.loss is None else float(returned.loss),
         timesteps=None if timesteps is None else timesteps.detach().cpu().long(),
         noise=None if noise is None else noise.detach().cpu().float(),
+        predicted_psnr=None if predicted is None else predicted.detach().cpu().float(),
         note=str(returned.note),
         diverged=None if returned.diverged is None else str(returned.diverged),
     )

@@ -35,6 +35,7 @@ class Sample:
         timestep_error: absolute difference of `timestep` and `timestep_estimate`.
         noise_mse: mean squared error of the attack's estimate of the noise, None if it makes none. The true noise has
             variance 1, so an estimate of 0 scores 1 and an independent draw scores 2.
+        predicted_psnr: the PSNR in dB that the attack predicted without the truth, None if it predicts none.
         loss: the attack's matching loss for all images of the victim.
         evaluations: number of evaluations that the attack spent on all images of the victim.
         original: (H, W, C) float32 in [-1, 1].
@@ -52,6 +53,7 @@ class Sample:
     timestep_estimate: int | None
     timestep_error: int | None
     noise_mse: float | None
+    predicted_psnr: float | None
     loss: float | None
     evaluations: int
     original: NDArray[np.float32]
@@ -133,6 +135,7 @@ def _sample(judged: _JudgedUpdate, i: int, j: int) -> Sample:
     timestep = int(victim.timesteps[i])
     estimate = None if reconstruction.timesteps is None or not ok else int(reconstruction.timesteps[j])
     noise = None if reconstruction.noise is None or not ok else reconstruction.noise[j]
+    predicted = None if reconstruction.predicted_psnr is None or not ok else float(reconstruction.predicted_psnr[j])
     measured = {name: measure.of(truth, image) if ok else None for name, measure in measures().items()}
     psnr = measured["psnr"]
     return Sample(
@@ -147,6 +150,7 @@ def _sample(judged: _JudgedUpdate, i: int, j: int) -> Sample:
         timestep_estimate=estimate,
         timestep_error=None if estimate is None else abs(estimate - timestep),
         noise_mse=None if noise is None else float((noise - victim.noise[i]).square().mean()),
+        predicted_psnr=predicted,
         loss=reconstruction.loss,
         evaluations=reconstruction.evaluations,
         original=truth.movedim(0, -1).numpy().copy(),

@@ -25,7 +25,7 @@ FIXED_COLUMNS = {
     **dict.fromkeys(("source", "status", "reason"), pyarrow.string()),
     "success": pyarrow.bool_(),
     **dict.fromkeys(("timestep", "timestep_estimate", "timestep_error"), pyarrow.int64()),
-    **dict.fromkeys(("noise_mse", "loss"), pyarrow.float64()),
+    **dict.fromkeys(("noise_mse", "predicted_psnr", "loss"), pyarrow.float64()),
     "evaluations": pyarrow.int64(),
     **dict.fromkeys(PICTURE_COLUMNS, pyarrow.binary()),
     "shape": pyarrow.list_(pyarrow.int64()),

@@ -6,28 +6,23 @@ together what can be evaluated together, in chunks that fit the memory, on all c
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from benchmark.base.machine import cores, free_memory, out_of_memory
+from benchmark.base.machine import free_memory
+from benchmark.matching.chunks import Chunked
 from benchmark.matching.lbfgs import HISTORY
 from benchmark.matching.objectives import Distance, squared_distance
 from benchmark.matching.plans import plan_for
 from benchmark.matching.problem import Guess, Stack, Updates, clean_guess, mean_colour_start, stack, why_unmatchable
 from benchmark.matching.search import Optimiser, Searches, Solution, Variables
 from benchmark.types import Observation, Update
-
-CPU_CHUNK = 8
-"""The most victims that one CPU core evaluates together. More gain little and leave other cores idle."""
 
 MEMORY_SHARE = 0.7
 """Share of the free memory that all running chunks together may need, as predicted."""
@@ -133,17 +128,8 @@ def _solve(matching: Matching, optimise: Optimiser) -> list[Solution]:
     ]
 
 
-class Matching:
-    """Evaluates costs and gradients of P tasks that can share a batch.
-
-    It is called with task numbers and evaluates these tasks in chunks, which may run in parallel.
-
-    The chunks depend on the number of tasks and, if memory is short, on the memory. They do not depend on the number of cores.
-
-    Attributes:
-        largest: the most tasks in a chunk.
-        workers: the most chunks that are evaluated at once.
-    """
+class Matching(Chunked):
+    """Evaluates costs and gradients of P tasks that can share a batch. It is called with task numbers."""
 
     def __init__(
         self,
@@ -154,17 +140,15 @@ class Matching:
     ) -> None:
         self.tasks, self.guess, self.distance, self.regularise = tasks, guess, distance, regularise
         observation = tasks[0].observation
-        self.device = torch.device(observation.network.device)
+        device = torch.device(observation.network.device)
         self.shapes = {name: value.shape for name, value in tasks[0].start.items()}
         plan = plan_for(observation)
         self.updates = Updates(observation, plan.backend)
-        room = int(MEMORY_SHARE * free_memory(self.device)) - self._optimiser_bytes()
+        room = int(MEMORY_SHARE * free_memory(device)) - self._optimiser_bytes()
         stacked = len(tasks) * sum(value.nbytes for value in observation.update.values())
         self.keeps_stacks = stacked < room / 2
         fitting = max(1, int((room - stacked * self.keeps_stacks) / plan.need))
-        self.largest = fitting if self.device.type == "cuda" else min(fitting, CPU_CHUNK, math.ceil(len(tasks) / 2))
-        cpus = 1 if self.device.type == "cuda" else cores() // torch.get_num_threads()
-        self.workers = max(1, min(cpus, fitting // self.largest))
+        super().__init__(device, len(tasks), fitting)
         self.stacks: dict[tuple[int, ...], Stack] = {}
 
     def _optimiser_bytes(self) -> int:
@@ -172,60 +156,16 @@ class Matching:
         kept = min(HISTORY, max(task.evaluations for task in self.tasks))
         return 2 * kept * sum(value.nbytes for task in self.tasks for value in task.start.values())
 
-    def __call__(self, x: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """See `search.Evaluate`.
-
-        If memory runs out nevertheless, chunks are evaluated one after the other from then on, and then halved.
-        """
-        while True:
-            chunks = [rows[left:right] for left, right in itertools.pairwise(self._edges(len(rows)))]
-            wanted = set(map(tuple, chunks))
-            self.stacks = {key: value for key, value in self.stacks.items() if key in wanted}
-            try:
-                found = self._evaluate(x, chunks)
-            except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error) or self.largest == self.workers == 1:
-                    raise
-                self.largest = max(1, self.largest // 2) if self.workers == 1 else self.largest
-                self.workers = 1
-                self.stacks.clear()
-                continue
-            return torch.cat([costs for costs, _ in found]), torch.cat([gradients for _, gradients in found])
+    def _evaluate(self, x: Tensor, chunks: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
+        wanted = set(map(tuple, chunks))
+        self.stacks = {key: value for key, value in self.stacks.items() if key in wanted}
+        return super()._evaluate(x, chunks)
 
     def named(self, x: Tensor) -> Variables:
         """Return the variables by name, (A, *shape), of points (A, n)."""
         sizes = [shape.numel() for shape in self.shapes.values()]
         parts = zip(self.shapes.items(), torch.split(x, sizes, 1), strict=True)
         return {name: part.view(len(x), *shape) for (name, shape), part in parts}
-
-    def _edges(self, count: int) -> list[int]:
-        """Return where chunks begin and end: few and equal, but at least two on a CPU, to give a second core work."""
-        pieces = math.ceil(count / self.largest)
-        if self.device.type == "cpu":
-            pieces = max(pieces, min(count, 2))
-        return [round(piece * count / pieces) for piece in range(pieces + 1)]
-
-    def _evaluate(self, x: Tensor, chunks: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
-        points = torch.split(x, [len(chunk) for chunk in chunks])
-        if self.workers == 1 or len(chunks) == 1:
-            return [self._chunk(*both) for both in zip(points, map(tuple, chunks), strict=True)]
-        futures = [self._pool.submit(self._chunk, *both) for both in zip(points, map(tuple, chunks), strict=True)]
-        try:
-            wait(futures)  # wait for all: a chunk that ran out of memory is tried again once the others have freed theirs
-        finally:
-            for future in futures:
-                future.cancel()
-        return [future.result() for future in futures]
-
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        """Return the threads of this matching; they end when it is deleted."""
-        return ThreadPoolExecutor(self.workers, thread_name_prefix="matching")
-
-    def close(self) -> None:
-        """End the threads after their current evaluations."""
-        if "_pool" in vars(self):
-            self._pool.shutdown(cancel_futures=True)
 
     def _chunk(self, x: Tensor, rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         known = self.stacks.get(rows) or stack([self.tasks[row].observation for row in rows])

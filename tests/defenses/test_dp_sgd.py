@@ -57,7 +57,7 @@ def preset_step(name):
 
 
 # The presets left out have the same kinds of layers, and take minutes.
-QUICK = sorted(set(PRESETS) - {"ddpm-cifar10", "small-128", "wide-128"})
+QUICK = sorted(set(PRESETS) - {"ddpm-cifar10", "ddpm-celebahq-256", "small-128", "wide-128"})
 
 
 @pytest.fixture(scope="module", params=[*QUICK, "toy"])

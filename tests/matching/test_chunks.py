@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from benchmark.matching import engine
+from benchmark.matching import chunks, engine
 from benchmark.matching.engine import Matching
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.plans import plan_for
@@ -95,7 +95,7 @@ def leave_memory(monkeypatch, victims, some):
 
 def test_little_memory_means_few_workers_and_then_small_chunks(monkeypatch):
     some = tasks(observations(6))
-    monkeypatch.setattr(engine, "cores", lambda: 16)
+    monkeypatch.setattr(chunks, "cores", lambda: 16)
     chosen = {}
     for victims in (100, 7, 4, 2):
         leave_memory(monkeypatch, victims, some)
@@ -107,6 +107,6 @@ def test_little_memory_means_few_workers_and_then_small_chunks(monkeypatch):
 def test_the_number_of_cores_changes_no_chunk(monkeypatch):
     some, edges = tasks(observations(6)), set()
     for count in (1, 2, 5, 64):
-        monkeypatch.setattr(engine, "cores", lambda count=count: count)
+        monkeypatch.setattr(chunks, "cores", lambda count=count: count)
         edges.add(tuple(Matching(some, clean_guess, squared_distance)._edges(6)))
     assert edges == {(0, 3, 6)}

@@ -1,0 +1,296 @@
+"""Noisy images of a whole batch by the spans of wide layers, one at a time, then all residuals by linear algebra.
+
+Source: ours
+
+Related work, according to the abstracts: DAGER (arXiv 2405.15586) and TIGER (arXiv 2606.18312) use the span of a gradient's
+rows to find text.
+
+1. Private timesteps are read in closed form (`benchmark.closed_form.timesteps`). If that is refused, nothing is reconstructed.
+2. The attack uses the convolutions of the encoder whose gradient rows span the patches of all N images: N h w <= O for an
+   output of O channels and h x w positions. If there is none, nothing is reconstructed.
+3. L-BFGS searches each noisy image alone, at its own timestep, from N(0, 1). The cost is the share of its patches outside the
+   spans (`benchmark.attacks._span_search`). A search may end at an image of another timestep. Its cost then stays high, and it
+   is repeated from a new start. There it is first repelled from the images that have been found.
+4. With all x_t and t known, the residuals solve a linear least-squares problem (`benchmark.attacks._linear_residual`). Images
+   and noise follow from them.
+5. The problem is solved again with half of the parameters and half of the rounds. The PSNR between both solutions, with the
+   error that the noisy images still have by their costs, predicts the PSNR to the truth.
+
+If the noise is granted, step 3 searches clean images, and step 4 is not needed.
+
+After several local steps, or with clients whose updates are summed, the N images are all images behind the update. After
+several steps the weights drift, and both steps treat the update as one gradient, with an error of the order of the step size.
+
+Shapes: images (N, C, H, W), unbounded. Cost: an evaluation of step 3 is one pass of all N images forward and back through the
+encoder, and an evaluation of step 4 is one pass back and one derivative of it. Both use first derivatives only. Not counted: a
+singular value decomposition of the gradient of each layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from benchmark.attacks._kronecker import metric
+from benchmark.attacks._linear_residual import LinearUpdate, solve
+from benchmark.attacks._span_search import SiteSpans, Sought, SpanSearch, complete_spans
+from benchmark.base.ranges import Count, InnerShare
+from benchmark.closed_form.timesteps import with_timesteps
+from benchmark.matching.chunks import threads_for
+from benchmark.matching.lbfgs import lbfgs
+from benchmark.matching.problem import mean_colour_start
+from benchmark.matching.search import Evaluate, Searches
+from benchmark.plugins import MatchingAttack
+from benchmark.types import Observation, Reconstruction
+
+FOUND = 1e-3
+"""An image is found if less than this share of its patches lies outside the spans."""
+
+CONVERGED = 1e-4
+"""The cost below which a found image may be accepted."""
+
+SAFETY = 10.0
+"""The squared error of an image falls at least as fast as its cost, up to this factor: the last directions fall slowest."""
+
+REPELLING_SITES = 3
+"""The number of last layers by which a search is repelled from the images found."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spans(MatchingAttack):
+    """Hyper-parameters.
+
+    Attributes:
+        evaluations: budget for one victim, steps 3 and 4 together.
+        search_share: share of the budget for step 3.
+        exploration: evaluations of a search before it is judged.
+    """
+
+    adapts_to: ClassVar[frozenset[str]] = frozenset({"least_timestep"})
+
+    evaluations: Count = 800
+    search_share: InnerShare = 0.75
+    exploration: Count = 150
+
+    def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
+        """See `Attack.run`."""
+        return with_timesteps(observations, lambda known: self._attack(known, generator))
+
+    def _attack(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
+        spans = [complete_spans(observation) for observation in observations]
+        groups: dict[object, list[int]] = {}
+        for place, observation in enumerate(observations):
+            names = tuple(site.name for site in spans[place])
+            kind = (id(observation.network), observation.batch_shape, observation.noise is None, names)
+            groups.setdefault(kind, []).append(place)
+        rebuilt: dict[int, Reconstruction] = {}
+        for places in groups.values():
+            some = [observations[place] for place in places]
+            found = self._rebuild(some, [spans[place] for place in places], generator)
+            rebuilt.update(zip(places, found, strict=True))
+        return [rebuilt[place] for place in range(len(observations))]
+
+    def _rebuild(
+        self, observations: Sequence[Observation], spans: Sequence[SiteSpans], generator: torch.Generator
+    ) -> list[Reconstruction]:
+        """Rebuild the images behind updates of one kind."""
+        if not spans[0]:
+            reason = f"no layer of the encoder has as many output channels as {observations[0].image_count} images have patches"
+            return [Reconstruction(mean_colour_start(observation), 0, diverged=reason) for observation in observations]
+        found = _Search(observations, spans, round(self.search_share * self.evaluations), self.exploration).run(generator)
+        if observations[0].noise is not None:
+            return [_reconstructed(observation, images) for observation, images in zip(observations, found, strict=True)]
+        return [
+            _solved(observation, images, self.evaluations - images.spent, generator)
+            for observation, images in zip(observations, found, strict=True)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """The images found behind one update.
+
+    Attributes:
+        x: (N, C, H, W) noisy images, or clean ones if the noise is granted.
+        loss: (N,) shares of the patches outside the spans.
+        error: (N,) estimated mean squared errors of x.
+        spent: evaluations.
+    """
+
+    x: Tensor
+    loss: Tensor
+    error: Tensor
+    spent: int
+
+    def image_error(self, signal: Tensor) -> Tensor:
+        """Return the mean squared error (N,) on [0, 1] images that the errors of x cause directly.
+
+        `signal` is the scale of the image in x. An image whose cost did not fall below `CONVERGED` has the error 1.
+        """
+        return torch.where(self.loss < CONVERGED, self.error / (2 * signal).square(), 1.0)
+
+    @property
+    def note(self) -> str:
+        """Return a remark for the table."""
+        found = int((self.loss < FOUND).sum())
+        return f"found {found} of {len(self.loss)} noisy images, largest cost {float(self.loss.max()):.1e}"
+
+
+class _Search:
+    """Step 3 for P updates of one kind, with N images each."""
+
+    def __init__(self, observations: Sequence[Observation], spans: Sequence[SiteSpans], budget: int, exploration: int) -> None:
+        self.observations, self.spans, self.budget, self.exploration = observations, spans, budget, exploration
+        self.images = observations[0].image_count
+        self.sought = [
+            Sought(update, int(t), None if observation.noise is None else observation.noise[image])
+            for update, observation in enumerate(observations)
+            for image, t in enumerate(_timesteps(observation).tolist())
+        ]
+        self.x = torch.stack([mean_colour_start(observation) for observation in observations]).flatten(0, 1).flatten(1)
+        self.loss = [math.inf] * len(self.sought)
+        self.spent = [0] * len(observations)  # passes of single images
+
+    def run(self, generator: torch.Generator) -> list[_Found]:
+        """Search until all images are found or the budget is spent, and spend the rest on all images."""
+        self._explore(self._lost(self.exploration), generator)
+        while lost := self._lost(2 * self.exploration):
+            self._explore(lost, generator)
+        error = self._refine().view(-1, self.images)
+        shape = self.observations[0].batch_shape
+        losses, x = torch.tensor(self.loss).to(error).view_as(error), self.x.view(-1, *shape)
+        return [
+            _Found(x[update], losses[update], error[update], math.ceil(spent / self.images))
+            for update, spent in enumerate(self.spent)
+        ]
+
+    def _left(self, update: int) -> int:
+        return self.budget * self.images - self.spent[update]
+
+    def _lost(self, cost: int) -> list[int]:
+        """Return the images that are not found and whose update can afford another search of them all."""
+        lost = [row for row, loss in enumerate(self.loss) if not loss < FOUND]
+        each = [sum(self.sought[row].update == update for row in lost) for update in range(len(self.observations))]
+        return [row for row in lost if each[self.sought[row].update] * cost <= self._left(self.sought[row].update)]
+
+    def _explore(self, rows: Sequence[int], generator: torch.Generator) -> None:
+        """Search images from new starts, first repelled from the images found, then not."""
+        start = torch.randn(len(rows), self.x.shape[1], generator=generator).to(self.x)
+        budgets = [self.exploration] * len(rows)
+        if repellers := self._repellers(rows):
+            start = self._searched(
+                SpanSearch(self.observations[0], self.spans, self._of(rows), repellers), start, budgets, rows
+            ).best
+        searches = self._searched(SpanSearch(self.observations[0], self.spans, self._of(rows)), start, budgets, rows)
+        self._keep(rows, searches)
+
+    def _refine(self) -> Tensor:
+        """Spend the rest of the budget on all images, and return the estimated mean squared errors of x."""
+        rows, start = range(len(self.sought)), self.x.clone()
+        budgets = [self._left(one.update) // self.images for one in self.sought]
+        searches = _WithHalfway(SpanSearch(self.observations[0], self.spans, self.sought), start, budgets, backend="spans")
+        self._spend(searches, rows)
+        half, half_loss = searches.halfway, searches.halfway_loss
+        self._keep(rows, searches)
+        falls = torch.tensor([SAFETY * end / first for end, first in zip(self.loss, half_loss, strict=True)]).clamp(max=1)
+        return (self.x - half).square().mean(1) * falls.to(half)
+
+    def _repellers(self, rows: Sequence[int]) -> list[SiteSpans]:
+        """Return the spans of the images found behind each update; empty before the first exploration."""
+        updates = {self.sought[row].update for row in rows}
+        found = {
+            update: [i for i in range(len(self.loss)) if self.sought[i].update == update and self.loss[i] < FOUND]
+            for update in updates
+        }
+        if not any(found.values()):
+            return []
+        search = SpanSearch(self.observations[0], self.spans, self.sought)
+        spans = [
+            search.patch_spans(self.x[found[update]], found[update], REPELLING_SITES) if found.get(update) else {}
+            for update in range(len(self.observations))
+        ]
+        search.close()
+        return spans
+
+    def _of(self, rows: Sequence[int]) -> list[Sought]:
+        return [self.sought[row] for row in rows]
+
+    def _searched(self, search: SpanSearch, start: Tensor, budgets: Sequence[int], rows: Sequence[int]) -> Searches:
+        searches = Searches(search, start, budgets, backend="spans")
+        self._spend(searches, rows)
+        return searches
+
+    def _spend(self, searches: Searches, rows: Sequence[int]) -> None:
+        lbfgs(searches)
+        for row, spent in zip(rows, searches.spent, strict=True):
+            self.spent[self.sought[row].update] += spent
+
+    def _keep(self, rows: Sequence[int], searches: Searches) -> None:
+        for place, row in enumerate(rows):
+            if searches.loss[place] < self.loss[row]:
+                self.loss[row], self.x[row] = searches.loss[place], searches.best[place]
+
+
+class _WithHalfway(Searches):
+    """Searches that also keep the best point after half of the budget.
+
+    Attributes:
+        halfway: (P, n) these points; the start if a search ended before.
+        halfway_loss: their costs, infinite at the start.
+    """
+
+    def __init__(self, evaluate: Evaluate, start: Tensor, budgets: Sequence[int], backend: str) -> None:
+        super().__init__(evaluate, start, budgets, backend=backend)
+        self.halfway, self.halfway_loss = start.clone(), [math.inf] * len(start)
+
+    def __call__(self, x: Tensor, rows: Sequence[int]) -> tuple[list[float], Tensor]:
+        """See `Searches.__call__`."""
+        found = super().__call__(x, rows)
+        for row in rows:
+            if self.spent[row] in (1, self.budgets[row] // 2):
+                self.halfway[row], self.halfway_loss[row] = self.best[row], self.loss[row]
+        return found
+
+
+def _timesteps(observation: Observation) -> Tensor:
+    assert observation.timesteps is not None
+    return observation.timesteps
+
+
+def _reconstructed(observation: Observation, found: _Found) -> Reconstruction:
+    """Return the clean images of step 3, for granted noise."""
+    error = found.image_error(torch.ones(1, device=found.x.device))
+    return Reconstruction(found.x, found.spent, float(found.loss.mean()), predicted_psnr=_decibels(error), note=found.note)
+
+
+def _solved(observation: Observation, found: _Found, rounds: int, generator: torch.Generator) -> Reconstruction:
+    """Return images and noise from the noisy images found, with the residuals of step 4."""
+    t, names, network = _timesteps(observation), list(observation.update), observation.network
+    observed = [observation.update[name] for name in names]
+    linear = LinearUpdate(network, names, found.x, t, threads_for(found.x.device))
+    weights = metric(network, names, found.x, t, observed, generator)
+    residuals, done = solve(linear, weights, observed, rounds - rounds // 3)
+    checked, done_again = solve(linear, weights.half(), observed, min(rounds // 3, done // 2))
+    x_0, eps = observation.schedule.denoised(found.x, t, linear.output - residuals)
+    other, _ = observation.schedule.denoised(found.x, t, linear.output - checked)
+    missing = [a - b for a, b in zip(observed, linear.times(residuals), strict=True)]
+    linear.close()
+    difference = (x_0.clamp(-1, 1) - other.clamp(-1, 1)).square().flatten(1).mean(1) / 4
+    return Reconstruction(
+        x_0,
+        found.spent + done + done_again,
+        float(sum(value.square().sum() for value in missing)),
+        noise=eps,
+        predicted_psnr=_decibels(difference + found.image_error(observation.schedule.signal[t])),
+        note=found.note,
+    )
+
+
+def _decibels(error: Tensor) -> Tensor:
+    """Return the PSNR of mean squared errors (N,) on [0, 1] images."""
+    return -10 * error.clamp(min=1e-10).log10()
