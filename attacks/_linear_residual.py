@@ -92,28 +92,36 @@ class LinearUpdate:
         self.pool.shutdown()
 
 
-def solve(linear: LinearUpdate, metric: Metric, observed: Sequence[Tensor], rounds: int) -> tuple[Tensor, int]:
-    """Return the residuals (N, C, H, W) whose update is nearest to the observed one, and the rounds that were needed.
+def solve(
+    linear: LinearUpdate, metric: Metric, observed: Sequence[Tensor], rounds: int, start: Tensor | None = None
+) -> list[Tensor]:
+    """Return the residuals (N, C, H, W) after each round of a least-squares search, the start first.
 
-    The method is CGLS (Hestenes and Stiefel 1952) from zero. Slopes are made orthogonal to all earlier ones: in exact
-    arithmetic they are, and in float32 this saves many rounds.
+    The method is CGLS (Hestenes and Stiefel 1952). Slopes are made orthogonal to all earlier ones: in exact arithmetic they
+    are, and in float32 this saves many rounds.
+
+    Args:
+        linear: the update as a function of the residuals.
+        metric: the distance to the observed update.
+        observed: the observed update, in the order of the linear update's parameters.
+        rounds: the most rounds; there are fewer if the slope vanishes.
+        start: the residuals to start from, None for zero.
     """
-    residuals = torch.zeros_like(linear.output)
-    slope = linear.transposed_times(metric.times(observed, linear.pool))
+    path = [torch.zeros_like(linear.output) if start is None else start]
+    missing = [a - b for a, b in zip(observed, linear.times(path[0]), strict=True)]
+    slope = linear.transposed_times(metric.times(missing, linear.pool))
     direction, square = slope, _square(slope)
     first, earlier = square, list[Tensor]()
-    for done in range(rounds):
-        if not square > TOLERANCE * first:
-            return residuals, done
+    while len(path) <= rounds and square > TOLERANCE * first:
         earlier.append(slope.flatten() / square**0.5)
         change = linear.times(direction)
         weighted = metric.times(change, linear.pool)
         step = square / float(sum((a * b).sum(dtype=torch.float64) for a, b in zip(change, weighted, strict=True)))
-        residuals = residuals + step * direction
+        path.append(path[-1] + step * direction)
         slope = _without(slope - step * linear.transposed_times(weighted), torch.stack(earlier))
         square, previous = _square(slope), square
         direction = slope + square / previous * direction
-    return residuals, rounds
+    return path
 
 
 def _without(value: Tensor, directions: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from benchmark.attacks._inversion import Site, layer_inputs, sites
+from benchmark.attacks._inversion import Site, layer_inputs
 from benchmark.base.machine import free_memory
 from benchmark.closed_form.activations import row_span
 from benchmark.diffusion.landmarks import landmarks
@@ -35,8 +35,10 @@ MEMORY_SHARE = 0.6
 """Share of the free memory that the chunks may need, as measured on one search."""
 
 
-def complete_spans(observation: Observation) -> SiteSpans:
+def complete_spans(observation: Observation, network_sites: Sequence[Site]) -> SiteSpans:
     """Return the row spans of the gradients of all encoder convolutions whose rows span the patches of all images.
+
+    `network_sites` are the network's plain convolutions, the same for all updates that are searched together.
 
     These are the layers with N h w <= O and N h w < C K^2, for N images and an output of O channels and h x w positions. The
     result is empty if there is none, or if the network states no landmarks.
@@ -46,13 +48,13 @@ def complete_spans(observation: Observation) -> SiteSpans:
         return {}
     return {
         site: _basis(gradient)
-        for site, gradient in _gradients(observation, sites(observation.network, observation.image_shape), marks.encoder)
+        for site, gradient in _gradients(observation, network_sites, marks.encoder)
         if _is_complete(observation.image_count, site, gradient) and gradient.any()
     }
 
 
-def _gradients(observation: Observation, all_sites: Sequence[Site], encoder: frozenset[str]) -> list[tuple[Site, Tensor]]:
-    named = [(site, observation.update.get(f"{site.name}.weight")) for site in all_sites if site.name in encoder]
+def _gradients(observation: Observation, network_sites: Sequence[Site], encoder: frozenset[str]) -> list[tuple[Site, Tensor]]:
+    named = [(site, observation.update.get(f"{site.name}.weight")) for site in network_sites if site.name in encoder]
     return [(site, gradient) for site, gradient in named if gradient is not None]
 
 

@@ -13,8 +13,9 @@ rows to find text.
    is repeated from a new start. There it is first repelled from the images that have been found.
 4. With all x_t and t known, the residuals solve a linear least-squares problem (`benchmark.attacks._linear_residual`). Images
    and noise follow from them.
-5. The problem is solved again with half of the parameters and half of the rounds. The PSNR between both solutions, with the
-   error that the noisy images still have by their costs, predicts the PSNR to the truth.
+5. The attack predicts the PSNR of each image. It adds three mean squared differences: to the images after half of the rounds
+   of step 4, to the images after some more rounds with half of the parameters, and the one that the noisy images may still
+   cause, judged by their last moves in step 3.
 
 If the noise is granted, step 3 searches clean images, and step 4 is not needed.
 
@@ -28,6 +29,7 @@ singular value decomposition of the gradient of each layer.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from benchmark.attacks._inversion import sites
 from benchmark.attacks._kronecker import metric
 from benchmark.attacks._linear_residual import LinearUpdate, solve
 from benchmark.attacks._span_search import SiteSpans, Sought, SpanSearch, complete_spans
@@ -53,6 +56,15 @@ FOUND = 1e-3
 
 CONVERGED = 1e-4
 """The cost below which a found image may be accepted."""
+
+CHECKING_ROUNDS = 20
+"""Rounds of the check with half of the parameters."""
+
+COPY_DISTANCE = 0.5
+"""Two noisy images of one update are the same one if they differ by less than this share of their norm.
+
+Different ones differ by more than their norm: their noise is independent.
+"""
 
 SAFETY = 10.0
 """The squared error of an image falls at least as fast as its cost, up to this factor: the last directions fall slowest."""
@@ -82,7 +94,9 @@ class Spans(MatchingAttack):
         return with_timesteps(observations, lambda known: self._attack(known, generator))
 
     def _attack(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        spans = [complete_spans(observation) for observation in observations]
+        shapes = {(id(observation.network), observation.image_shape): observation for observation in observations}
+        network_sites = {shape: sites(one.network, one.image_shape) for shape, one in shapes.items()}
+        spans = [complete_spans(one, network_sites[id(one.network), one.image_shape]) for one in observations]
         groups: dict[object, list[int]] = {}
         for place, observation in enumerate(observations):
             names = tuple(site.name for site in spans[place])
@@ -145,7 +159,8 @@ class _Search:
     """Step 3 for P updates of one kind, with N images each."""
 
     def __init__(self, observations: Sequence[Observation], spans: Sequence[SiteSpans], budget: int, exploration: int) -> None:
-        self.observations, self.spans, self.budget, self.exploration = observations, spans, budget, exploration
+        self.observations, self.spans, self.budget = observations, spans, budget
+        self.exploration = min(exploration, budget)
         self.images = observations[0].image_count
         self.sought = [
             Sought(update, int(t), None if observation.noise is None else observation.noise[image])
@@ -188,6 +203,17 @@ class _Search:
             ).best
         searches = self._searched(SpanSearch(self.observations[0], self.spans, self._of(rows)), start, budgets, rows)
         self._keep(rows, searches)
+        for row in self._copies():
+            self.loss[row] = math.inf
+
+    def _copies(self) -> list[int]:
+        """Return the images that are copies of an image of the same update with a lower cost."""
+        found = [row for row, loss in enumerate(self.loss) if loss < FOUND]
+        pairs = itertools.combinations(sorted(found, key=self.loss.__getitem__), 2)
+        return [b for a, b in pairs if self.sought[a].update == self.sought[b].update and self._are_alike(a, b)]
+
+    def _are_alike(self, a: int, b: int) -> bool:
+        return bool((self.x[a] - self.x[b]).norm() < COPY_DISTANCE * self.x[a].norm())
 
     def _refine(self) -> Tensor:
         """Spend the rest of the budget on all images, and return the estimated mean squared errors of x."""
@@ -274,21 +300,28 @@ def _solved(observation: Observation, found: _Found, rounds: int, generator: tor
     observed = [observation.update[name] for name in names]
     linear = LinearUpdate(network, names, found.x, t, threads_for(found.x.device))
     weights = metric(network, names, found.x, t, observed, generator)
-    residuals, done = solve(linear, weights, observed, rounds - rounds // 3)
-    checked, done_again = solve(linear, weights.half(), observed, min(rounds // 3, done // 2))
-    x_0, eps = observation.schedule.denoised(found.x, t, linear.output - residuals)
-    other, _ = observation.schedule.denoised(found.x, t, linear.output - checked)
-    missing = [a - b for a, b in zip(observed, linear.times(residuals), strict=True)]
+    path = solve(linear, weights, observed, max(rounds - CHECKING_ROUNDS, rounds // 2))
+    checked = solve(linear, weights.half(), observed, min(CHECKING_ROUNDS, rounds - rounds // 2), path[-1])
+    missing = [a - b for a, b in zip(observed, linear.times(path[-1]), strict=True)]
+    (x_0, eps), (halfway, _), (other, _) = (
+        observation.schedule.denoised(found.x, t, linear.output - residuals)
+        for residuals in (path[-1], path[len(path) // 2], checked[-1])
+    )
     linear.close()
-    difference = (x_0.clamp(-1, 1) - other.clamp(-1, 1)).square().flatten(1).mean(1) / 4
+    error = _difference(x_0, halfway) + _difference(x_0, other) + found.image_error(observation.schedule.signal[t])
     return Reconstruction(
         x_0,
-        found.spent + done + done_again,
+        found.spent + len(path) + len(checked) - 2,
         float(sum(value.square().sum() for value in missing)),
         noise=eps,
-        predicted_psnr=_decibels(difference + found.image_error(observation.schedule.signal[t])),
+        predicted_psnr=_decibels(error),
         note=found.note,
     )
+
+
+def _difference(images: Tensor, others: Tensor) -> Tensor:
+    """Return the mean squared differences (N,) of images in [-1, 1], on [0, 1]."""
+    return (images.clamp(-1, 1) - others.clamp(-1, 1)).square().flatten(1).mean(1) / 4
 
 
 def _decibels(error: Tensor) -> Tensor:
