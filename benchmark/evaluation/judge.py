@@ -36,6 +36,7 @@ class Sample:
         noise_mse: mean squared error of the attack's estimate of the noise, None if it makes none. The true noise has
             variance 1, so an estimate of 0 scores 1 and an independent draw scores 2.
         predicted_psnr: the PSNR in dB that the attack predicted without the truth, None if it predicts none.
+        accepted: whether the prediction reaches the threshold of success, None if there is none.
         loss: the attack's matching loss for all images of the victim.
         evaluations: number of evaluations that the attack spent on all images of the victim.
         original: (H, W, C) float32 in [-1, 1].
@@ -54,6 +55,7 @@ class Sample:
     timestep_error: int | None
     noise_mse: float | None
     predicted_psnr: float | None
+    accepted: bool | None
     loss: float | None
     evaluations: int
     original: NDArray[np.float32]
@@ -151,6 +153,7 @@ def _sample(judged: _JudgedUpdate, i: int, j: int) -> Sample:
         timestep_error=None if estimate is None else abs(estimate - timestep),
         noise_mse=None if noise is None else float((noise - victim.noise[i]).square().mean()),
         predicted_psnr=predicted,
+        accepted=None if predicted is None else predicted >= judged.success_db,
         loss=reconstruction.loss,
         evaluations=reconstruction.evaluations,
         original=truth.movedim(0, -1).numpy().copy(),

@@ -204,6 +204,17 @@ METRICS: tuple[Metric, ...] = (
         summarise=summaries.mean("noise_mse"),
         table_columns=(TableColumn("noise MSE", "noise_mse_mean", ".2f", paper=False),),
     ),
+    Metric(
+        name="acceptance",
+        level=Level.IMAGE,
+        better=Direction.HIGHER,
+        columns=("n_accepted", "n_false_accepts", "false_accept_limit"),
+        summarise=summaries.acceptance,
+        table_columns=(
+            TableColumn("accepted", "n_accepted", ".0f", paper=False),
+            TableColumn("false accepts, at most", "false_accept_limit", ".1%", paper=False),
+        ),
+    ),
 )
 """All metrics, in the order of their columns in `leaderboard.csv`. Add a new metric at the end, so that no column moves."""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import beta, norm
 
 BOOTSTRAP_RESAMPLES = 2000
 CONFIDENCE_LEVEL = 0.95
@@ -71,6 +71,16 @@ def rate_interval(rate: float, sources: int) -> tuple[float, float]:
     centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
     return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+
+
+def rate_limit(events: int, trials: int) -> float:
+    """Return the 95% upper limit of a rate after `events` in `trials`, NaN without trials (Clopper and Pearson 1934).
+
+    It is one-sided: 0 of 50 means a rate of at most 5.8%.
+    """
+    if not trials:
+        return float("nan")
+    return 1.0 if events == trials else float(beta.ppf(CONFIDENCE_LEVEL, events + 1, trials - events))
 
 
 def reachable_level(sources: int) -> float:

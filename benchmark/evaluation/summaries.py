@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmark.evaluation.metric import Group
-from benchmark.evaluation.statistics import median_interval, rate_interval
+from benchmark.evaluation.statistics import median_interval, rate_interval, rate_limit
 
 
 def mean(name: str) -> Callable[[Group], tuple[float]]:
@@ -39,6 +39,19 @@ def success(group: Group) -> tuple[float, float, float]:
 def timestep_accuracy(group: Group) -> tuple[float]:
     """Return the share of exact timesteps among the timesteps that the attack estimated."""
     return (float((group.ok.timestep_error.dropna() == 0).mean()),)
+
+
+def acceptance(group: Group) -> tuple[float, float, float]:
+    """Return how many images the attack accepted, how many of these are not recovered, and the upper limit of that share.
+
+    All three are NaN if the attack predicts no PSNR. The limit alone is NaN if it accepted no image.
+    """
+    judged = group.ok.dropna(subset=["accepted"])
+    if judged.empty:
+        return nan, nan, nan
+    accepted = judged[judged.accepted == 1]
+    false = int((~accepted.success.astype(bool)).sum())
+    return float(len(accepted)), float(false), rate_limit(false, len(accepted))
 
 
 def privacy(group: Group) -> tuple[float, ...]:

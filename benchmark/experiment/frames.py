@@ -25,12 +25,15 @@ FIXED_COLUMNS = {
     **dict.fromkeys(("source", "status", "reason"), pyarrow.string()),
     "success": pyarrow.bool_(),
     **dict.fromkeys(("timestep", "timestep_estimate", "timestep_error"), pyarrow.int64()),
-    **dict.fromkeys(("noise_mse", "predicted_psnr", "loss"), pyarrow.float64()),
+    **dict.fromkeys(("noise_mse", "loss"), pyarrow.float64()),
     "evaluations": pyarrow.int64(),
     **dict.fromkeys(PICTURE_COLUMNS, pyarrow.binary()),
     "shape": pyarrow.list_(pyarrow.int64()),
 }
 """The columns of `samples.parquet` and their types, except for the measurements. Each of those is a column of float64."""
+
+LATER_COLUMNS = dict.fromkeys(("predicted_psnr", "accepted"), pyarrow.float64())
+"""Columns that files from before version 0.2.0 lack."""
 
 RANKING_MEASUREMENT = "psnr"
 """The measurement that ranks attacks, which every file must have.
@@ -49,10 +52,11 @@ ROUNDING_TOLERANCE = 1e-3
 
 def to_parquet(samples: Sequence[Sample]) -> bytes:
     """Return the bytes of a parquet file with one row per sample."""
-    columns = {name: [_column_value(getattr(sample, name)) for sample in samples] for name in FIXED_COLUMNS if name != "shape"}
+    names = [name for name in (*FIXED_COLUMNS, *LATER_COLUMNS) if name != "shape"]
+    columns = {name: [_column_value(getattr(sample, name)) for sample in samples] for name in names}
     columns["shape"] = [list(sample.original.shape) for sample in samples]
     columns |= {name: [sample.measured[name] for sample in samples] for name in measures()}
-    schema = pyarrow.schema({**FIXED_COLUMNS, **dict.fromkeys(measures(), pyarrow.float64())})
+    schema = pyarrow.schema({**FIXED_COLUMNS, **LATER_COLUMNS, **dict.fromkeys(measures(), pyarrow.float64())})
     return _parquet_bytes(pyarrow.Table.from_pydict(columns, schema=schema))
 
 
@@ -103,7 +107,7 @@ def to_frame(content: bytes, record: Record) -> pd.DataFrame:
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise Damaged("it is not a complete parquet file") from error
-    frame = frame.reindex(columns=[*FIXED_COLUMNS, *measures()])
+    frame = frame.reindex(columns=[*FIXED_COLUMNS, *LATER_COLUMNS, *measures()])
     _check_rows(frame, record)
     for column in PICTURE_COLUMNS:
         frame[column] = [_picture(raw, shape) for raw, shape in zip(frame[column], frame["shape"], strict=True)]

@@ -54,7 +54,7 @@ def image_sample(victim=0, psnr=10.0, **changes):
     values = dict(
         victim=victim, image=0, source=f"source-{victim}", status="diverged" if lost else "ok", reason="", measured=measured,
         success=not lost and psnr >= 30, timestep=200, timestep_estimate=None, timestep_error=None, noise_mse=None,
-        predicted_psnr=None, loss=1e-3,
+        predicted_psnr=None, accepted=None, loss=1e-3,
         evaluations=50, original=picture, reconstruction=picture,
     )  # fmt: skip
     return Sample(**{**values, **changes})
