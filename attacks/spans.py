@@ -7,7 +7,7 @@ rows to find text.
 
 1. Private timesteps are read in closed form (`benchmark.closed_form.timesteps`). If that is refused, nothing is reconstructed.
 2. The attack uses the convolutions of the encoder whose gradient rows span the patches of all N images: N h w <= O for an
-   output of O channels and h x w positions. If there is none, nothing is reconstructed.
+   output of O channels and h x w positions.
 3. L-BFGS searches each noisy image alone, at its own timestep, from N(0, 1). The cost is the share of its patches outside the
    spans (`benchmark.attacks._span_search`). A search may end at an image of another timestep. Its cost then stays high, and it
    is repeated from a new start. There it is first repelled from the images that have been found.
@@ -16,6 +16,9 @@ rows to find text.
 5. The attack predicts the PSNR of each image. It adds three mean squared differences: to the images after half of the rounds
    of step 4, to the images after some more rounds with half of the parameters, and the one that the noisy images may still
    cause, judged by their last moves in step 3.
+
+If there is no such layer, or no image is found, the rest of the budget goes to the search of `residual`, which is adapted to
+the defense.
 
 If the noise is granted, step 3 searches clean images, and step 4 is not needed.
 
@@ -29,8 +32,10 @@ singular value decomposition of the gradient of each layer.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -41,10 +46,12 @@ from torch import Tensor
 from benchmark.attacks._inversion import sites
 from benchmark.attacks._kronecker import metric
 from benchmark.attacks._linear_residual import LinearUpdate, solve
+from benchmark.attacks._residual import default_start, search
 from benchmark.attacks._span_search import SiteSpans, Sought, SpanSearch, complete_spans
 from benchmark.base.ranges import Count, InnerShare
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.chunks import threads_for
+from benchmark.matching.defense_aware import DISTANCE_PARAMETERS
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.problem import mean_colour_start
 from benchmark.matching.search import Evaluate, Searches
@@ -79,11 +86,11 @@ class Spans(MatchingAttack):
 
     Attributes:
         evaluations: budget for one victim, steps 3 and 4 together.
-        search_share: share of the budget for step 3.
+        search_share: share of the budget for step 3 if the noise is private.
         exploration: evaluations of a search before it is judged.
     """
 
-    adapts_to: ClassVar[frozenset[str]] = frozenset({"least_timestep"})
+    adapts_to: ClassVar[frozenset[str]] = DISTANCE_PARAMETERS | {"least_timestep"}
 
     evaluations: Count = 800
     search_share: InnerShare = 0.75
@@ -114,14 +121,37 @@ class Spans(MatchingAttack):
     ) -> list[Reconstruction]:
         """Rebuild the images behind updates of one kind."""
         if not spans[0]:
-            reason = f"no layer of the encoder has as many output channels as {observations[0].image_count} images have patches"
-            return [Reconstruction(mean_colour_start(observation), 0, diverged=reason) for observation in observations]
-        found = _Search(observations, spans, round(self.search_share * self.evaluations), self.exploration).run(generator)
-        if observations[0].noise is not None:
-            return [_reconstructed(observation, images) for observation, images in zip(observations, found, strict=True)]
+            return self._match(observations, [0] * len(observations), "no layer is wide enough", generator)
+        granted_noise = observations[0].noise is not None
+        budget = self.evaluations if granted_noise else max(1, round(self.search_share * self.evaluations))
+        found = _Search(observations, spans, budget, self.exploration).run(generator)
+        rebuilt: dict[int, Reconstruction] = {}
+        lost = [place for place, images in enumerate(found) if not images.any_found]
+        if lost:
+            spent = [found[place].spent for place in lost]
+            matched = self._match([observations[place] for place in lost], spent, "no noisy image was found", generator)
+            rebuilt.update(zip(lost, matched, strict=True))
+        for place in sorted(set(range(len(found))) - set(lost)):
+            observation, images = observations[place], found[place]
+            rounds = self.evaluations - images.spent
+            solved = _reconstructed(images) if granted_noise else _solved(observation, images, rounds, generator)
+            rebuilt[place] = solved
+        return [rebuilt[place] for place in range(len(found))]
+
+    def _match(
+        self, observations: Sequence[Observation], spent: Sequence[int], reason: str, generator: torch.Generator
+    ) -> list[Reconstruction]:
+        """Search all images together, as the attack `residual` does, with the rest of the budget. Nothing is accepted."""
+        starts = [default_start(observation, generator) for observation in observations]
+        solutions = search(observations, starts, [self.evaluations - before for before in spent])
         return [
-            _solved(observation, images, self.evaluations - images.spent, generator)
-            for observation, images in zip(observations, found, strict=True)
+            dataclasses.replace(
+                solution.reconstruction(),
+                evaluations=before + solution.evaluations,
+                predicted_psnr=torch.zeros(observation.image_count),
+                note=f"{reason}: matched gradients",
+            )
+            for observation, solution, before in zip(observations, solutions, spent, strict=True)
         ]
 
 
@@ -149,6 +179,11 @@ class _Found:
         return torch.where(self.loss < CONVERGED, self.error / (2 * signal).square(), 1.0)
 
     @property
+    def any_found(self) -> bool:
+        """Return whether at least one image was found."""
+        return bool((self.loss < FOUND).any())
+
+    @property
     def note(self) -> str:
         """Return a remark for the table."""
         found = int((self.loss < FOUND).sum())
@@ -160,7 +195,7 @@ class _Search:
 
     def __init__(self, observations: Sequence[Observation], spans: Sequence[SiteSpans], budget: int, exploration: int) -> None:
         self.observations, self.spans, self.budget = observations, spans, budget
-        self.exploration = min(exploration, budget)
+        self.exploration = min(exploration, max(1, budget // 2))
         self.images = observations[0].image_count
         self.sought = [
             Sought(update, int(t), None if observation.noise is None else observation.noise[image])
@@ -173,8 +208,8 @@ class _Search:
 
     def run(self, generator: torch.Generator) -> list[_Found]:
         """Search until all images are found or the budget is spent, and spend the rest on all images."""
-        self._explore(self._lost(self.exploration), generator)
-        while lost := self._lost(2 * self.exploration):
+        self._explore(range(len(self.sought)), generator)
+        while lost := self._lost():
             self._explore(lost, generator)
         error = self._refine().view(-1, self.images)
         shape = self.observations[0].batch_shape
@@ -187,11 +222,18 @@ class _Search:
     def _left(self, update: int) -> int:
         return self.budget * self.images - self.spent[update]
 
-    def _lost(self, cost: int) -> list[int]:
-        """Return the images that are not found and whose update can afford another search of them all."""
+    def _lost(self) -> list[int]:
+        """Return the images that are not found and whose update can afford another exploration of them all.
+
+        Such an exploration costs twice as much as the first. As much as the first is kept for `_refine`.
+        """
         lost = [row for row, loss in enumerate(self.loss) if not loss < FOUND]
-        each = [sum(self.sought[row].update == update for row in lost) for update in range(len(self.observations))]
-        return [row for row in lost if each[self.sought[row].update] * cost <= self._left(self.sought[row].update)]
+        count = Counter(self.sought[row].update for row in lost)
+        return [
+            row
+            for row in lost
+            if self.exploration * (2 * count[self.sought[row].update] + self.images) <= self._left(self.sought[row].update)
+        ]
 
     def _explore(self, rows: Sequence[int], generator: torch.Generator) -> None:
         """Search images from new starts, first repelled from the images found, then not."""
@@ -224,7 +266,8 @@ class _Search:
         half, half_loss = searches.halfway, searches.halfway_loss
         self._keep(rows, searches)
         falls = torch.tensor([SAFETY * end / first for end, first in zip(self.loss, half_loss, strict=True)]).clamp(max=1)
-        return (self.x - half).square().mean(1) * falls.to(half)
+        moved = (self.x - half).square().mean(1) * falls.to(half)
+        return torch.where(torch.tensor(searches.spent, device=moved.device) > 1, moved, math.inf)
 
     def _repellers(self, rows: Sequence[int]) -> list[SiteSpans]:
         """Return the spans of the images found behind each update; empty before the first exploration."""
@@ -288,7 +331,7 @@ def _timesteps(observation: Observation) -> Tensor:
     return observation.timesteps
 
 
-def _reconstructed(observation: Observation, found: _Found) -> Reconstruction:
+def _reconstructed(found: _Found) -> Reconstruction:
     """Return the clean images of step 3, for granted noise."""
     error = found.image_error(torch.ones(1, device=found.x.device))
     return Reconstruction(found.x, found.spent, float(found.loss.mean()), predicted_psnr=_decibels(error), note=found.note)
@@ -325,5 +368,5 @@ def _difference(images: Tensor, others: Tensor) -> Tensor:
 
 
 def _decibels(error: Tensor) -> Tensor:
-    """Return the PSNR of mean squared errors (N,) on [0, 1] images."""
-    return -10 * error.clamp(min=1e-10).log10()
+    """Return the PSNR of mean squared errors (N,) on [0, 1] images, from 0 to 100 dB."""
+    return -10 * error.clamp(1e-10, 1).log10()

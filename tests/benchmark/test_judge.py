@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -46,6 +48,17 @@ def test_the_noise_is_compared_with_the_truth_image_by_image(victim):
     assert all(s.noise_mse is None for s in judge([victim], oracle([victim]), 30))
     with pytest.raises(ValueError, match="noise of shape"):
         judge([victim], [Reconstruction(victim.images, 5, noise=other[:1])], 30)
+
+
+def test_predictions_follow_their_images_and_decide_what_is_accepted(victim):
+    order = [1, 2, 0]
+    rebuilt = Reconstruction(victim.images[order], 5, predicted_psnr=torch.tensor([40.0, 29.9, 30.0]))
+    samples = judge([victim], [rebuilt], 30)
+    assert [s.predicted_psnr for s in samples] == pytest.approx([30.0, 40.0, 29.9])
+    assert [s.accepted for s in samples] == [True, True, False]
+    assert all(s.accepted is None for s in judge([victim], oracle([victim]), 30))
+    with pytest.raises(ValueError, match="predictions of shape"):
+        judge([victim], [dataclasses.replace(rebuilt, predicted_psnr=torch.zeros(2))], 30)
 
 
 def test_what_an_attack_notes_stands_as_the_reason(victim):

@@ -2,9 +2,9 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 
-from benchmark.evaluation.statistics import best_intervals, median_interval, rate_interval, reachable_level
+from benchmark.evaluation.statistics import best_intervals, median_interval, rate_interval, rate_limit, reachable_level
 
 
 def test_the_interval_of_a_median_covers_it_about_as_often_as_it_says():
@@ -64,3 +64,12 @@ def test_the_interval_of_a_rate_is_wilsons(hits, n):
 
 def test_four_of_four_is_not_certainty():
     assert rate_interval(1.0, 4)[0] < 0.6
+
+
+def test_the_limit_of_a_rate_leaves_five_percent_below_it():
+    """At the limit, so few events or fewer have a probability of 5%."""
+    assert rate_limit(0, 50) == pytest.approx(0.058, abs=5e-4)
+    for events, trials in ((0, 10), (2, 30), (9, 10)):
+        assert binom.cdf(events, trials, rate_limit(events, trials)) == pytest.approx(0.05)
+    assert rate_limit(10, 10) == 1
+    assert math.isnan(rate_limit(0, 0))
