@@ -15,7 +15,8 @@ rows to find text.
    and noise follow from them.
 5. The attack predicts the PSNR of each image. It adds three mean squared differences: to the images after half of the rounds
    of step 4, to the images after some more rounds with half of the parameters, and the one that the noisy images may still
-   cause, judged by their last moves in step 3.
+   cause, judged by their last moves in step 3. An image that was not found spoils the linear problem of its whole batch, so
+   nothing is accepted then.
 
 If there is no such layer, or no image is found, the rest of the budget goes to the search of `residual`, which is adapted to
 the defense.
@@ -184,6 +185,11 @@ class _Found:
         return bool((self.loss < FOUND).any())
 
     @property
+    def all_converged(self) -> bool:
+        """Return whether all costs fell below `CONVERGED`."""
+        return bool((self.loss < CONVERGED).all())
+
+    @property
     def note(self) -> str:
         """Return a remark for the table."""
         found = int((self.loss < FOUND).sum())
@@ -261,7 +267,8 @@ class _Search:
         """Spend the rest of the budget on all images, and return the estimated mean squared errors of x."""
         rows, start = range(len(self.sought)), self.x.clone()
         budgets = [self._left(one.update) // self.images for one in self.sought]
-        searches = _WithHalfway(SpanSearch(self.observations[0], self.spans, self.sought), start, budgets, backend="spans")
+        search = SpanSearch(self.observations[0], self.spans, self.sought)
+        searches = _WithHalfway(search, start, budgets, backend="spans", share=1 / self.images)
         self._spend(searches, rows)
         half, half_loss = searches.halfway, searches.halfway_loss
         self._keep(rows, searches)
@@ -290,7 +297,7 @@ class _Search:
         return [self.sought[row] for row in rows]
 
     def _searched(self, search: SpanSearch, start: Tensor, budgets: Sequence[int], rows: Sequence[int]) -> Searches:
-        searches = Searches(search, start, budgets, backend="spans")
+        searches = Searches(search, start, budgets, backend="spans", share=1 / self.images)
         self._spend(searches, rows)
         return searches
 
@@ -313,8 +320,8 @@ class _WithHalfway(Searches):
         halfway_loss: their costs, infinite at the start.
     """
 
-    def __init__(self, evaluate: Evaluate, start: Tensor, budgets: Sequence[int], backend: str) -> None:
-        super().__init__(evaluate, start, budgets, backend=backend)
+    def __init__(self, evaluate: Evaluate, start: Tensor, budgets: Sequence[int], backend: str, share: float) -> None:
+        super().__init__(evaluate, start, budgets, backend=backend, share=share)
         self.halfway, self.halfway_loss = start.clone(), [math.inf] * len(start)
 
     def __call__(self, x: Tensor, rows: Sequence[int]) -> tuple[list[float], Tensor]:
@@ -352,6 +359,8 @@ def _solved(observation: Observation, found: _Found, rounds: int, generator: tor
     )
     linear.close()
     error = _difference(x_0, halfway) + _difference(x_0, other) + found.image_error(observation.schedule.signal[t])
+    if not found.all_converged:
+        error = torch.ones_like(error)
     return Reconstruction(
         x_0,
         found.spent + len(path) + len(checked) - 2,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,12 +18,19 @@ class Step:
         loss: matching loss of this evaluation.
         backend: how its gradient was computed, see `matching.problem.Updates`.
         count: evaluations since the previous announced step. It is more than one if a worker process reports.
+        share: the part of an evaluation that this step cost. It is 1 / N if one of N images was evaluated alone.
     """
 
     evaluation: int
     loss: float
     backend: str = ""
     count: int = 1
+    share: float = 1.0
+
+
+def evaluations(steps: Iterable[Step]) -> int:
+    """Return the whole evaluations that announced steps cost together. Rounding errors of shares do not count."""
+    return math.floor(sum(step.count * step.share for step in steps) + 1e-6)
 
 
 _watchers: ContextVar[tuple[Callable[[Step], None], ...]] = ContextVar("watchers", default=())

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmark.base.errors import first_line
-from benchmark.base.events import Step, watching
+from benchmark.base.events import Step, evaluations, watching
 from benchmark.base.machine import out_of_memory
 from benchmark.evaluation.judge import Sample, judge
 from benchmark.experiment.cache import Cache
@@ -59,7 +59,7 @@ def run_cell(cell: Cell, cache: Cache | None = None, timeout: float | None = Non
             else:
                 rebuilt, seconds = _attack(scene, steps)
                 samples = _judge(scene, rebuilt)
-                _check_count(rebuilt, len(steps))
+                _check_count(rebuilt, evaluations(steps))
                 status, reason = _verdict(samples)
     except CellTimeout:
         status, reason = Status.TIMEOUT, f"gave up after {timeout:g} s"

@@ -80,6 +80,7 @@ class Searches:
         best: (P, n) points of these costs.
         layout: names and sizes of the variables within the n numbers.
         backend: how updates are computed, for the announced events.
+        share: the part of an evaluation that each step costs, for the announced events.
     """
 
     def __init__(
@@ -89,9 +90,10 @@ class Searches:
         budgets: Sequence[int],
         layout: Sequence[tuple[str, int]] = (),
         backend: str = "",
+        share: float = 1.0,
     ) -> None:
         self.evaluate = evaluate
-        self.backend = backend
+        self.backend, self.share = backend, share
         self.start = start
         self.budgets = list(budgets)
         self.layout = layout
@@ -116,7 +118,7 @@ class Searches:
             if loss < self.loss[row]:
                 self.loss[row] = loss
                 better.append(place)
-            announce(Step(self.spent[row], loss, self.backend))
+            announce(Step(self.spent[row], loss, self.backend, share=self.share))
         if better:
             self.best[[rows[place] for place in better]] = x[better]
         return losses, gradients

@@ -15,7 +15,7 @@ import torch
 
 from benchmark.base import config
 from benchmark.base.errors import UserError
-from benchmark.base.events import Step, watching
+from benchmark.base.events import Step, evaluations, watching
 from benchmark.base.seeds import stream
 from benchmark.base.spec import parse_one
 from benchmark.clients.toy import PlainDefense, Toy, toy
@@ -176,8 +176,8 @@ def _budgeted(plugin: Plugin, attack: Attack) -> str | None:
     counted: list[Step] = []
     with watching(counted.append):
         reported = _run(attack, observations)[0].evaluations
-    if reported < len(counted):
-        return f"it reports {reported} evaluations, but {len(counted)} were counted"
+    if reported < (spent := evaluations(counted)):
+        return f"it reports {reported} evaluations, but {spent} were counted"
     return None if reported <= attack.budget else f"it spent {reported} evaluations of {attack.budget}"
 
 

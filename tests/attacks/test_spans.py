@@ -146,7 +146,7 @@ def test_residuals_are_solved_and_the_metric_saves_rounds(batch, observation):
 
 def rebuild(scene, defense, **fields):
     """Return the samples of an attack on a round, after checks that hold for every attack."""
-    (rebuilt,) = Spans(**fields).run([scene.observe(GaussianNoise(ratio=1))], stream(0, "attack"))
+    (rebuilt,) = Spans(**fields).run([scene.observe(defense)], stream(0, "attack"))
     assert rebuilt.diverged is None and rebuilt.evaluations <= fields["evaluations"]
     samples = judge([scene.victim], [rebuilt], 30)
     assert all(sample.success for sample in samples if sample.accepted)
@@ -174,7 +174,7 @@ def test_an_image_found_twice_is_kept_once(batch, observation):
 
 
 def test_one_image_is_rebuilt_although_noise_and_timestep_are_private():
-    (sample,) = rebuild(toy(batch=1, channels=(16, 64)), PrivateNoiseTimestep(), evaluations=300)
+    (sample,) = rebuild(toy(batch=1, channels=(32, 128), timesteps="uniform"), PrivateNoiseTimestep(), evaluations=300)
     assert sample.success and sample.timestep_error == 0
 
 
