@@ -251,6 +251,9 @@ class _Search:
             ).best
         searches = self._searched(SpanSearch(self.observations[0], self.spans, self._of(rows)), start, budgets, rows)
         self._keep(rows, searches)
+        self._drop_copies()
+
+    def _drop_copies(self) -> None:
         for row in self._copies():
             self.loss[row] = math.inf
 
@@ -267,11 +270,12 @@ class _Search:
         """Spend the rest of the budget on all images, and return the estimated mean squared errors of x."""
         rows, start = range(len(self.sought)), self.x.clone()
         budgets = [self._left(one.update) // self.images for one in self.sought]
-        search = SpanSearch(self.observations[0], self.spans, self.sought)
-        searches = _WithHalfway(search, start, budgets, backend="spans", share=1 / self.images)
-        self._spend(searches, rows)
+        evaluate = SpanSearch(self.observations[0], self.spans, self.sought)
+        searches = _WithHalfway(evaluate, start, budgets, backend="spans", share=1 / self.images)
+        self._spend(evaluate, searches, rows)
         half, half_loss = searches.halfway, searches.halfway_loss
         self._keep(rows, searches)
+        self._drop_copies()
         falls = torch.tensor([SAFETY * end / first for end, first in zip(self.loss, half_loss, strict=True)]).clamp(max=1)
         moved = (self.x - half).square().mean(1) * falls.to(half)
         return torch.where(torch.tensor(searches.spent, device=moved.device) > 1, moved, math.inf)
@@ -285,24 +289,27 @@ class _Search:
         }
         if not any(found.values()):
             return []
-        search = SpanSearch(self.observations[0], self.spans, self.sought)
+        evaluate = SpanSearch(self.observations[0], self.spans, self.sought)
         spans = [
-            search.patch_spans(self.x[found[update]], found[update], REPELLING_SITES) if found.get(update) else {}
+            evaluate.patch_spans(self.x[found[update]], found[update], REPELLING_SITES) if found.get(update) else {}
             for update in range(len(self.observations))
         ]
-        search.close()
+        evaluate.close()
         return spans
 
     def _of(self, rows: Sequence[int]) -> list[Sought]:
         return [self.sought[row] for row in rows]
 
-    def _searched(self, search: SpanSearch, start: Tensor, budgets: Sequence[int], rows: Sequence[int]) -> Searches:
-        searches = Searches(search, start, budgets, backend="spans", share=1 / self.images)
-        self._spend(searches, rows)
+    def _searched(self, evaluate: SpanSearch, start: Tensor, budgets: Sequence[int], rows: Sequence[int]) -> Searches:
+        searches = Searches(evaluate, start, budgets, backend="spans", share=1 / self.images)
+        self._spend(evaluate, searches, rows)
         return searches
 
-    def _spend(self, searches: Searches, rows: Sequence[int]) -> None:
-        lbfgs(searches)
+    def _spend(self, evaluate: SpanSearch, searches: Searches, rows: Sequence[int]) -> None:
+        try:
+            lbfgs(searches)
+        finally:
+            evaluate.close()
         for row, spent in zip(rows, searches.spent, strict=True):
             self.spent[self.sought[row].update] += spent
 
