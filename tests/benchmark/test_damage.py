@@ -231,7 +231,7 @@ def test_a_run_directory_that_cannot_be_a_path_is_one_sentence(capsys):  # T4
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_record_with_another_text_is_not_the_one_that_was_saved(run):  # R2
+def test_a_record_with_changed_text_is_refused(run):  # R2
     path = run.cells / STRONG / "record.json"
     path.write_text(path.read_text().replace('"tiny"', '"huge"'))
     with pytest.raises(DamagedCell, match="its checksum differs"):

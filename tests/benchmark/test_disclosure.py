@@ -67,13 +67,13 @@ def test_a_granted_timestep_implies_its_range_and_nothing_else():
     assert public.informative(timestep_private=False) == {"bits"}
 
 
-def test_releases_are_those_of_the_parameters_that_apply():
+def test_releases_follow_from_the_parameters_that_apply():
     assert PublicParameters(clip_norm=1.0, noise_std=1.0).releases == {Release.CLIP, Release.NOISE}
     assert GaussianNoise().public(Scenario()).releases == {Release.NOISE}
     assert PublicParameters(withheld="conv_out").releases == set()
 
 
-def test_an_attack_that_searches_with_the_engine_inherits_what_that_takes_account_of():
+def test_an_attack_that_uses_the_engine_inherits_its_public_parameters():
     engine = PublicParameters.used_by(User.ENGINE)
     assert engine == {"withheld", "adapter_rank", "aggregated_clients"}
 

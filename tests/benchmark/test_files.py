@@ -133,7 +133,7 @@ def test_a_backup_never_takes_a_name_that_is_taken(tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file~": "a", "file~2": "b", "file~3": "c"}
 
 
-def test_what_a_killed_process_wrote_aside_is_cleared(store):
+def test_temporary_files_of_a_killed_process_are_removed(store):
     (store.path / ".writing-0123456789abcdef").write_text("half")
     (store.path / ".writing-mine").write_text("mine")
     with store.writing():

@@ -90,7 +90,7 @@ def test_the_prior_is_sampled(trained):
     assert found.images.isfinite().all() and found.images.abs().max() <= 1
 
 
-def test_steps_that_clip_nothing_are_those_of_diffusers(trained):
+def test_sampler_steps_without_clipping_agree_with_diffusers(trained):
     process = build_process(trained[1])
     scheduler = FlowMatchEulerDiscreteScheduler(process.steps)
     scheduler.set_timesteps(process.steps)

@@ -65,7 +65,7 @@ def row(table, attack, defense="none"):
     return found
 
 
-def test_the_columns_are_those_that_users_were_promised(table):
+def test_the_columns_keep_their_promised_order(table):
     assert list(tables.published(table, table[:0]).columns) == PROMISED
 
 
@@ -137,7 +137,7 @@ def test_a_paired_difference_pairs_by_image(run):
     assert opposite.difference["none"] == -found.difference["none"]
 
 
-def test_tables_and_figures_are_written_and_say_what_they_must(run):
+def test_tables_and_figures_have_the_required_content(run):
     build_report(run)
     markdown, latex = (run.path / "leaderboard.md").read_text(), (run.path / "leaderboard.tex").read_text()
     for text in (markdown, latex):

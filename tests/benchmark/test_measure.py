@@ -163,7 +163,7 @@ def test_measuring_again_gives_the_bits_of_the_judge(run, name):
         pd.testing.assert_frame_equal(samples(run, attack), before[attack], check_exact=True)
 
 
-def test_what_could_not_be_measured_before_is_measured_and_its_note_goes(monkeypatch, run):
+def test_a_missing_measurement_is_added_and_its_note_removed(monkeypatch, run):
     assert "No LPIPS: none." in read_results(run).notes
     lpips = next(metric for metric in metrics.METRICS if metric.name == "lpips")
     able = dataclasses.replace(lpips, measure=WORST.measure)

@@ -25,7 +25,7 @@ def process(prediction_type):
 
 @pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2", "sigmoid"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-def test_forward_process_and_target_are_those_of_diffusers(batch, beta_schedule, prediction_type):
+def test_forward_process_and_target_agree_with_diffusers(batch, beta_schedule, prediction_type):
     x_0, t, eps = batch
     scheduler = DDPMScheduler(1000, beta_schedule=beta_schedule, prediction_type=prediction_type)
     found = read_process(scheduler)
@@ -56,7 +56,7 @@ def test_image_and_noise_follow_from_x_t_and_the_target(batch, prediction_type):
 
 
 @pytest.mark.parametrize("prediction_type", list(TARGETS))
-def test_the_determinant_is_that_of_the_two_equations(prediction_type):
+def test_the_determinant_agrees_with_the_two_equations(prediction_type):
     found = process(prediction_type)
     p, q, determinant = TARGETS[prediction_type](found.signal, found.noise)
     assert torch.allclose(found.signal * q - found.noise * p, torch.as_tensor(determinant))

@@ -60,7 +60,7 @@ def test_figures_behind_a_link_are_refused_and_stay(store, tmp_path, capsys):  #
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["fig1.pdf"]
 
 
-def test_a_figure_of_an_earlier_report_that_is_drawn_no_more_goes(store, drawn):
+def test_an_outdated_figure_of_an_earlier_report_is_deleted(store, drawn):
     build_report(store)
     drawn[:] = ["other.png"]
     build_report(store)
@@ -76,7 +76,7 @@ def test_a_figure_that_was_changed_since_stays(store, drawn):  # R1
 
 
 @pytest.mark.parametrize("name", ["leaderboard.csv", "leaderboard.md", "figures/heatmap.png"])  # R1
-def test_somebody_elses_file_of_a_name_that_is_needed_is_kept_as_a_backup(store, capsys, name):
+def test_a_foreign_file_with_a_needed_name_is_kept_as_a_backup(store, capsys, name):
     (store.path / "figures").mkdir()
     for content in ("mine", "mine again"):
         (store.path / name).write_text(content)
@@ -168,7 +168,7 @@ def test_a_manifest_cannot_make_a_report_delete_other_files(store, tmp_path, man
     assert (store.path / "figures" / "link.png").is_symlink()
 
 
-def test_leftovers_of_a_killed_report_go_and_the_users_stay(store):
+def test_leftovers_of_a_killed_report_are_removed_and_user_files_stay(store):
     (store.path / ".report-0123456789abcdef" / "figures").mkdir(parents=True)
     (store.path / ".report-mine").mkdir()
     with publishing(store.path):

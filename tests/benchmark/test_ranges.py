@@ -40,7 +40,7 @@ def test_there_is_something_to_check():
 
 @pytest.mark.parametrize(("cls", "name"), FIELDS, ids=lambda value: getattr(value, "__name__", value))
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e40, -(10**30)])
-def test_no_field_takes_what_is_no_number_to_compute_with(cls, name, value):  # T5
+def test_every_field_refuses_a_value_that_is_no_finite_number(cls, name, value):  # T5
     with pytest.raises(ValueError, match=rf"{name} must be .*not "):
         made(cls, **{name: value})
     with pytest.raises(UserError):

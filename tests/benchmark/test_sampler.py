@@ -37,7 +37,7 @@ def test_it_is_diffusers_ddim(prior):
     assert torch.allclose(ddim(*prior, latent(), STEPS), unrolled(*prior, latent(), STEPS), atol=1e-5)
 
 
-def test_the_gradient_is_that_of_the_unrolled_loop(prior):
+def test_the_gradient_agrees_with_the_unrolled_loop(prior):
     weights = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     gradients = []
     for sampler in (ddim, unrolled):

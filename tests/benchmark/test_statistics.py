@@ -26,7 +26,7 @@ def test_crops_of_one_photograph_count_once():
     assert clustered[1] - clustered[0] > 2 * (pretended[1] - pretended[0])
 
 
-def test_an_interval_of_the_best_of_one_is_that_of_a_median():
+def test_with_one_attack_the_interval_of_the_best_is_that_attacks_own():
     values = np.random.default_rng(3).normal(size=(1, 20))
     sources = [str(i) for i in range(20)]
     assert best_intervals(values, [values], sources) == [pytest.approx(median_interval(values[0].tolist(), sources))]

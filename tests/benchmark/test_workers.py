@@ -80,7 +80,7 @@ def include(folder, bodies=BODIES):
     return (folder,)
 
 
-def test_a_worker_that_fails_costs_one_cell_and_the_others_are_those_of_one_process(tmp_path, monkeypatch):
+def test_a_worker_that_fails_costs_one_cell_and_changes_no_other(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "GRACE", 2.0)
     job = Job(dataclasses.replace(GRID, attacks=("dlg", *BODIES)), include(tmp_path))
     cells, display = job.cells(), Recorder()

@@ -181,7 +181,7 @@ def test_a_value_that_is_no_image_is_named_by_its_key(tmp_path, rng):  # T6
     refused(LSUNBedroom(path=str(tmp_path)), "the-key in ", "data.mdb", "not an image")
 
 
-def test_what_lies_beside_the_files_changes_no_fingerprint(cifar10, celeba_hq, lsun_bedroom):  # F4
+def test_other_files_in_the_folder_do_not_change_the_fingerprint(cifar10, celeba_hq, lsun_bedroom):  # F4
     root, _, _ = cifar10  # all three lie in this folder, each in its own form
     datasets = [CIFAR10(path=str(root)), LSUNBedroom(path=str(root))]
     before = [dataset.fingerprint() for dataset in datasets]

@@ -27,7 +27,7 @@ def drawn(folder, count=6):
     return data.fingerprint(), torch.stack([picture.image for picture in pictures])
 
 
-def test_the_images_decide_and_not_where_they_lie_or_how_they_are_called(tmp_path):  # F4
+def test_the_split_depends_on_the_images_and_not_on_their_names(tmp_path):  # F4
     base = fill(tmp_path / "base")
     copy = tmp_path / "elsewhere" / "copy"
     shutil.copytree(base, copy)

@@ -90,7 +90,7 @@ def test_other_pixels_are_another_data_set(cifar10):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_where_it_is_missing_one_sentence_says_how_to_get_it(name, tmp_path, monkeypatch):
+def test_a_missing_data_set_is_reported_with_how_to_get_it(name, tmp_path, monkeypatch):
     from benchmark.base.spec import parse_one
 
     monkeypatch.setenv("GIDBENCH_DATA", str(tmp_path))
