@@ -103,6 +103,13 @@ def sites(network: Denoiser, image_shape: Sequence[int]) -> list[Site]:
     return passed
 
 
+def sites_of_each(observations: Sequence[Observation]) -> list[list[Site]]:
+    """Return the sites of each observation's network: the same objects for one network and one image shape."""
+    distinct = {(id(observation.network), observation.image_shape): observation for observation in observations}
+    found = {key: sites(observation.network, observation.image_shape) for key, observation in distinct.items()}
+    return [found[id(observation.network), observation.image_shape] for observation in observations]
+
+
 def _is_plain(layer: nn.Conv2d) -> bool:
     padded = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     return padded and layer.groups == 1 and layer.dilation == (1, 1)

@@ -31,6 +31,9 @@ from benchmark.types import Observation
 SiteSpans = Mapping[Site, Tensor]
 """Orthonormal bases (R, C K^2) float32 of row spans, by site."""
 
+REPULSION = 0.1
+"""Weight of the share of an image's patches that lies inside the spans of images already found."""
+
 MEMORY_SHARE = 0.6
 """Share of the free memory that the chunks may need, as measured on one search."""
 
@@ -128,10 +131,10 @@ class SpanSearch(Chunked):
         return costs.detach(), gradient
 
     def _patches(self, x: Tensor, rows: Sequence[int]) -> Mapping[Site, Tensor]:
-        values = self._layer_inputs(*self.noisy(x, rows))
+        values = self._layer_inputs(*self._noisy(x, rows))
         return {site: site.patches(values[site.name]) for site in self.sites}
 
-    def noisy(self, x: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _noisy(self, x: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the noisy images (A, C, H, W) of the searches `rows` at `x` (A, n), and their timesteps (A,)."""
         sought = [self.sought[row] for row in rows]
         images, t = x.view(-1, *self.observation.image_shape), torch.tensor([one.timestep for one in sought], device=x.device)
@@ -153,10 +156,6 @@ class SpanSearch(Chunked):
         return run
 
 
-REPULSION = 0.1
-"""Weight of the share of an image's patches that lies inside the spans of images already found."""
-
-
 def _share_outside(patches: Tensor, span: Tensor) -> Tensor:
     """Return the share (A,) of the square of patches (A, N, n) outside a span (R, n) with orthonormal rows."""
     outside = patches - patches @ span.T @ span
@@ -166,6 +165,6 @@ def _share_outside(patches: Tensor, span: Tensor) -> Tensor:
 def _basis(rows: Tensor) -> Tensor:
     """Return an orthonormal basis (R, n) float32 of the span of rows (N, ...), without directions that rounding explains.
 
-    The singular value decomposition runs on the CPU: on a GPU it takes longer, in float64.
+    The singular value decomposition, in float64, runs on the CPU. It was never timed on a GPU.
     """
     return row_span(rows.cpu()).float().to(rows.device)

@@ -40,7 +40,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from benchmark.attacks._inversion import Inversion, Readout, read_update, sites
+from benchmark.attacks._inversion import Inversion, Readout, read_update, sites_of_each
 from benchmark.attacks._residual import default_start, search
 from benchmark.base.ranges import MAX_NUMBER, InnerShare, Positive, Range
 from benchmark.closed_form.timesteps import with_timesteps
@@ -81,12 +81,7 @@ class Activations(MatchingAttack):
         return with_timesteps(observations, lambda known: self._attack(known, generator))
 
     def _attack(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        distinct = {(id(observation.network), observation.image_shape): observation for observation in observations}
-        sites_by_network = {key: sites(observation.network, observation.image_shape) for key, observation in distinct.items()}
-        readouts = [
-            read_update(observation, sites_by_network[id(observation.network), observation.image_shape])
-            for observation in observations
-        ]
+        readouts = list(map(read_update, observations, sites_of_each(observations)))
         groups: dict[object, list[int]] = {}
         for place, (observation, readout) in enumerate(zip(observations, readouts, strict=True)):
             kind = (id(observation.network), observation.batch_shape, observation.noise is None, readout.kind)

@@ -44,7 +44,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from benchmark.attacks._inversion import sites
+from benchmark.attacks._inversion import sites_of_each
 from benchmark.attacks._kronecker import metric
 from benchmark.attacks._linear_residual import LinearUpdate, solve
 from benchmark.attacks._residual import default_start, search
@@ -102,9 +102,7 @@ class Spans(MatchingAttack):
         return with_timesteps(observations, lambda known: self._attack(known, generator))
 
     def _attack(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        shapes = {(id(observation.network), observation.image_shape): observation for observation in observations}
-        network_sites = {shape: sites(one.network, one.image_shape) for shape, one in shapes.items()}
-        spans = [complete_spans(one, network_sites[id(one.network), one.image_shape]) for one in observations]
+        spans = list(map(complete_spans, observations, sites_of_each(observations)))
         groups: dict[object, list[int]] = {}
         for place, observation in enumerate(observations):
             names = tuple(site.name for site in spans[place])

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 
@@ -49,6 +50,18 @@ class Preset:
         return fields
 
 
+_google_preset = partial(
+    Preset,
+    layers_per_block=2,
+    norm_num_groups=32,
+    attention_head_dim=None,
+    freq_shift=1,
+    flip_sin_to_cos=False,
+    norm_eps=1e-6,
+    downsample_padding=0,
+)
+"""A preset with the settings that Google's DDPM checkpoints share."""
+
 PRESETS = {
     "tiny": Preset(
         "16x16, blocks (32, 64), attention at 8x8, 0.7 M parameters",
@@ -71,33 +84,19 @@ PRESETS = {
         ("DownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
         ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
     ),
-    "ddpm-cifar10": Preset(
+    "ddpm-cifar10": _google_preset(
         "32x32, the architecture of google/ddpm-cifar10-32, 35.7 M parameters",
         32,
         (128, 256, 256, 256),
         ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
         ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=2,
-        norm_num_groups=32,
-        attention_head_dim=None,
-        freq_shift=1,
-        flip_sin_to_cos=False,
-        norm_eps=1e-6,
-        downsample_padding=0,
     ),
-    "ddpm-celebahq-256": Preset(
+    "ddpm-celebahq-256": _google_preset(
         "256x256, the architecture of google/ddpm-celebahq-256, 113.7 M parameters",
         256,
         (128, 128, 256, 256, 512, 512),
         ("DownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
         ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
-        layers_per_block=2,
-        norm_num_groups=32,
-        attention_head_dim=None,
-        freq_shift=1,
-        flip_sin_to_cos=False,
-        norm_eps=1e-6,
-        downsample_padding=0,
     ),
     "wide-128": Preset(
         "128x128, blocks (64, 128, 256, 512) after the GIDM reference code, attention at 16x16, 61.8 M parameters",

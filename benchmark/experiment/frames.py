@@ -33,7 +33,7 @@ FIXED_COLUMNS = {
 """The columns of `samples.parquet` and their types, except for the measurements. Each of those is a column of float64."""
 
 LATER_COLUMNS = dict.fromkeys(("predicted_psnr", "accepted"), pyarrow.float64())
-"""Columns that files from before version 0.2.0 lack."""
+"""Columns that files of version 0.2.0 and of earlier versions lack."""
 
 RANKING_MEASUREMENT = "psnr"
 """The measurement that ranks attacks, which every file must have.

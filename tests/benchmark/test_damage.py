@@ -153,7 +153,7 @@ def test_columns_values_and_sizes_of_samples_are_checked(run):  # R2
         at = whole.schema.get_field_index(name)
         return whole.set_column(at, whole.schema.field(name), pyarrow.array(values, whole.schema.field(name).type))
 
-    for readable in (whole, whole.drop_columns(["predicted_psnr", "accepted"])):  # files of version 0.1 lack both
+    for readable in (whole, whole.drop_columns(["predicted_psnr", "accepted"])):  # files of version 0.2.0 lack both
         forge(cell, readable)
         assert run.record(STRONG) is not None
     damaged = [
