@@ -2,7 +2,8 @@
 
 The private images depend only on the dataset, their number and size, and the trial. Timesteps and noise also depend on the
 scenario, and a defense may restrict the timesteps. The defense's randomness also depends on the defense. The attack's
-randomness depends on all of these, the model and the attack.
+randomness depends on the same axes as the noise, on the model and on the attack, but not on the defense. So rows that differ
+only in the defense are paired in the attack's draws too, and an attacker who knows more cannot lose by less lucky draws.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class Scene:
         cell = self.cell
         if cell.attack is None:
             return [Reconstruction(self.codec.encode(victim.images.clone()), evaluations=0) for victim in self.victims]
-        attack_stream = stream(cell.seed, "attack", cell.keys.attack, cell.keys.defense, cell.keys.model, *self._scene_axes)
+        attack_stream = stream(cell.seed, "attack", cell.keys.attack, cell.keys.model, *self._scene_axes)
         return cell.attack.run(self.observations, attack_stream)
 
     def prepared_network(self) -> Denoiser:
