@@ -2,8 +2,8 @@
 
 The private images depend only on the dataset, their number and size, and the trial. Timesteps and noise also depend on the
 scenario, and a defense may restrict the timesteps. The defense's randomness also depends on the defense. The attack's
-randomness depends on the same axes as the noise, on the model and on the attack, but not on the defense. So rows that differ
-only in the defense are paired in the attack's draws too, and an attacker who knows more cannot lose by less lucky draws.
+randomness depends on the same axes as the noise, the model and the attack, but not on the defense: rows that differ only in
+the defense are paired in these draws too.
 """
 
 from __future__ import annotations

@@ -95,6 +95,14 @@ def test_victims_are_the_same_under_every_attack_and_defense(cells):
             assert torch.equal(a.noise, b.noise)
 
 
+def test_an_attack_draws_the_same_under_every_defense(cells):
+    """Check that the floor is the same in every row of a scene, and that random starts are paired."""
+    first, *others = (Scene(cell, CACHE).attack() for (attack, _), cell in cells.items() if attack == "random_guess")
+    assert len(others) == len(GRID.defenses) - 1
+    for rebuilt in others:
+        assert all(torch.equal(a.images, b.images) for a, b in zip(first, rebuilt, strict=True))
+
+
 def test_victims_differ_between_trials():
     grid = Grid(**{**GRID.__dict__, "trials": 2, "defenses": ("none",), "attacks": ("dlg",)})
     first, second = (Scene(c, CACHE).victims for c in plan(grid, Registry(), "cpu") if c.attack_label == "dlg")
