@@ -43,17 +43,19 @@ def complete_spans(observation: Observation, network_sites: Sequence[Site]) -> S
 
     `network_sites` are the network's plain convolutions, the same for all updates that are searched together.
 
-    These are the layers with N h w <= O and N h w < C K^2, for N images and an output of O channels and h x w positions. The
-    result is empty if there is none, or if the network states no landmarks.
+    These are the layers with N h w <= O and N h w < C K^2, for N images and an output of O channels and h x w positions. Where
+    rounding hides directions of a span, patches of the images lie outside it: such layers are left out if there are others.
+    The result is empty if there is none, or if the network states no landmarks.
     """
     marks = landmarks(observation.network)
     if marks is None:
         return {}
-    return {
+    spans = {
         site: _basis(gradient)
         for site, gradient in _gradients(observation, network_sites, marks.encoder)
         if _is_complete(observation.image_count, site, gradient) and gradient.any()
     }
+    return {site: span for site, span in spans.items() if len(span) == _patches(observation.image_count, site)} or spans
 
 
 def _gradients(observation: Observation, network_sites: Sequence[Site], encoder: frozenset[str]) -> list[tuple[Site, Tensor]]:
@@ -62,8 +64,11 @@ def _gradients(observation: Observation, network_sites: Sequence[Site], encoder:
 
 
 def _is_complete(images: int, site: Site, gradient: Tensor) -> bool:
-    patches = images * site.height * site.width
-    return patches <= len(gradient) and patches < gradient[0].numel()
+    return _patches(images, site) <= len(gradient) and _patches(images, site) < gradient[0].numel()
+
+
+def _patches(images: int, site: Site) -> int:
+    return images * site.height * site.width
 
 
 @dataclass(frozen=True, eq=False)

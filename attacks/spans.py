@@ -74,8 +74,14 @@ COPY_DISTANCE = 0.5
 Different ones differ by more than their norm: their noise is independent.
 """
 
-SAFETY = 10.0
-"""The squared error of an image falls at least as fast as its cost, up to this factor: the last directions fall slowest."""
+REPELLED = 50
+"""The most evaluations of a search that is repelled from the images found."""
+
+PATIENCE = 30
+"""A search is judged after every so many evaluations."""
+
+STALLED = 0.8
+"""A search ends if its cost stays above this share of its last cost: at an image, or caught elsewhere."""
 
 REPELLING_SITES = 3
 """The number of last layers by which a search is repelled from the images found."""
@@ -87,15 +93,13 @@ class Spans(MatchingAttack):
 
     Attributes:
         evaluations: budget for one victim, steps 3 and 4 together.
-        search_share: share of the budget for step 3 if the noise is private.
-        exploration: evaluations of a search before it is judged.
+        search_share: the largest share of the budget for step 3 if the noise is private. Step 4 has all that is left.
     """
 
     adapts_to: ClassVar[frozenset[str]] = DISTANCE_PARAMETERS | {"least_timestep"}
 
     evaluations: Count = 800
     search_share: InnerShare = 0.75
-    exploration: Count = 150
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
@@ -123,7 +127,7 @@ class Spans(MatchingAttack):
             return self._match(observations, [0] * len(observations), "no layer is wide enough", generator)
         granted_noise = observations[0].noise is not None
         budget = self.evaluations if granted_noise else max(1, round(self.search_share * self.evaluations))
-        found = _Search(observations, spans, budget, self.exploration).run(generator)
+        found = _Search(observations, spans, budget).run(generator)
         rebuilt: dict[int, Reconstruction] = {}
         lost = [place for place, images in enumerate(found) if not images.any_found]
         if lost:
@@ -197,9 +201,8 @@ class _Found:
 class _Search:
     """Step 3 for P updates of one kind, with N images each."""
 
-    def __init__(self, observations: Sequence[Observation], spans: Sequence[SiteSpans], budget: int, exploration: int) -> None:
+    def __init__(self, observations: Sequence[Observation], spans: Sequence[SiteSpans], budget: int) -> None:
         self.observations, self.spans, self.budget = observations, spans, budget
-        self.exploration = min(exploration, max(1, budget // 2))
         self.images = observations[0].image_count
         self.sought = [
             Sought(update, int(t), None if observation.noise is None else observation.noise[image])
@@ -208,52 +211,58 @@ class _Search:
         ]
         self.x = torch.stack([mean_colour_start(observation) for observation in observations]).flatten(0, 1).flatten(1)
         self.loss = [math.inf] * len(self.sought)
+        self.error = self.x.new_full((len(self.sought),), math.inf)
         self.spent = [0] * len(observations)  # passes of single images
 
     def run(self, generator: torch.Generator) -> list[_Found]:
-        """Search until all images are found or the budget is spent, and spend the rest on all images."""
-        self._explore(range(len(self.sought)), generator)
-        while lost := self._lost():
-            self._explore(lost, generator)
-        error = self._refine().view(-1, self.images)
+        """Search until all images are found or the budget is spent."""
+        rows: Sequence[int] = range(len(self.sought))
+        while rows:
+            self._explore(rows, generator)
+            rows = self._lost()
         shape = self.observations[0].batch_shape
-        losses, x = torch.tensor(self.loss).to(error).view_as(error), self.x.view(-1, *shape)
+        losses, error = (values.view(-1, self.images) for values in (torch.tensor(self.loss).to(self.error), self.error))
+        x = self.x.view(-1, *shape)
         return [
             _Found(x[update], losses[update], error[update], math.ceil(spent / self.images))
             for update, spent in enumerate(self.spent)
         ]
 
+    def _explore(self, rows: Sequence[int], generator: torch.Generator) -> None:
+        """Search images from new starts, first repelled from the images found, then not."""
+        start = self._starts(rows, generator)
+        if repellers := self._repellers(rows):
+            repelled = SpanSearch(self.observations[0], self.spans, self._of(rows), repellers)
+            start = self._searched(repelled, start, [REPELLED] * len(rows), rows).best
+        searches = self._searched(SpanSearch(self.observations[0], self.spans, self._of(rows)), start, self._shares(rows), rows)
+        for place, row in enumerate(rows):
+            if searches.loss[place] < self.loss[row]:
+                self.loss[row], self.x[row] = searches.loss[place], searches.best[place]
+                self.error[row] = searches.remaining_error(place)
+        for row in self._copies():
+            self.loss[row] = math.inf
+
+    def _starts(self, rows: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Return new starts: the mean colour of public images with fresh noise, or N(0, 1) for clean images."""
+        noise = torch.randn(len(rows), *self.observations[0].image_shape, generator=generator).to(self.x)
+        if self.sought[0].noise is None:
+            colours = torch.stack([mean_colour_start(self.observations[self.sought[row].update])[0] for row in rows])
+            t = torch.tensor([self.sought[row].timestep for row in rows], device=self.x.device)
+            noise = self.observations[0].schedule.add_noise(colours, t, noise)
+        return noise.flatten(1)
+
+    def _shares(self, rows: Sequence[int]) -> list[int]:
+        """Divide the budget that is left to each update among its images."""
+        count = Counter(self.sought[row].update for row in rows)
+        return [max(1, self._left(self.sought[row].update) // count[self.sought[row].update]) for row in rows]
+
     def _left(self, update: int) -> int:
         return self.budget * self.images - self.spent[update]
 
     def _lost(self) -> list[int]:
-        """Return the images that are not found and whose update can afford another exploration of them all.
-
-        Such an exploration costs twice as much as the first. As much as the first is kept for `_refine`.
-        """
+        """Return the images that are not found and whose update can afford another exploration of them all."""
         lost = [row for row, loss in enumerate(self.loss) if not loss < FOUND]
-        count = Counter(self.sought[row].update for row in lost)
-        return [
-            row
-            for row in lost
-            if self.exploration * (2 * count[self.sought[row].update] + self.images) <= self._left(self.sought[row].update)
-        ]
-
-    def _explore(self, rows: Sequence[int], generator: torch.Generator) -> None:
-        """Search images from new starts, first repelled from the images found, then not."""
-        start = torch.randn(len(rows), self.x.shape[1], generator=generator).to(self.x)
-        budgets = [self.exploration] * len(rows)
-        if repellers := self._repellers(rows):
-            start = self._searched(
-                SpanSearch(self.observations[0], self.spans, self._of(rows), repellers), start, budgets, rows
-            ).best
-        searches = self._searched(SpanSearch(self.observations[0], self.spans, self._of(rows)), start, budgets, rows)
-        self._keep(rows, searches)
-        self._drop_copies()
-
-    def _drop_copies(self) -> None:
-        for row in self._copies():
-            self.loss[row] = math.inf
+        return [row for row, share in zip(lost, self._shares(lost), strict=True) if share >= 2 * REPELLED]
 
     def _copies(self) -> list[int]:
         """Return the images that are copies of an image of the same update with a lower cost."""
@@ -264,22 +273,8 @@ class _Search:
     def _are_alike(self, a: int, b: int) -> bool:
         return bool((self.x[a] - self.x[b]).norm() < COPY_DISTANCE * self.x[a].norm())
 
-    def _refine(self) -> Tensor:
-        """Spend the rest of the budget on all images, and return the estimated mean squared errors of x."""
-        rows, start = range(len(self.sought)), self.x.clone()
-        budgets = [self._left(one.update) // self.images for one in self.sought]
-        evaluate = SpanSearch(self.observations[0], self.spans, self.sought)
-        searches = _WithHalfway(evaluate, start, budgets, backend="spans", share=1 / self.images)
-        self._spend(evaluate, searches, rows)
-        half, half_loss = searches.halfway, searches.halfway_loss
-        self._keep(rows, searches)
-        self._drop_copies()
-        falls = torch.tensor([SAFETY * end / first for end, first in zip(self.loss, half_loss, strict=True)]).clamp(max=1)
-        moved = (self.x - half).square().mean(1) * falls.to(half)
-        return torch.where(torch.tensor(searches.spent, device=moved.device) > 1, moved, math.inf)
-
     def _repellers(self, rows: Sequence[int]) -> list[SiteSpans]:
-        """Return the spans of the images found behind each update; empty before the first exploration."""
+        """Return the spans of the images found behind each update; empty if there are none."""
         updates = {self.sought[row].update for row in rows}
         found = {
             update: [i for i in range(len(self.loss)) if self.sought[i].update == update and self.loss[i] < FOUND]
@@ -298,44 +293,52 @@ class _Search:
     def _of(self, rows: Sequence[int]) -> list[Sought]:
         return [self.sought[row] for row in rows]
 
-    def _searched(self, evaluate: SpanSearch, start: Tensor, budgets: Sequence[int], rows: Sequence[int]) -> Searches:
-        searches = Searches(evaluate, start, budgets, backend="spans", share=1 / self.images)
-        self._spend(evaluate, searches, rows)
-        return searches
-
-    def _spend(self, evaluate: SpanSearch, searches: Searches, rows: Sequence[int]) -> None:
+    def _searched(self, evaluate: SpanSearch, start: Tensor, budgets: Sequence[int], rows: Sequence[int]) -> _UntilStalled:
+        searches = _UntilStalled(evaluate, start, budgets, backend="spans", share=1 / self.images)
         try:
             lbfgs(searches)
         finally:
             evaluate.close()
         for row, spent in zip(rows, searches.spent, strict=True):
             self.spent[self.sought[row].update] += spent
-
-    def _keep(self, rows: Sequence[int], searches: Searches) -> None:
-        for place, row in enumerate(rows):
-            if searches.loss[place] < self.loss[row]:
-                self.loss[row], self.x[row] = searches.loss[place], searches.best[place]
+        return searches
 
 
-class _WithHalfway(Searches):
-    """Searches that also keep the best point after half of the budget.
+class _UntilStalled(Searches):
+    """Searches that end where the cost no longer falls: an image is found, or the search is caught elsewhere.
 
     Attributes:
-        halfway: (P, n) these points; the start if a search ended before.
-        halfway_loss: their costs, infinite at the start.
+        milestones: for each search the best points (n,) and their costs after every `PATIENCE` evaluations.
     """
 
     def __init__(self, evaluate: Evaluate, start: Tensor, budgets: Sequence[int], backend: str, share: float) -> None:
         super().__init__(evaluate, start, budgets, backend=backend, share=share)
-        self.halfway, self.halfway_loss = start.clone(), [math.inf] * len(start)
+        self.milestones: list[list[tuple[Tensor, float]]] = [[] for _ in start]
 
     def __call__(self, x: Tensor, rows: Sequence[int]) -> tuple[list[float], Tensor]:
         """See `Searches.__call__`."""
-        found = super().__call__(x, rows)
+        evaluated = super().__call__(x, rows)
         for row in rows:
-            if self.spent[row] in (1, self.budgets[row] // 2):
-                self.halfway[row], self.halfway_loss[row] = self.best[row], self.loss[row]
-        return found
+            if self.spent[row] % PATIENCE == 0:
+                self.milestones[row] = [*self.milestones[row][-2:], (self.best[row].clone(), self.loss[row])]
+        return evaluated
+
+    def with_budget(self, rows: Sequence[int] | None = None) -> list[int]:
+        """See `Searches.with_budget`; without the searches that have stalled."""
+        return [row for row in super().with_budget(rows) if not self._has_stalled(row)]
+
+    def _has_stalled(self, row: int) -> bool:
+        costs = [cost for _, cost in self.milestones[row][-2:]]
+        return len(costs) == 2 and costs[1] > STALLED * costs[0]
+
+    def remaining_error(self, row: int) -> float:
+        """Return the mean squared error that is left if the moves between milestones shrink at the same rate from now on."""
+        if len(self.milestones[row]) < 3:
+            return math.inf
+        (a, _), (b, _), (c, _) = self.milestones[row]
+        before, last = float((b - a).square().mean().sqrt()), float((c - b).square().mean().sqrt())
+        rate = last / before if before else 0.0
+        return (last * rate / (1 - rate)) ** 2 if rate < 1 else math.inf
 
 
 def _timesteps(observation: Observation) -> Tensor:

@@ -166,7 +166,7 @@ def test_a_search_from_nearby_ends_at_the_noisy_image_of_its_timestep(batch, obs
 
 def test_an_image_found_twice_is_kept_once(batch, observation):
     twice = dataclasses.replace(observation, timesteps=batch.victim.timesteps)
-    found = _Search([twice], [spans_of(observation)], budget=10, exploration=5)
+    found = _Search([twice], [spans_of(observation)], budget=10)
     found.x = noisy_images(batch).flatten(1)
     found.x[2] = 1.01 * found.x[0]
     found.loss = [1e-6, 1e-6, 1e-5, 1.0]
@@ -180,7 +180,7 @@ def test_one_image_is_rebuilt_although_noise_and_timestep_are_private():
 
 def test_images_of_a_batch_are_rebuilt_although_noise_and_timesteps_are_private():
     scene = toy(batch=2, channels=(32, 128), timesteps="uniform")
-    samples = rebuild(scene, PrivateNoiseTimestep(), evaluations=600, exploration=100)
+    samples = rebuild(scene, PrivateNoiseTimestep(), evaluations=600)
     assert any(sample.success for sample in samples)
 
 
