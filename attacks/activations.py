@@ -99,7 +99,7 @@ class Activations(MatchingAttack):
         if diagnosis.images > MAX_BATCH:
             return unknown(f"{images} are searched together, and published searches are of up to {MAX_BATCH}")
         if not diagnosis.noise_granted and not (diagnosis.images == 1 and diagnosis.complete):
-            if self.evaluations <= PRIVATE_NOISE:
+            if diagnosis.too_few(self.evaluations):
                 return Outlook(
                     Prediction.NOT_RECOVERED, "with private noise no layer fixes the images, and the budget is small"
                 )

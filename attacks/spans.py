@@ -110,7 +110,7 @@ class Spans(MatchingAttack):
             return of_search(diagnosis, self.evaluations, ENOUGH_EVALUATIONS, success_db)
         if diagnosis.disturbed:
             return of_search(diagnosis, self.evaluations - self._step_3_budget, ENOUGH_EVALUATIONS, success_db)
-        if self.evaluations < type(self).evaluations:
+        if self.evaluations < diagnosis.enough(type(self).evaluations):
             return unknown(f"{len(diagnosis.complete)} layers are complete, but {self.evaluations} evaluations may be too few")
         found = f"{len(diagnosis.complete)} layers span all patches of {count(diagnosis.images)}"
         return Outlook(Prediction.RECOVERED, f"{found}, and nothing disturbs them")

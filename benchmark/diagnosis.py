@@ -98,8 +98,8 @@ def _levels(update: Update) -> int | None:
     """Return the number of distinct values in the largest tensor, None if they show no rounding."""
     largest = max(update.values(), key=Tensor.numel, default=torch.empty(0)).flatten()[:MAX_VALUES]
     nonzero = largest[largest != 0]
-    count = len(nonzero.unique())
-    return count if len(nonzero) and count < ROUNDED * len(nonzero) else None
+    count = int((nonzero.sort().values.diff() != 0).sum()) + 1
+    return count if count < ROUNDED * len(nonzero) else None
 
 
 def _noise_ratio(update: Update, spectra: Mapping[Layer, Tensor]) -> float | None:

@@ -30,8 +30,12 @@ NOISE_MARGIN = 3.0
 PRUNED = 0.85
 """Share of zeros from which on nothing is expected: in results/defenses no attack reached 30 dB at 90%, one did at 50%."""
 
-TOO_FEW_FOR_PRIVATE_NOISE = 100
-"""Evaluations up to which no search succeeds with private noise, as in results/defenses and results/default."""
+FEW_EVALUATIONS = 1 / 15
+"""Evaluations per unknown up to which no search with private noise is expected to succeed.
+
+In results/defenses none did with 100 evaluations for 1,536 unknowns, and for several images in results/attacks/limits none did
+with 300 for 12,288 and more.
+"""
 
 MAX_BATCH = 4
 """Number of images up to which a joint search is expected to succeed. In results/attacks/limits 8 images were too many."""
@@ -123,6 +127,22 @@ class Diagnosis:
         """Return the convolutions whose rows span the patches of all images."""
         return tuple(layer for layer in self.convolutions if layer.complete)
 
+    def enough(self, published: int) -> int:
+        """Return the evaluations that suffice for one image: the published number, or that of the unknowns if that is smaller.
+
+        Conjugate directions solve a linear problem after as many steps as it has unknowns.
+        """
+        return min(published, self.unknowns // self.images)
+
+    def too_few(self, evaluations: int) -> bool:
+        """Return whether so few evaluations are not expected to find images and noise."""
+        return evaluations <= FEW_EVALUATIONS * self.unknowns
+
+    @property
+    def unknowns(self) -> int:
+        """Return the number of unknowns of a search: the images, and their noise if it is private."""
+        return self.images * self.pixels * (1 if self.noise_granted else 2)
+
     @property
     def informative(self) -> tuple[Layer, ...]:
         """Return the convolutions whose patches do not fill the whole space, so that the rows restrict them."""
@@ -176,8 +196,7 @@ def disturbance(diagnosis: Diagnosis, success_db: float) -> Outlook | None:
         return Outlook(Prediction.NOT_RECOVERED, f"{diagnosis.zeros:.0%} of the coordinates are zero")
     if not diagnosis.noise_ratio:
         return None
-    unknowns = diagnosis.images * diagnosis.pixels * (1 if diagnosis.noise_granted else 2)
-    error = NOISE_GAIN * diagnosis.noise_ratio**2 * unknowns / diagnosis.coordinates
+    error = NOISE_GAIN * diagnosis.noise_ratio**2 * diagnosis.unknowns / diagnosis.coordinates
     limit = max(0.0, -10 * math.log10(error))
     says = (
         f"the noise is {diagnosis.noise_ratio:.2g} times as large as the update, which limits a search to about {limit:.0f} dB"
@@ -193,7 +212,7 @@ def of_search(diagnosis: Diagnosis, evaluations: int, enough: int, success_db: f
     Args:
         diagnosis: what the update can reveal.
         evaluations: the budget.
-        enough: evaluations per image with which the search has recovered images in the published tables, with known noise.
+        enough: evaluations per image with which it has recovered images in the published tables; see `Diagnosis.enough`.
         success_db: the PSNR from which an image counts as recovered.
     """
     if decided := refusal(diagnosis) or disturbance(diagnosis, success_db):
@@ -203,10 +222,10 @@ def of_search(diagnosis: Diagnosis, evaluations: int, enough: int, success_db: f
     if diagnosis.images > MAX_BATCH:
         return unknown(f"{diagnosis.images} images are searched together, and published searches are of up to {MAX_BATCH}")
     if not diagnosis.noise_granted:
-        if evaluations <= TOO_FEW_FOR_PRIVATE_NOISE:
+        if diagnosis.too_few(evaluations):
             return Outlook(Prediction.NOT_RECOVERED, f"{evaluations} evaluations are too few for private noise")
         return unknown("the noise is private, so budget and start decide")
-    if evaluations < enough * diagnosis.images:
+    if evaluations < diagnosis.enough(enough) * diagnosis.images:
         return unknown(f"{evaluations} evaluations may be too few for {count(diagnosis.images)}")
     return Outlook(
         Prediction.RECOVERED, f"noise and timesteps are known, and {evaluations} evaluations do for {count(diagnosis.images)}"
