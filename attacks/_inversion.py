@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.autograd import grad
-from torch.nn import functional as F
 
 from benchmark.closed_form.activations import Activation, patch_span, read_activation, row_span
+from benchmark.closed_form.sites import Site
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.landmarks import landmarks
 from benchmark.matching.problem import why_unmatchable
@@ -30,34 +30,6 @@ from benchmark.types import Observation
 
 RIDGE = 1e-9
 """Added to a Gram matrix's diagonal, as a share of its mean. Patches may be linearly dependent, as in a flat image."""
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """A convolution of the network, with the size of its output.
-
-    Attributes:
-        name: the name of the module.
-        layer: the module.
-        height: the height of its output.
-        width: the width of its output.
-    """
-
-    name: str
-    layer: nn.Conv2d
-    height: int
-    width: int
-
-    @property
-    def overlaps(self) -> bool:
-        """Return whether the patches overlap in such a way that the layer's input can be read, see `activations`."""
-        return (self.layer.kernel_size, self.layer.stride, self.layer.padding) == ((3, 3), (1, 1), (1, 1))
-
-    def patches(self, value: Tensor) -> Tensor:
-        """Return the patches (P, N, C K^2) of an input (P, C, H, W)."""
-        layer = self.layer
-        assert not isinstance(layer.padding, str)  # `sites` leaves such layers out
-        return F.unfold(value, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,41 +50,6 @@ class Readout:
     def kind(self) -> object:
         """Return what readouts must have in common to be searched together."""
         return (self.site, *((site, len(span)) for site, span in self.spans.items()))
-
-
-def sites(network: Denoiser, image_shape: Sequence[int]) -> list[Site]:
-    """Return the network's plain convolutions in the order of the forward pass.
-
-    A plain convolution has no groups, no dilation and explicit zero padding.
-    """
-    passed: list[Site] = []
-    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d) and _is_plain(layer)]
-
-    def note(name: str, layer: nn.Conv2d) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda _, inputs, output: passed.append(Site(name, layer, output.shape[-2], output.shape[-1]))
-
-    handles = [layer.register_forward_hook(note(name, layer)) for name, layer in layers]
-    try:
-        with torch.no_grad():
-            network(
-                torch.zeros(1, *image_shape, device=network.device), torch.zeros(1, dtype=torch.int64, device=network.device)
-            )
-    finally:
-        for handle in handles:
-            handle.remove()
-    return passed
-
-
-def sites_of_each(observations: Sequence[Observation]) -> list[list[Site]]:
-    """Return the sites of each observation's network: the same objects for one network and one image shape."""
-    distinct = {(id(observation.network), observation.image_shape): observation for observation in observations}
-    found = {key: sites(observation.network, observation.image_shape) for key, observation in distinct.items()}
-    return [found[id(observation.network), observation.image_shape] for observation in observations]
-
-
-def _is_plain(layer: nn.Conv2d) -> bool:
-    padded = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return padded and layer.groups == 1 and layer.dilation == (1, 1)
 
 
 def read_update(observation: Observation, network_sites: Sequence[Site]) -> Readout:

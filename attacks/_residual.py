@@ -27,6 +27,9 @@ from benchmark.matching.problem import (
 from benchmark.matching.search import Solution
 from benchmark.types import Observation
 
+ENOUGH_EVALUATIONS = 1000
+"""Evaluations per image with which the search has recovered images in results/attacks, even with private noise."""
+
 
 def search(
     observations: Sequence[Observation], starts: Sequence[Tensor], budgets: Sequence[int], scale: float = 1.0

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from benchmark.attacks._inversion import Site, layer_inputs
+from benchmark.attacks._inversion import layer_inputs
 from benchmark.base.machine import free_memory
 from benchmark.closed_form.activations import row_span
+from benchmark.closed_form.sites import Site, spans_patches
 from benchmark.diffusion.landmarks import landmarks
 from benchmark.matching.chunks import Chunked
 from benchmark.matching.resources import Peak
@@ -64,7 +65,7 @@ def _gradients(observation: Observation, network_sites: Sequence[Site], encoder:
 
 
 def _is_complete(images: int, site: Site, gradient: Tensor) -> bool:
-    return _patches(images, site) <= len(gradient) and _patches(images, site) < gradient[0].numel()
+    return spans_patches(_patches(images, site), *gradient.flatten(1).shape)
 
 
 def _patches(images: int, site: Site) -> int:

@@ -40,20 +40,28 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from benchmark.attacks._inversion import Inversion, Readout, read_update, sites_of_each
-from benchmark.attacks._residual import default_start, search
+from benchmark.attacks._inversion import Inversion, Readout, read_update
+from benchmark.attacks._residual import ENOUGH_EVALUATIONS, default_start, search
 from benchmark.base.ranges import MAX_NUMBER, InnerShare, Positive, Range
+from benchmark.closed_form.sites import sites_of_each
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.diffusion.landmarks import landmarks
 from benchmark.matching.defense_aware import DISTANCE_PARAMETERS
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.problem import gaussian_start
 from benchmark.matching.search import Searches, Solution
+from benchmark.outlook import MAX_BATCH, Diagnosis, Outlook, Prediction, count, of_search, refusal, unknown
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
 
 CONVERGED_SHARE = 0.02
 """Step 3 has converged if less than this share of the rows lies outside the images' patches."""
+
+GRANTED_NOISE, PRIVATE_NOISE = 100, 300
+"""Evaluations that are enough for up to `MAX_BATCH` images with granted noise, and for one image with private noise.
+
+In results/defenses and results/attacks/limits these reach 30 dB. Several images with private noise do not.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +88,32 @@ class Activations(MatchingAttack):
         """See `Attack.run`."""
         return with_timesteps(observations, lambda known: self._attack(known, generator))
 
+    def outlook(self, diagnosis: Diagnosis, success_db: float) -> Outlook:
+        """See `Attack.outlook`."""
+        if refused := refusal(diagnosis):
+            return refused
+        if diagnosis.disturbed or not diagnosis.informative:
+            left = self.evaluations - self._step_3_budget if diagnosis.informative else self.evaluations
+            return of_search(diagnosis, left, ENOUGH_EVALUATIONS, success_db)
+        images, needed = count(diagnosis.images), GRANTED_NOISE if diagnosis.noise_granted else PRIVATE_NOISE
+        if diagnosis.images > MAX_BATCH:
+            return unknown(f"{images} are searched together, and published searches are of up to {MAX_BATCH}")
+        if not diagnosis.noise_granted and not (diagnosis.images == 1 and diagnosis.complete):
+            if diagnosis.too_few(self.evaluations):
+                return Outlook(
+                    Prediction.NOT_RECOVERED, "with private noise no layer fixes the images, and the budget is small"
+                )
+            return unknown("with private noise no layer's input is read, so budget and start decide")
+        if self.evaluations < needed:
+            return unknown(f"{self.evaluations} evaluations may be too few for {images}")
+        return Outlook(
+            Prediction.RECOVERED, f"the rows of the encoder's gradients restrict {images}, and nothing disturbs them"
+        )
+
+    @property
+    def _step_3_budget(self) -> int:
+        return min(max(2, round(self.inversion_share * self.evaluations)), self.evaluations - 1)
+
     def _attack(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         readouts = list(map(read_update, observations, sites_of_each(observations)))
         groups: dict[object, list[int]] = {}
@@ -99,7 +133,7 @@ class Activations(MatchingAttack):
         default_starts = [default_start(observation, generator) for observation in observations]
         if not readouts[0].spans:
             return [_Start(start, 0, "") for start in default_starts]
-        budget = min(max(2, round(self.inversion_share * self.evaluations)), self.evaluations - 1)
+        budget = self._step_3_budget
         x, spent = torch.stack(default_starts).flatten(1), [0] * len(default_starts)
         if observations[0].noise is None and readouts[0].site:
             random_starts = torch.stack([gaussian_start(observation, generator) for observation in observations]).flatten(1)

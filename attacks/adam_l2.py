@@ -27,6 +27,7 @@ from benchmark.matching.adam import adam, cosine_decay
 from benchmark.matching.engine import Task, match
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import clean_guess, gaussian_start, start_variables
+from benchmark.outlook import Diagnosis, Outlook, refusal_or_unknown
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
 
@@ -48,6 +49,10 @@ class AdamL2(MatchingAttack):
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
         return with_timesteps(observations, lambda known: self._search(known, generator))
+
+    def outlook(self, diagnosis: Diagnosis, success_db: float) -> Outlook:
+        """See `Attack.outlook`."""
+        return refusal_or_unknown(diagnosis)
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         tasks = [

@@ -30,8 +30,12 @@ from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import clean_guess, gaussian_start, start_variables
 from benchmark.matching.search import best_of_each, check_restarts
+from benchmark.outlook import Diagnosis, Outlook, of_search
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
+
+ENOUGH_EVALUATIONS = 100
+"""Evaluations per image with which the search has recovered images in results/defenses; 40 were too few in results/default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,10 @@ class DLG(MatchingAttack):
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
         return with_timesteps(observations, lambda known: self._search(known, generator))
+
+    def outlook(self, diagnosis: Diagnosis, success_db: float) -> Outlook:
+        """See `Attack.outlook`."""
+        return of_search(diagnosis, self.evaluations // self.restarts, ENOUGH_EVALUATIONS, success_db)
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         share = self.evaluations // self.restarts

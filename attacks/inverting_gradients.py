@@ -34,6 +34,7 @@ from benchmark.matching.engine import Task, match
 from benchmark.matching.objectives import cosine_distance, total_variation
 from benchmark.matching.problem import clean_guess, gaussian_start
 from benchmark.matching.search import best_of_each, check_restarts
+from benchmark.outlook import Diagnosis, Outlook, refusal_or_unknown
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Capability, Observation, Reconstruction
 
@@ -64,6 +65,10 @@ class InvertingGradients(MatchingAttack):
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
         return with_timesteps(observations, lambda known: self._search(known, generator))
+
+    def outlook(self, diagnosis: Diagnosis, success_db: float) -> Outlook:
+        """See `Attack.outlook`."""
+        return refusal_or_unknown(diagnosis)
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         share = self.evaluations // self.restarts

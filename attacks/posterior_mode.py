@@ -56,6 +56,7 @@ from benchmark.matching.engine import Task
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.problem import CleanGuess, Guess, Stack, clean_guess, gaussian_start, mean_colour_start, start_variables
 from benchmark.matching.search import Solution, Variables
+from benchmark.outlook import Diagnosis, Outlook, refusal_or_unknown
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Capability, Observation, Reconstruction
 
@@ -94,6 +95,10 @@ class PosteriorMode(MatchingAttack):
         )
         single = iter(with_timesteps(once, lambda known: self._search(known, generator)))
         return [next(several if observation.public.draws_per_image else single) for observation in observations]
+
+    def outlook(self, diagnosis: Diagnosis, success_db: float) -> Outlook:
+        """See `Attack.outlook`."""
+        return refusal_or_unknown(diagnosis)
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         found = [Solution(_start(observation, generator), 0.0, 0) for observation in observations]

@@ -26,11 +26,12 @@ from typing import ClassVar
 
 import torch
 
-from benchmark.attacks._residual import default_start, search
+from benchmark.attacks._residual import ENOUGH_EVALUATIONS, default_start, search
 from benchmark.base.ranges import Count
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.defense_aware import DISTANCE_PARAMETERS
 from benchmark.matching.search import best_of_each, check_restarts
+from benchmark.outlook import Diagnosis, Outlook, of_search
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
 
@@ -56,6 +57,10 @@ class Residual(MatchingAttack):
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
         return with_timesteps(observations, lambda known: self._search(known, generator))
+
+    def outlook(self, diagnosis: Diagnosis, success_db: float) -> Outlook:
+        """See `Attack.outlook`."""
+        return of_search(diagnosis, self.evaluations // self.restarts, ENOUGH_EVALUATIONS, success_db)
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         each = [observation for observation in observations for _ in range(self.restarts)]

@@ -44,18 +44,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from benchmark.attacks._inversion import sites_of_each
 from benchmark.attacks._kronecker import metric
 from benchmark.attacks._linear_residual import LinearUpdate, solve
-from benchmark.attacks._residual import default_start, search
+from benchmark.attacks._residual import ENOUGH_EVALUATIONS, default_start, search
 from benchmark.attacks._span_search import SiteSpans, Sought, SpanSearch, complete_spans
 from benchmark.base.ranges import Count, InnerShare
+from benchmark.closed_form.sites import sites_of_each
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.chunks import threads_for
 from benchmark.matching.defense_aware import DISTANCE_PARAMETERS
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.problem import mean_colour_start
 from benchmark.matching.search import Evaluate, Searches
+from benchmark.outlook import Diagnosis, Outlook, Prediction, count, of_search, refusal, unknown
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
 
@@ -105,6 +106,24 @@ class Spans(MatchingAttack):
         """See `Attack.run`."""
         return with_timesteps(observations, lambda known: self._attack(known, generator))
 
+    def outlook(self, diagnosis: Diagnosis, success_db: float) -> Outlook:
+        """See `Attack.outlook`."""
+        if refused := refusal(diagnosis):
+            return refused
+        if not diagnosis.complete:
+            return of_search(diagnosis, self.evaluations, ENOUGH_EVALUATIONS, success_db)
+        if diagnosis.disturbed:
+            return of_search(diagnosis, self.evaluations - self._step_3_budget, ENOUGH_EVALUATIONS, success_db)
+        if self.evaluations < diagnosis.enough(type(self).evaluations):
+            return unknown(f"{len(diagnosis.complete)} layers are complete, but {self.evaluations} evaluations may be too few")
+        found = f"{len(diagnosis.complete)} layers span all patches of {count(diagnosis.images)}"
+        return Outlook(Prediction.RECOVERED, f"{found}, and nothing disturbs them")
+
+    @property
+    def _step_3_budget(self) -> int:
+        """Return the evaluations for step 3 if the noise is private."""
+        return max(1, round(self.search_share * self.evaluations))
+
     def _attack(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         spans = list(map(complete_spans, observations, sites_of_each(observations)))
         groups: dict[object, list[int]] = {}
@@ -126,7 +145,7 @@ class Spans(MatchingAttack):
         if not spans[0]:
             return self._match(observations, [0] * len(observations), "no layer is wide enough", generator)
         granted_noise = observations[0].noise is not None
-        budget = self.evaluations if granted_noise else max(1, round(self.search_share * self.evaluations))
+        budget = self.evaluations if granted_noise else self._step_3_budget
         found = _Search(observations, spans, budget).run(generator)
         rebuilt: dict[int, Reconstruction] = {}
         lost = [place for place, images in enumerate(found) if not images.any_found]

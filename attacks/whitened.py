@@ -53,6 +53,7 @@ from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.objectives import squared_distance
 from benchmark.matching.problem import clean_guess, mean_colour_start
 from benchmark.matching.search import Solution
+from benchmark.outlook import Diagnosis, Outlook, refusal_or_unknown
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Capability, Observation, Reconstruction
 
@@ -88,6 +89,10 @@ class Whitened(MatchingAttack):
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
         return with_timesteps(observations, lambda known: self._search(known, generator))
+
+    def outlook(self, diagnosis: Diagnosis, success_db: float) -> Outlook:
+        """See `Attack.outlook`."""
+        return refusal_or_unknown(diagnosis)
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         victims = [

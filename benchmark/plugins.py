@@ -22,6 +22,7 @@ from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.process import Process, draw_timesteps
 from benchmark.disclosure import User
+from benchmark.outlook import Diagnosis, Outlook, unknown
 from benchmark.scenario import Scenario
 from benchmark.types import Capability, Observation, Privacy, PublicParameters, Reconstruction, Update, Victim
 
@@ -62,6 +63,14 @@ class Attack(_Checked, ABC):
         Returns:
             One reconstruction per observation, in the same order.
         """
+
+    def outlook(self, diagnosis: Diagnosis, success_db: float) -> Outlook:
+        """Return whether the median PSNR of the images of one update should reach `success_db`, by the diagnosis alone.
+
+        A rule should follow from theory or from published tables. Where budget or chance decides, the answer is "unknown".
+        `run` must not depend on this method: its rules are no part of a cell's identity.
+        """
+        return unknown("the attack states no rule")
 
 
 class MatchingAttack(Attack):

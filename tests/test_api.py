@@ -40,6 +40,14 @@ def test_the_truth_scores_as_the_ceiling_and_several_observations_give_several_a
     assert torch.equal(first.images, alone.images) and not torch.equal(first.images, second.images)
 
 
+def test_a_diagnosis_counts_the_images_and_reads_their_timesteps():
+    practice = gidbench.Scenario(batch_size=2, timesteps="uniform")
+    case = gidbench.simulate(model="tiny", defense="private_noise_timestep", scenario=practice)
+    found = gidbench.diagnose(case.observation)
+    assert found.estimated_images == found.images == 2
+    assert found.timesteps == tuple(sorted(case.victim.timesteps.tolist())) and not found.timesteps_granted
+
+
 def test_two_seeds_are_two_updates():
     one, same, other = (gidbench.simulate(model="tiny", seed=seed) for seed in (0, 0, 1))
     assert torch.equal(one.victim.images, same.victim.images)

@@ -9,6 +9,7 @@ import pytest
 from benchmark.evaluation import metrics
 from benchmark.experiment.grid import GRID_SCHEMA, Grid
 from benchmark.experiment.records import SCHEMA_VERSION, Record, Status
+from benchmark.report.expected import EXPECTED
 from benchmark.report.results import AXES
 from benchmark.report.tables import CSV_SCHEMA
 from benchmark.scenario import Scenario
@@ -37,7 +38,7 @@ def test_every_name_is_listed_in_order():
     for listed, cls in ((grid, Grid), (scenario, Scenario), (record, Record)):
         assert listed == [field.name for field in dataclasses.fields(cls)]
     measured = [column for metric in metrics.METRICS for column in metric.columns]
-    assert leaderboard == ["status", "reason", *AXES, "n_ok", "n_total", *measured, "schema"]
+    assert leaderboard == ["status", "reason", *AXES, "n_ok", "n_total", *measured, *EXPECTED, "schema"]
 
 
 def test_every_status_is_listed():

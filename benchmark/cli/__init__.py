@@ -10,11 +10,20 @@ from typing import NoReturn
 import benchmark
 from benchmark.base.errors import UserError, say, unknown, whole_message
 from benchmark.base.interrupts import Interrupted, exit_code, record_interrupts
-from benchmark.cli import check, compare, info, report, run, train
+from benchmark.cli import check, compare, diagnose, info, report, run, train
 from benchmark.cli import list as list_
 from benchmark.cli.output import discard_stdout, prepare_streams
 
-VERBS = {"run": run, "train": train, "list": list_, "report": report, "compare": compare, "check": check, "info": info}
+VERBS = {
+    "run": run,
+    "diagnose": diagnose,
+    "train": train,
+    "list": list_,
+    "report": report,
+    "compare": compare,
+    "check": check,
+    "info": info,
+}
 
 EXIT_FAILED = 1
 EXIT_MISTAKE = 2

@@ -13,34 +13,26 @@ from typing import TYPE_CHECKING
 from benchmark.base.errors import UserError, remark, say
 from benchmark.base.interrupts import exit_code, record_interrupts
 from benchmark.base.paths import printable, user_path
-from benchmark.cli.options import add_include
+from benchmark.cli.options import add_grid, override
 from benchmark.cli.output import discard_stdout
 
 if TYPE_CHECKING:
     from benchmark.experiment.cell import Cell
-    from benchmark.experiment.grid import Grid
     from benchmark.experiment.scene import Scene
     from benchmark.experiment.session import Session
     from benchmark.experiment.store import Store
     from benchmark.scenario import Scenario
 
-AXES = ("attacks", "defenses", "datasets", "models")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `run`."""
     add = parser.add_argument
-    add("--grid", nargs="?", const="default", default="default", metavar="NAME|FILE.yaml", help="default: default")
-    for axis in AXES:
-        add(f"--{axis}", metavar="A,B[FIELD=VALUE]", help=f"replaces the grid's {axis}")
+    add_grid(parser)
     add("--victims", type=int, metavar="N", help="rounds of the clients in each trial")
     add("--trials", type=int, metavar="N", help="number of draws of victims")
-    add("--device", default="auto", metavar="auto|cpu|cuda[:i]")
     add("--out", type=user_path, metavar="DIR", help="the run directory; default: results/runs/NAME")
-    add_include(parser)
     add("--workers", type=int, default=1, metavar="N", help="processes that run cells side by side; default: 1")
     add("--cell-timeout", type=float, metavar="S", help="give up a cell after S seconds")
-    add("--set", action="append", default=[], metavar="attack.NAME.FIELD=VALUE", help="set a hyper-parameter")
     add("--dry-run", action="store_true", help="print the cells and the estimated time, and run nothing")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--force", action="store_true", help="run finished cells again")
@@ -61,7 +53,7 @@ def execute(options: argparse.Namespace) -> int:
     from benchmark.experiment.store import Store
 
     configure_torch()
-    job = Job(_override(read_grid(options.grid), options), options.include, device_name(options.device))
+    job = Job(override(read_grid(options.grid), options), options.include, device_name(options.device))
     session = Session(job, Store(options.out or Path("results", "runs", Path(options.grid).stem)))
     executor = session.executor(options.workers, options.cell_timeout)
     missing = session.cells if options.force else session.failed() if options.only_failed else session.unfinished()
@@ -74,29 +66,6 @@ def execute(options: argparse.Namespace) -> int:
         saved = session.run(missing, executor, choose(options.display, missing))
         ended = _run(saved, signals)
         return _report(session.store, options) if ended is None else _report_early(ended, session.store)
-
-
-def _override(grid: Grid, options: argparse.Namespace) -> Grid:
-    """Return the grid with the values of the command line.
-
-    Raises:
-        UserError: a list or a `--set` that cannot be read, a number below 1.
-    """
-    from benchmark.base.spec import split
-
-    changes: dict[str, object] = {axis: tuple(split(text)) for axis in AXES if (text := getattr(options, axis)) is not None}
-    changes |= {name: value for name in ("victims", "trials") if (value := getattr(options, name)) is not None}
-    settings = {}
-    for text in options.set:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--set '{text}' should read like attack.NAME.FIELD=VALUE")
-        settings[key.strip()] = value.strip()
-    parts = tuple({key: value for key, value in part.items() if key not in changes} for part in grid.parts)
-    try:
-        return dataclasses.replace(grid, set={**grid.set, **settings}, parts=parts, **changes)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise UserError(f"--{error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

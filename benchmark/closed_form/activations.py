@@ -29,6 +29,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmark.closed_form.sites import is_signal, spans_patches
+
 NEIGHBOUR_OFFSETS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
 """Offsets (y, x) of the entries of a 3 x 3 kernel from its centre, without the centre itself."""
 
@@ -37,9 +39,6 @@ ROUNDING_NOISE = 1e-7
 
 MIN_SIGNAL_TO_NOISE = 3.0
 """Smallest accepted ratio of a span's least singular value to the noise."""
-
-RANK_TOLERANCE = 1e-6
-"""Share of the largest singular value above which a direction of a gradient is no rounding error."""
 
 MAX_MISMATCH = 1e-5
 """Mismatch from which on we conclude that no input has these overlaps."""
@@ -70,7 +69,7 @@ def row_span(gradient: Tensor) -> Tensor:
     sigma: Tensor
     basis: Tensor
     _, sigma, basis = torch.linalg.svd(gradient.flatten(1).double(), full_matrices=False)
-    return basis[sigma > RANK_TOLERANCE * sigma[0]]
+    return basis[is_signal(sigma)]
 
 
 def patch_span(gradient: Tensor, positions: int) -> Tensor | None:
@@ -85,7 +84,7 @@ def patch_span(gradient: Tensor, positions: int) -> Tensor | None:
         fill the whole space, or the noise is too strong.
     """
     rows = gradient.flatten(1).double()
-    if positions > len(rows) or positions >= rows.shape[1]:
+    if not spans_patches(positions, *rows.shape):
         return None
     _, sigma, basis = torch.linalg.svd(rows, full_matrices=False)
     next_sigma = sigma[positions] if len(sigma) > positions else sigma.new_zeros(())

@@ -11,6 +11,7 @@ from benchmark.evaluation.metrics import lpips_missing
 from benchmark.experiment.cell import Cell
 from benchmark.experiment.records import Record, Status
 from benchmark.experiment.scene import Scene
+from benchmark.outlook import Outlook
 from benchmark.types import Capability, Privacy, PublicParameters
 
 
@@ -37,6 +38,7 @@ class Ending:
         seconds: run time of the attack, None if it did not finish.
         backends: sorted names of the methods by which the matching engine computed gradients.
         peak_mib: peak memory of tensors on the GPU in MiB while the cell ran, None on a CPU.
+        expected: what the attack was expected to reach before it ran; None if that was not asked.
     """
 
     status: Status
@@ -44,6 +46,7 @@ class Ending:
     seconds: float | None = None
     backends: Sequence[str] = ()
     peak_mib: float | None = None
+    expected: Outlook | None = None
 
 
 def record_of(scene: Scene, claims: Claims, ending: Ending) -> Record:
@@ -66,6 +69,8 @@ def record_of(scene: Scene, claims: Claims, ending: Ending) -> Record:
         privacy=dataclasses.asdict(claims.privacy) if claims.privacy else None,
         lpips_missing=lpips_missing(),
         environment={**describe(cell.device), "matching": "+".join(ending.backends)},
+        expected=str(ending.expected.prediction) if ending.expected else None,
+        expected_reason=ending.expected.reason if ending.expected else "",
     )
 
 

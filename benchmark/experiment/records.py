@@ -19,8 +19,12 @@ from benchmark.base.errors import UserError, shown
 from benchmark.base.files import digest
 from benchmark.base.parsing import parse_json
 from benchmark.base.ranges import MAX_NUMBER
+from benchmark.outlook import Prediction
 
 SCHEMA_VERSION = 3
+
+LATER_FIELDS = frozenset({"expected", "expected_reason"})
+"""Fields that records of version 0.2.0 and of earlier versions lack."""
 
 MAX_IMAGES = 100_000
 """Maximum number of private images of a cell in a record. A grid never has so many."""
@@ -73,6 +77,9 @@ class Record:
         privacy: the defense's privacy guarantee, None if it has none.
         lpips_missing: why LPIPS could not be measured when the cell ran, None if it could.
         environment: versions, machine and settings.
+        expected: what the attack was expected to reach before it ran: `recovered`, `not recovered` or `unknown`; None for a
+            control, a cell that did not come so far, and a record of version 0.2.0 or before.
+        expected_reason: why that was expected; empty if nothing was.
         samples_digest: checksum of the cell's `samples.parquet`, filled in when the cell is saved.
         checksum: checksum of all other fields, filled in when the cell is saved.
         schema: version of the record's format.
@@ -92,6 +99,8 @@ class Record:
     privacy: dict[str, Any] | None
     lpips_missing: str | None
     environment: dict[str, Any]
+    expected: str | None = None
+    expected_reason: str = ""
     samples_digest: str = field(default="", compare=False)
     checksum: str = field(default="", compare=False)
     schema: int = SCHEMA_VERSION
@@ -137,7 +146,7 @@ def to_record(text: str, identity: str) -> Record:
     if isinstance(values, dict) and _is_integer(values.get("schema")) and values["schema"] != SCHEMA_VERSION:
         raise Damaged(f"its format has version {values['schema']}, but this GIDBench reads version {SCHEMA_VERSION}")
     _check_form(values, RECORD_FORM, "it")
-    if set(values) != {entry.name for entry in dataclasses.fields(Record)}:
+    if set(values) | LATER_FIELDS != {entry.name for entry in dataclasses.fields(Record)}:
         raise Damaged("its fields are not the fields of a record")
     if values["identity"] != identity:
         raise Damaged("it is the record of another cell")
@@ -237,6 +246,10 @@ def _is_status(value: object) -> bool:
     return isinstance(value, str) and value in set(Status)
 
 
+def _is_prediction(value: object) -> bool:
+    return isinstance(value, str) and value in set(Prediction)
+
+
 def _is_mapping(value: object) -> bool:
     return isinstance(value, dict)
 
@@ -296,6 +309,8 @@ RECORD_FORM: Form = {
     "privacy": _Optional(PRIVACY_FORM),
     "lpips_missing": _Optional(_is_text),
     "environment": _is_mapping,
+    "expected": _Optional(_is_prediction),
+    "expected_reason": _Optional(_is_text),
     "samples_digest": _is_text,
     "checksum": _is_text,
     "schema": _is_integer,

@@ -21,6 +21,7 @@ from benchmark.evaluation.judge import Sample, judge
 from benchmark.experiment.cache import Cache
 from benchmark.experiment.cell import Cell
 from benchmark.experiment.describe import Claims, Ending, record_of, why_skipped
+from benchmark.experiment.expectation import expectation
 from benchmark.experiment.records import Record, Status
 from benchmark.experiment.scene import Scene
 from benchmark.types import Reconstruction
@@ -47,7 +48,7 @@ def run_cell(cell: Cell, cache: Cache | None = None, timeout: float | None = Non
         timeout: seconds after which the cell is given up, None for no limit. A limit needs the main thread.
     """
     scene, claims = Scene(cell, cache or Cache()), Claims()
-    status, reason, seconds = Status.FAILED, "", None
+    status, reason, seconds, expected = Status.FAILED, "", None, None
     samples: list[Sample] = []
     steps: list[Step] = []
     _reset_peak(cell.device)
@@ -57,6 +58,7 @@ def run_cell(cell: Cell, cache: Cache | None = None, timeout: float | None = Non
             if cell.missing:
                 status, reason = Status.SKIPPED, why_skipped(cell)
             else:
+                expected = expectation(scene)
                 rebuilt, seconds = _attack(scene, steps)
                 samples = _judge(scene, rebuilt)
                 _check_count(rebuilt, evaluations(steps))
@@ -67,7 +69,8 @@ def run_cell(cell: Cell, cache: Cache | None = None, timeout: float | None = Non
         status = Status.OOM if out_of_memory(error) else Status.FAILED
         reason = _explain(error)
     backends = sorted({step.backend for step in steps})
-    return Outcome(record_of(scene, claims, Ending(status, reason, seconds, backends, _peak(cell.device))), samples)
+    ending = Ending(status, reason, seconds, backends, _peak(cell.device), expected)
+    return Outcome(record_of(scene, claims, ending), samples)
 
 
 def lost(cell: Cell, status: Status, reason: str) -> Outcome:

@@ -42,6 +42,7 @@ OPEN_TO_ATTACKS = frozenset(
         "benchmark.base.machine",
         "benchmark.disclosure",
         "benchmark.matching",
+        "benchmark.outlook",
         "benchmark.plugins",
         "benchmark.base.ranges",
         "benchmark.scenario",

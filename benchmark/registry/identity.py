@@ -14,8 +14,8 @@ from pathlib import Path
 
 from benchmark.registry.imports import reachable
 
-MESSAGE_MODULES = frozenset({"benchmark.base.errors", "benchmark.base.events"})
-"""Modules that only send messages to the user or to a display. No image depends on them."""
+MESSAGE_MODULES = frozenset({"benchmark.base.errors", "benchmark.base.events", "benchmark.outlook"})
+"""Modules that only tell the user something: messages, progress and expectations. No image depends on them."""
 
 Tree = str | tuple["Tree", ...]
 

@@ -11,14 +11,15 @@ from benchmark.evaluation import metrics
 from benchmark.evaluation.metric import Group, Level
 from benchmark.experiment.grid import ORACLE
 from benchmark.experiment.store import Status
+from benchmark.report.expected import expected
 from benchmark.report.results import AXES, IMAGE_KEY, SCENE_COLUMNS, Results, by_image, select
 
 
 def leaderboard(results: Results) -> pd.DataFrame:
     """Return a row per attack under each defense of each scene.
 
-    Columns: `control` (for the figures) and the columns of `leaderboard.csv`: status and reason, axes, counts of images, and
-    the columns of every metric. A missing value is NaN.
+    Columns: `control` (for the figures) and the columns of `leaderboard.csv`: status and reason, axes, counts of images, the
+    columns of every metric, and what was expected. A missing value is NaN.
 
     Within a scene, three keys rank the rows. Defenses that grant the attack least come first. Among them, defenses that leak
     most come first, by the best gain of any attack. Under one defense, the attack with the best gain comes first.
@@ -30,7 +31,8 @@ def leaderboard(results: Results) -> pd.DataFrame:
         samples = select(results.samples, dict(zip(keys, key, strict=True)))
         group = Group(cells, _with_gain(samples, floors.get(key[:-1])))
         axes = {name: cells.iloc[0][name] for name in AXES}
-        rows.append({"control": cells.control.iloc[0], **_status(cells), **axes, **_counts(group), **_measurements(group)})
+        measured = {**_counts(group), **_measurements(group), **expected(cells)}
+        rows.append({"control": cells.control.iloc[0], **_status(cells), **axes, **measured})
     return _ranked(pd.DataFrame(rows))
 
 

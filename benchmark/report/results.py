@@ -151,6 +151,8 @@ def _outcome(record: Record) -> dict[str, Any]:
         "n_total": record.n_total,
         "seconds": record.seconds,
         "victims": record.config["victims"],
+        "expected": record.expected or "",
+        "expected_reason": record.expected_reason or "",
         "epsilon_round": float(privacy.get("epsilon_round", "nan")),
         "epsilon_total": float(privacy.get("epsilon_total", "nan")),
         "delta": float(privacy.get("delta", "nan")),

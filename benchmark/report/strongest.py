@@ -62,6 +62,8 @@ def _winner(results: Results, names: dict[str, Any], rows: pd.DataFrame, floor: 
         "success_ci_low": success_interval[0],
         "success_ci_high": success_interval[1],
         "psnr_mean": float(psnr[best].mean()),
+        "expected": "",
+        "expected_reason": "",
         "attack": f"{PREFIX}{attacks[best]}",
         "psnr_median": float(np.median(psnr[best])),
         "psnr_ci_low": psnr_interval[0],

@@ -14,6 +14,7 @@ from benchmark.evaluation import metrics
 from benchmark.evaluation.metric import ColumnWidth, TableColumn
 from benchmark.experiment.grid import ORACLE
 from benchmark.report import escape
+from benchmark.report.expected import notes_on_expectations
 from benchmark.report.notes import notes_on_floors
 from benchmark.report.results import SCENE_COLUMNS, Results
 
@@ -60,6 +61,7 @@ def _as_text(rows: pd.DataFrame) -> pd.DataFrame:
             "budget": str(row.budget),
             "n ok": _count(row),
             **dict(zip(columns, _measurements(row, columns.values()), strict=True)),
+            "expected": f"{row.expected}: {row.expected_reason}" if row.expected else MISSING,
             "status": row.status if not row.reason else f"{row.status}: {row.reason}",
         }
         for row in rows.itertuples()
@@ -82,6 +84,7 @@ def captions(results: Results, table: pd.DataFrame) -> list[str]:
         "PSNR in dB, peak 1 on [0, 1] images, capped at 100; success from "
         f"{results.success_db:g} dB; intervals are 95%, by photograph; budget in evaluations per update.",
         *notes_on_floors(table, results.success_db, SCENE_COLUMNS, ORACLE),
+        *notes_on_expectations(table, results.success_db),
         *results.notes,
     ]
     if len(results.cells) < results.planned:

@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
-from benchmark.attacks._inversion import sites
 from benchmark.attacks._kronecker import metric
 from benchmark.attacks._linear_residual import LinearUpdate, solve
 from benchmark.attacks._span_search import Sought, SpanSearch, complete_spans
 from benchmark.attacks.spans import Spans, _Search
 from benchmark.base.seeds import stream
 from benchmark.clients.toy import PlainDefense, toy
+from benchmark.closed_form.sites import sites
 from benchmark.defenses.gaussian_noise import GaussianNoise
 from benchmark.defenses.private_noise import PrivateNoise
 from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep

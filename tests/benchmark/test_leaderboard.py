@@ -29,6 +29,8 @@ PROMISED = [
         "n_accepted",
         "n_false_accepts",
         "false_accept_limit",
+        "expected",
+        "expected_reason",
         "schema",
     ),
 ]

@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmark.attacks._inversion import Inversion, read_update, sites
+from benchmark.attacks._inversion import Inversion, read_update
 from benchmark.attacks._residual import search
 from benchmark.attacks.activations import Activations
 from benchmark.attacks.residual import Residual
 from benchmark.base.seeds import stream
 from benchmark.clients.toy import PlainDefense, toy
 from benchmark.closed_form.activations import patch_span, read_activation
+from benchmark.closed_form.sites import sites
 from benchmark.defenses.dp_sgd import DPSGD
 from benchmark.defenses.private_noise import PrivateNoise
 from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
