@@ -23,6 +23,7 @@ from torch.autograd import grad
 from torch.nn import functional as F
 
 from benchmark.closed_form.activations import Activation, patch_span, read_activation, row_span
+from benchmark.closed_form.restoration import Layer, restored
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.landmarks import landmarks
 from benchmark.matching.problem import why_unmatchable
@@ -108,6 +109,18 @@ def sites_of_each(observations: Sequence[Observation]) -> list[list[Site]]:
     distinct = {(id(observation.network), observation.image_shape): observation for observation in observations}
     found = {key: sites(observation.network, observation.image_shape) for key, observation in distinct.items()}
     return [found[id(observation.network), observation.image_shape] for observation in observations]
+
+
+def legible(observation: Observation, network_sites: Sequence[Site]) -> Observation:
+    """Return an observation of which only exact and restored gradients are left (`benchmark.closed_form.restoration`).
+
+    If the defense states no loss, it is the observation itself. Else it holds the encoder's convolutions that were restored.
+    """
+    known = landmarks(observation.network)
+    if known is None or why_unmatchable(observation):
+        return observation
+    encoder = [site for site in network_sites if site.name in known.encoder]
+    return restored(observation, [Layer(site.name, site.height, site.width, site.overlaps) for site in encoder]).legible
 
 
 def _is_plain(layer: nn.Conv2d) -> bool:

@@ -92,7 +92,7 @@ class PosteriorMode(MatchingAttack):
         several = iter(
             self._search([dataclasses.replace(observation, order_known=False) for observation in repeated], generator)
         )
-        single = iter(with_timesteps(once, lambda known: self._search(known, generator)))
+        single = iter(with_timesteps(once, lambda known: self._search(known, generator), adaptive=True))
         return [next(several if observation.public.draws_per_image else single) for observation in observations]
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:

@@ -18,6 +18,10 @@ rows to find text.
    cause, judged by their last moves in step 3. An image that was not found spoils the linear problem of its whole batch, so
    nothing is accepted then.
 
+If the defense states that it prunes, rounds or adds noise, steps 2 and 3 use restored gradients only
+(`benchmark.closed_form.restoration`). The search of `residual`, from the noisy images found, replaces step 4, which needs every
+coordinate of the update. Nothing is accepted.
+
 If there is no such layer, or no image is found, the rest of the budget goes to the search of `residual`, which is adapted to
 the defense.
 
@@ -44,12 +48,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from benchmark.attacks._inversion import sites_of_each
+from benchmark.attacks._inversion import legible, sites_of_each
 from benchmark.attacks._kronecker import metric
 from benchmark.attacks._linear_residual import LinearUpdate, solve
 from benchmark.attacks._residual import default_start, search
 from benchmark.attacks._span_search import SiteSpans, Sought, SpanSearch, complete_spans
 from benchmark.base.ranges import Count, InnerShare
+from benchmark.closed_form.losses import RESTORATION_PARAMETERS, measurements
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.chunks import threads_for
 from benchmark.matching.defense_aware import DISTANCE_PARAMETERS
@@ -77,6 +82,9 @@ Different ones differ by more than their norm: their noise is independent.
 SAFETY = 10.0
 """The squared error of an image falls at least as fast as its cost, up to this factor: the last directions fall slowest."""
 
+RESIDUAL_SCALE = 30.0
+"""How far the residual moves before x_t does in the search from images that were found, as in `activations`."""
+
 REPELLING_SITES = 3
 """The number of last layers by which a search is repelled from the images found."""
 
@@ -91,7 +99,7 @@ class Spans(MatchingAttack):
         exploration: evaluations of a search before it is judged.
     """
 
-    adapts_to: ClassVar[frozenset[str]] = DISTANCE_PARAMETERS | {"least_timestep"}
+    adapts_to: ClassVar[frozenset[str]] = DISTANCE_PARAMETERS | RESTORATION_PARAMETERS | {"least_timestep"}
 
     evaluations: Count = 800
     search_share: InnerShare = 0.75
@@ -99,14 +107,16 @@ class Spans(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return with_timesteps(observations, lambda known: self._attack(known, generator))
+        return with_timesteps(observations, lambda known: self._attack(known, generator), adaptive=True)
 
     def _attack(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        spans = list(map(complete_spans, observations, sites_of_each(observations)))
+        network_sites = sites_of_each(observations)
+        spans = list(map(complete_spans, map(legible, observations, network_sites), network_sites))
         groups: dict[object, list[int]] = {}
         for place, observation in enumerate(observations):
             names = tuple(site.name for site in spans[place])
-            kind = (id(observation.network), observation.batch_shape, observation.noise is None, names)
+            lossy = bool(measurements(observation))
+            kind = (id(observation.network), observation.batch_shape, observation.noise is None, lossy, names)
             groups.setdefault(kind, []).append(place)
         rebuilt: dict[int, Reconstruction] = {}
         for places in groups.values():
@@ -120,35 +130,39 @@ class Spans(MatchingAttack):
     ) -> list[Reconstruction]:
         """Rebuild the images behind updates of one kind."""
         if not spans[0]:
-            return self._match(observations, [0] * len(observations), "no layer is wide enough", generator)
-        granted_noise = observations[0].noise is not None
-        budget = self.evaluations if granted_noise else max(1, round(self.search_share * self.evaluations))
+            starts = _default_starts(observations, generator)
+            return self._match(observations, starts, [0] * len(observations), "no layer is wide enough")
+        granted_noise, lossy = observations[0].noise is not None, bool(measurements(observations[0]))
+        share = 1.0 if granted_noise and not lossy else self.search_share
+        budget = max(1, round(share * self.evaluations))
         found = _Search(observations, spans, budget, self.exploration).run(generator)
         rebuilt: dict[int, Reconstruction] = {}
         lost = [place for place, images in enumerate(found) if not images.any_found]
         if lost:
-            spent = [found[place].spent for place in lost]
-            matched = self._match([observations[place] for place in lost], spent, "no noisy image was found", generator)
+            some, spent = [observations[place] for place in lost], [found[place].spent for place in lost]
+            matched = self._match(some, _default_starts(some, generator), spent, "no noisy image was found")
             rebuilt.update(zip(lost, matched, strict=True))
         for place in sorted(set(range(len(found))) - set(lost)):
             observation, images = observations[place], found[place]
-            rounds = self.evaluations - images.spent
-            solved = _reconstructed(images) if granted_noise else _solved(observation, images, rounds, generator)
-            rebuilt[place] = solved
+            if lossy:
+                (rebuilt[place],) = self._match([observation], [images.x], [images.spent], images.note, RESIDUAL_SCALE)
+            elif granted_noise:
+                rebuilt[place] = _reconstructed(images)
+            else:
+                rebuilt[place] = _solved(observation, images, self.evaluations - images.spent, generator)
         return [rebuilt[place] for place in range(len(found))]
 
     def _match(
-        self, observations: Sequence[Observation], spent: Sequence[int], reason: str, generator: torch.Generator
+        self, observations: Sequence[Observation], starts: Sequence[Tensor], spent: Sequence[int], note: str, scale: float = 1.0
     ) -> list[Reconstruction]:
         """Search all images together, as the attack `residual` does, with the rest of the budget. Nothing is accepted."""
-        starts = [default_start(observation, generator) for observation in observations]
-        solutions = search(observations, starts, [self.evaluations - before for before in spent])
+        solutions = search(observations, starts, [self.evaluations - before for before in spent], scale)
         return [
             dataclasses.replace(
                 solution.reconstruction(),
                 evaluations=before + solution.evaluations,
                 predicted_psnr=torch.zeros(observation.image_count),
-                note=f"{reason}: matched gradients",
+                note=f"{note}: matched gradients",
             )
             for observation, solution, before in zip(observations, solutions, spent, strict=True)
         ]
@@ -336,6 +350,10 @@ class _WithHalfway(Searches):
             if self.spent[row] in (1, self.budgets[row] // 2):
                 self.halfway[row], self.halfway_loss[row] = self.best[row], self.loss[row]
         return found
+
+
+def _default_starts(observations: Sequence[Observation], generator: torch.Generator) -> list[Tensor]:
+    return [default_start(observation, generator) for observation in observations]
 
 
 def _timesteps(observation: Observation) -> Tensor:

@@ -22,7 +22,7 @@ EXACT_SHARE = 1e-5
 """Standard deviation of coordinates that were not made noisy, as a share of their root mean square: that of rounding."""
 
 MIN_NEW_SHARE = 1e-6
-"""A candidate that is a combination of the others in the known coordinates of a row, up to this share, explains nothing there."""
+"""A candidate whose square is new by less than this share, in the known coordinates of a row, explains nothing there."""
 
 FIT_TOLERANCE = 6.0
 """Standard deviations by which the misfit of the truth may exceed its mean."""

@@ -8,10 +8,10 @@ known.
 Gavish and Donoho (IEEE Trans. Information Theory 2017, "Optimal shrinkage of singular values").
 
 `completed` fits D P to the known coordinates by alternating least squares. In a 3 x 3 convolution of stride 1 the patches
-overlap: P repeats the entries of the input, so it has nearly nine times fewer unknowns than a general matrix. The fit searches the
-input itself. Where rank alone needs 20% of the coordinates of a layer, this needs 4%, and less noise is left. Combining low
-rank and overlaps in this way is ours. A twentieth of the known coordinates takes no part in the fit and
-shows its error.
+overlap: P repeats the entries of the input, so it has nearly nine times fewer unknowns than a general matrix. The fit searches
+the input itself. With one image at 4x4 and a layer of 256 to 256 channels, rank alone needs more than 10% of the coordinates,
+and this needs 2%. It also leaves less noise. Combining low rank and overlaps in this way is ours. A twentieth of the known
+coordinates takes no part in the fit and shows its error. If the largest coordinates were kept, this is the error of large ones.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def shrunk(measurement: Measurement, rank: int) -> Estimate | None:
     kept = torch.where(visible, root / y, 0)
     if not visible.any():
         return None
-    true = torch.where(visible, (y.square() - beta - 1 + root) / 2, math.sqrt(beta))  # squares of the singular values below noise
+    true = torch.where(
+        visible, (y.square() - beta - 1 + root) / 2, math.sqrt(beta)
+    )  # squares of the singular values below noise
     error = float((true - kept.square()).sum() / true.sum())
     values = (left[:, :rank] * (kept * unit)) @ right[:rank]
     return Estimate(values.to(measurement.values).view_as(measurement.values), error)
@@ -105,7 +107,7 @@ def completed(measurement: Measurement, table: Tensor, images: int, max_error: f
 
     Args:
         measurement: the known coordinates and their error.
-        table: (K, N, Q), how the patches at the N output positions of one image repeat the Q positions of a channel of the input.
+        table: (K, N, Q), how the patches at the N output positions of an image repeat the Q positions of an input channel.
         images: number of images behind the gradient.
         max_error: the error up to which a fit is accepted.
 

@@ -1,4 +1,4 @@
-"""Restores the weight gradients of an update where a defense pruned, rounded or covered them with noise. This method is ours."""
+"""Restores weight gradients that a defense pruned, rounded or covered with noise. This method is ours."""
 
 from __future__ import annotations
 

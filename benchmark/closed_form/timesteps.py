@@ -109,11 +109,12 @@ def _read_losses(observation: Observation, marks: Landmarks, measured: Mapping[s
     if observation.public.draws_per_image:
         raise UnreadableTimesteps("several timesteps lie behind each image, and the update is lossy")
     images, least = observation.image_count, observation.public.least_timestep or 0
-    # After several local steps only the first layer has the inputs that the server computes.
-    layers = [marks.embedding] if observation.local_steps > 1 else [marks.embedding, *marks.projections]
-    evidence = [
-        _evidence(measured, layer, marks.inputs(layer)[least:].double()) for layer in layers if f"{layer}.weight" in measured
-    ]
+    layers = [layer for layer in (marks.embedding, *marks.projections) if f"{layer}.weight" in measured]
+    if observation.local_steps > 1:  # only the input of the first layer does not depend on weights, which move
+        layers = [layer for layer in layers if layer == marks.embedding]
+    if not layers:
+        raise UnreadableTimesteps("local steps changed the inputs of the layers that were sent, and the update is lossy")
+    evidence = [_evidence(measured, layer, marks.inputs(layer)[least:].double()) for layer in layers]
     exact = not any(one.std for one in measured.values())
     for size in range(1 if exact else images, images + 1):
         found = fit(evidence, size)
