@@ -111,16 +111,18 @@ def sites_of_each(observations: Sequence[Observation]) -> list[list[Site]]:
     return [found[id(observation.network), observation.image_shape] for observation in observations]
 
 
-def legible(observation: Observation, network_sites: Sequence[Site]) -> Observation:
+def legible(observation: Observation, network_sites: Sequence[Site], max_error: float) -> Observation:
     """Return an observation of which only exact and restored gradients are left (`benchmark.closed_form.restoration`).
 
-    If the defense states no loss, it is the observation itself. Else it holds the encoder's convolutions that were restored.
+    If the defense states no loss, it is the observation itself. Else it holds the encoder's convolutions that were restored with
+    a squared error of at most `max_error`, as a share of their square.
     """
     known = landmarks(observation.network)
     if known is None or why_unmatchable(observation):
         return observation
     encoder = [site for site in network_sites if site.name in known.encoder]
-    return restored(observation, [Layer(site.name, site.height, site.width, site.overlaps) for site in encoder]).legible
+    layers = [Layer(site.name, site.height, site.width, site.overlaps) for site in encoder]
+    return restored(observation, layers, max_error).legible
 
 
 def _is_plain(layer: nn.Conv2d) -> bool:

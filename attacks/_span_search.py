@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from benchmark.attacks._inversion import Site, layer_inputs
+from benchmark.attacks._inversion import Site, layer_inputs, legible
 from benchmark.base.machine import free_memory
 from benchmark.closed_form.activations import row_span
 from benchmark.diffusion.landmarks import landmarks
@@ -34,6 +34,9 @@ SiteSpans = Mapping[Site, Tensor]
 REPULSION = 0.1
 """Weight of the share of an image's patches that lies inside the spans of images already found."""
 
+MAX_ERROR = 1e-3
+"""Largest squared error of a restored gradient, as a share of its square: about the share of the truth outside its spans."""
+
 MEMORY_SHARE = 0.6
 """Share of the free memory that the chunks may need, as measured on one search."""
 
@@ -44,11 +47,13 @@ def complete_spans(observation: Observation, network_sites: Sequence[Site]) -> S
     `network_sites` are the network's plain convolutions, the same for all updates that are searched together.
 
     These are the layers with N h w <= O and N h w < C K^2, for N images and an output of O channels and h x w positions. The
-    result is empty if there is none, or if the network states no landmarks.
+    result is empty if there is none, or if the network states no landmarks. Lossy gradients are restored first, and left out
+    if that fails.
     """
     marks = landmarks(observation.network)
     if marks is None:
         return {}
+    observation = legible(observation, network_sites, MAX_ERROR)
     return {
         site: _basis(gradient)
         for site, gradient in _gradients(observation, network_sites, marks.encoder)

@@ -48,7 +48,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from benchmark.attacks._inversion import legible, sites_of_each
+from benchmark.attacks._inversion import sites_of_each
 from benchmark.attacks._kronecker import metric
 from benchmark.attacks._linear_residual import LinearUpdate, solve
 from benchmark.attacks._residual import default_start, search
@@ -110,8 +110,7 @@ class Spans(MatchingAttack):
         return with_timesteps(observations, lambda known: self._attack(known, generator), adaptive=True)
 
     def _attack(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        network_sites = sites_of_each(observations)
-        spans = list(map(complete_spans, map(legible, observations, network_sites), network_sites))
+        spans = list(map(complete_spans, observations, sites_of_each(observations)))
         groups: dict[object, list[int]] = {}
         for place, observation in enumerate(observations):
             names = tuple(site.name for site in spans[place])
@@ -130,7 +129,7 @@ class Spans(MatchingAttack):
     ) -> list[Reconstruction]:
         """Rebuild the images behind updates of one kind."""
         if not spans[0]:
-            starts = _default_starts(observations, generator)
+            starts = [default_start(observation, generator) for observation in observations]
             return self._match(observations, starts, [0] * len(observations), "no layer is wide enough")
         granted_noise, lossy = observations[0].noise is not None, bool(measurements(observations[0]))
         share = 1.0 if granted_noise and not lossy else self.search_share
@@ -140,7 +139,8 @@ class Spans(MatchingAttack):
         lost = [place for place, images in enumerate(found) if not images.any_found]
         if lost:
             some, spent = [observations[place] for place in lost], [found[place].spent for place in lost]
-            matched = self._match(some, _default_starts(some, generator), spent, "no noisy image was found")
+            starts = [default_start(observation, generator) for observation in some]
+            matched = self._match(some, starts, spent, "no noisy image was found")
             rebuilt.update(zip(lost, matched, strict=True))
         for place in sorted(set(range(len(found))) - set(lost)):
             observation, images = observations[place], found[place]
@@ -350,10 +350,6 @@ class _WithHalfway(Searches):
             if self.spent[row] in (1, self.budgets[row] // 2):
                 self.halfway[row], self.halfway_loss[row] = self.best[row], self.loss[row]
         return found
-
-
-def _default_starts(observations: Sequence[Observation], generator: torch.Generator) -> list[Tensor]:
-    return [default_start(observation, generator) for observation in observations]
 
 
 def _timesteps(observation: Observation) -> Tensor:

@@ -150,19 +150,19 @@ def _fit(values: Tensor, known: Tensor, table: Tensor, inputs: Tensor) -> Tensor
     at the last ones if that did not help (Nesterov's acceleration with restarts).
     """
     outputs, channels, kernel = values.shape
-    images, weights = inputs.shape[1] // table.shape[2], known.to(values)
-    by_output = (values * weights).flatten(1), weights.flatten(1)
-    by_channel = tuple(each.view(outputs, channels, kernel).transpose(0, 1).flatten(1) for each in by_output)
-    best, least, since, guess, ridge = torch.zeros_like(by_channel[0]), math.inf, 0, inputs, FIRST_RIDGE
+    images = inputs.shape[1] // table.shape[2]
+    targets, weights = (values * known).flatten(1), known.to(values).flatten(1)
+    turned, turned_weights = (each.view(outputs, channels, kernel).transpose(0, 1).flatten(1) for each in (targets, weights))
+    best, least, since, guess, ridge = torch.zeros_like(turned), math.inf, 0, inputs, FIRST_RIDGE
     for _ in range(ROUNDS):
         ridge = max(RIDGE_DECAY * ridge, LAST_RIDGE)
         patches = torch.einsum("cbq,knq->ckbn", guess.view(channels, images, -1), table).flatten(2).flatten(0, 1)
-        factors = _least_squares(*by_output, patches, ridge)
+        factors = _least_squares(targets, weights, patches, ridge)
         factors = factors / factors.square().mean().sqrt()
         spread = torch.einsum("obn,knq->okbq", factors.view(outputs, images, -1), table).flatten(2).flatten(0, 1)
-        found = _least_squares(*by_channel, spread, ridge)
+        found = _least_squares(turned, turned_weights, spread, ridge)
         fitted = found @ spread.T
-        misfit = float(((fitted - by_channel[0]) * by_channel[1]).norm() / by_channel[0].norm())
+        misfit = float(((fitted - turned) * turned_weights).norm() / turned.norm())
         if not misfit < least:
             if since == 0 and ridge == LAST_RIDGE:
                 break
@@ -182,4 +182,5 @@ def _least_squares(values: Tensor, weights: Tensor, basis: Tensor, ridge: float)
     products = (basis[:, :, None] * basis[:, None, :]).flatten(1)
     gram = (weights @ products).view(-1, rank, rank)
     ridge = ridge * float(gram.diagonal(dim1=1, dim2=2).mean())
-    return torch.linalg.solve(gram + ridge * torch.eye(rank).to(gram), ((weights * values) @ basis)[..., None])[..., 0]
+    solved: Tensor = torch.linalg.solve(gram + ridge * torch.eye(rank).to(gram), ((weights * values) @ basis)[..., None])
+    return solved[..., 0]

@@ -12,12 +12,6 @@ from benchmark.closed_form.losses import Measurement, measurements
 from benchmark.closed_form.low_rank import Estimate, completed, overlapping, separate, shrunk
 from benchmark.types import Observation
 
-MAX_ERROR = 0.01
-"""Largest squared error of a restored gradient, as a share of its square.
-
-A larger error would hide the truth from a search: the attack `activations` gives up if 2% of the rows lie outside the patches.
-"""
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -64,14 +58,17 @@ class Restoration:
         return dataclasses.replace(self.observation, update={name: self.observation.update[name] for name in names})
 
 
-def restored(observation: Observation, layers: Sequence[Layer]) -> Restoration:
+def restored(observation: Observation, layers: Sequence[Layer], max_error: float) -> Restoration:
     """Return an update in which the weight gradients of layers are completed and denoised, according to the defense.
 
-    A layer stays as it is if its restored gradient may have an error above `MAX_ERROR`.
+    Args:
+        observation: the update.
+        layers: the layers to restore.
+        max_error: a layer stays as it is if its restored gradient may have a larger squared error, as a share of its square.
     """
     measured = measurements(observation)
     found = {
-        layer.name: _restored(measured[f"{layer.name}.weight"], layer, observation.image_count)
+        layer.name: _restored(measured[f"{layer.name}.weight"], layer, observation.image_count, max_error)
         for layer in layers
         if f"{layer.name}.weight" in measured
     }
@@ -81,10 +78,10 @@ def restored(observation: Observation, layers: Sequence[Layer]) -> Restoration:
     return Restoration(dataclasses.replace(observation, update=update), errors, bool(measured))
 
 
-def _restored(measurement: Measurement, layer: Layer, images: int) -> Estimate | None:
+def _restored(measurement: Measurement, layer: Layer, images: int, max_error: float) -> Estimate | None:
     if not measurement.values.any():
         return None
     if measurement.known.all() and not layer.overlaps:
         estimate = shrunk(measurement, images * layer.height * layer.width)
-        return estimate if estimate is not None and estimate.error <= MAX_ERROR else None
-    return completed(measurement, layer.table, images, MAX_ERROR)
+        return estimate if estimate is not None and estimate.error <= max_error else None
+    return completed(measurement, layer.table, images, max_error)

@@ -7,7 +7,7 @@ from benchmark.attacks._inversion import legible, sites
 from benchmark.clients.stack import Stacked
 from benchmark.clients.toy import toy
 from benchmark.closed_form.losses import measurements
-from benchmark.closed_form.restoration import MAX_ERROR, Layer, restored
+from benchmark.closed_form.restoration import Layer, restored
 from benchmark.defenses.gaussian_noise import GaussianNoise
 from benchmark.defenses.laplace_noise import LaplaceNoise
 from benchmark.defenses.none import NoDefense
@@ -21,6 +21,8 @@ WIDE = Layer("unet.mid_block.resnets.0.conv1", 4, 4, True)
 SMALL = Layer("unet.conv_in", 8, 8, True)
 """Its gradient has fewer coordinates than a fit has unknowns."""
 
+MAX_ERROR = 0.01
+
 LOSSY = [RandomPruning(keep=0.3), Quantisation(bits=8), GaussianNoise(ratio=0.05), LaplaceNoise(ratio=0.05)]
 
 
@@ -31,7 +33,7 @@ def error(values, truth):
 @pytest.mark.parametrize("defense", LOSSY)
 def test_a_wide_layer_is_restored_and_a_full_one_is_left_alone(defense):
     observation = SCENE.observe(defense)
-    found = restored(observation, [WIDE, SMALL])
+    found = restored(observation, [WIDE, SMALL], MAX_ERROR)
     name = f"{WIDE.name}.weight"
     assert set(found.errors) == {WIDE.name}
     after, before = (error(view.update[name], TRUTH[name]) for view in (found.observation, observation))
@@ -54,4 +56,4 @@ def test_the_stated_size_of_the_errors_is_the_true_one(defense):
 def test_without_a_stated_loss_the_update_stays_as_it_is(defense):
     observation = SCENE.observe(defense)
     assert not measurements(observation)
-    assert legible(observation, sites(observation.network, observation.image_shape)).update == observation.update
+    assert legible(observation, sites(observation.network, observation.image_shape), MAX_ERROR).update == observation.update

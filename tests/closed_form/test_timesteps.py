@@ -172,6 +172,16 @@ def test_a_shared_timestep_is_read_from_exact_coordinates():
         read_timesteps(observe_at((5, 5, 9), Stacked((RandomPruning(keep=0.3), PrivateNoiseTimestep()))), adaptive=True)
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_an_image_that_noise_hides_does_not_count_as_a_repeated_timestep(adaptive):
+    """The second image has a gradient that is 10,000 times smaller, and rounding to 8 bits covers it."""
+    observation, other = (observe_at((t,), Stacked((Quantisation(bits=8), PrivateNoiseTimestep()))) for t in (199, 968))
+    mixed = {name: value + 1e-4 * other.update[name] for name, value in observation.update.items()}
+    hidden = dataclasses.replace(observation, batch_size=2, update=mixed)
+    with pytest.raises(UnreadableTimesteps, match="stand out"):
+        read_timesteps(hidden, adaptive)
+
+
 def test_strong_noise_hides_the_timestep_from_adaptive_attacks():
     for seed in range(5):
         observation = observe_at((200,), Stacked((GaussianNoise(ratio=30.0), PrivateNoiseTimestep())), seed=seed)
