@@ -114,8 +114,8 @@ def sites_of_each(observations: Sequence[Observation]) -> list[list[Site]]:
 def legible(observation: Observation, network_sites: Sequence[Site], max_error: float) -> Observation:
     """Return an observation of which only exact and restored gradients are left (`benchmark.closed_form.restoration`).
 
-    If the defense states no loss, it is the observation itself. Else it holds the encoder's convolutions that were restored. The
-    squared error of each is at most `max_error`, as a share of its square.
+    If the defense states no loss, it is the observation itself. Else it holds the encoder's convolutions that were restored.
+    The squared error of each is at most `max_error` times its square.
     """
     known = landmarks(observation.network)
     if known is None or why_unmatchable(observation):
