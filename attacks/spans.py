@@ -128,12 +128,12 @@ class Spans(MatchingAttack):
         self, observations: Sequence[Observation], spans: Sequence[SiteSpans], generator: torch.Generator
     ) -> list[Reconstruction]:
         """Rebuild the images behind updates of one kind."""
+        granted_noise, lossy = observations[0].noise is not None, bool(measurements(observations[0]))
         if not spans[0]:
             starts = [default_start(observation, generator) for observation in observations]
-            return self._match(observations, starts, [0] * len(observations), "no layer is wide enough")
-        granted_noise, lossy = observations[0].noise is not None, bool(measurements(observations[0]))
-        share = 1.0 if granted_noise and not lossy else self.search_share
-        budget = max(1, round(share * self.evaluations))
+            note = "no wide layer could be restored" if lossy else "no layer is wide enough"
+            return self._match(observations, starts, [0] * len(observations), note)
+        budget = max(1, round((1.0 if granted_noise and not lossy else self.search_share) * self.evaluations))
         found = _Search(observations, spans, budget, self.exploration).run(generator)
         rebuilt: dict[int, Reconstruction] = {}
         lost = [place for place, images in enumerate(found) if not images.any_found]
