@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from benchmark.closed_form.activations import Activation, patch_span, read_activation, row_span
+from benchmark.closed_form.restoration import restored
 from benchmark.closed_form.sites import Site
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.landmarks import landmarks
@@ -50,6 +51,18 @@ class Readout:
     def kind(self) -> object:
         """Return what readouts must have in common to be searched together."""
         return (self.site, *((site, len(span)) for site, span in self.spans.items()))
+
+
+def legible(observation: Observation, network_sites: Sequence[Site], max_error: float) -> Observation:
+    """Return an observation of which only exact and restored gradients are left (`benchmark.closed_form.restoration`).
+
+    If the defense states no loss, it is the observation itself. Else it holds the encoder's convolutions that were restored.
+    The squared error of each is at most `max_error` times its square.
+    """
+    known = landmarks(observation.network)
+    if known is None or why_unmatchable(observation):
+        return observation
+    return restored(observation, [site for site in network_sites if site.name in known.encoder], max_error).legible
 
 
 def read_update(observation: Observation, network_sites: Sequence[Site]) -> Readout:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from benchmark.attacks._inversion import layer_inputs
+from benchmark.attacks._inversion import layer_inputs, legible
 from benchmark.base.machine import free_memory
 from benchmark.closed_form.activations import row_span
 from benchmark.closed_form.sites import Site, spans_patches
@@ -35,6 +35,9 @@ SiteSpans = Mapping[Site, Tensor]
 REPULSION = 0.1
 """Weight of the share of an image's patches that lies inside the spans of images already found."""
 
+MAX_ERROR = 1e-3
+"""Largest squared error of a restored gradient, as a share of its square: about the share of the truth outside its spans."""
+
 MEMORY_SHARE = 0.6
 """Share of the free memory that the chunks may need, as measured on one search."""
 
@@ -46,11 +49,13 @@ def complete_spans(observation: Observation, network_sites: Sequence[Site]) -> S
 
     These are the layers with N h w <= O and N h w < C K^2, for N images and an output of O channels and h x w positions. Where
     rounding hides directions of a span, patches of the images lie outside it: such layers are left out if there are others.
-    The result is empty if there is none, or if the network states no landmarks.
+    Lossy gradients are restored first, and left out if that fails. The result is empty if there is no such layer, or if the
+    network states no landmarks.
     """
     marks = landmarks(observation.network)
     if marks is None:
         return {}
+    observation = legible(observation, network_sites, MAX_ERROR)
     spans = {
         site: _basis(gradient)
         for site, gradient in _gradients(observation, network_sites, marks.encoder)

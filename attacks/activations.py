@@ -16,9 +16,9 @@ layers. DAGER (arXiv 2405.15586) and TIGER (arXiv 2606.18312) use the span of a 
 4. From there L-BFGS minimises the squared distance over x_t and the residual (`benchmark.attacks._residual`), or over the
    images if the noise is granted. The distance is adapted to the defense as in `residual`.
 
-If a defense adds noise to the update or sets coordinates to zero, the rows carry no usable information. Then step 3 does not
-converge, and step 4 spends the rest of the budget from the start of `residual`. If every convolution has too many positions,
-step 4 has the whole budget.
+If the defense states that it prunes, rounds or adds noise, steps 2 and 3 use restored gradients only
+(`benchmark.closed_form.restoration`). If none can be restored, or every convolution has too many positions, step 4 has the
+whole budget. If step 3 does not converge, step 4 spends the rest of the budget from the start of `residual`.
 
 After several local steps the rows belong to several gradients at weights that drift, but step 3 treats them as one gradient.
 The truth is then not where its cost is zero, and step 4 has to correct for that.
@@ -40,9 +40,10 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from benchmark.attacks._inversion import Inversion, Readout, read_update
+from benchmark.attacks._inversion import Inversion, Readout, legible, read_update
 from benchmark.attacks._residual import ENOUGH_EVALUATIONS, default_start, search
 from benchmark.base.ranges import MAX_NUMBER, InnerShare, Positive, Range
+from benchmark.closed_form.losses import RESTORATION_PARAMETERS
 from benchmark.closed_form.sites import sites_of_each
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.diffusion.landmarks import landmarks
@@ -63,6 +64,9 @@ GRANTED_NOISE, PRIVATE_NOISE = 100, 300
 In results/defenses and results/attacks/limits these reach 30 dB. Several images with private noise do not.
 """
 
+MAX_ERROR = CONVERGED_SHARE / 2
+"""Largest squared error of a restored gradient, as a share of its square: step 3 still converges at the truth."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Activations(MatchingAttack):
@@ -76,7 +80,7 @@ class Activations(MatchingAttack):
         residual_scale: how far the residual moves before x_t does. It is large because x_t is nearly known in step 4.
     """
 
-    adapts_to: ClassVar[frozenset[str]] = DISTANCE_PARAMETERS | {"least_timestep"}
+    adapts_to: ClassVar[frozenset[str]] = DISTANCE_PARAMETERS | RESTORATION_PARAMETERS | {"least_timestep"}
 
     evaluations: Annotated[int, Range(3, MAX_NUMBER)] = 1000
     inversion_share: InnerShare = 0.5
@@ -86,7 +90,7 @@ class Activations(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return with_timesteps(observations, lambda known: self._attack(known, generator))
+        return with_timesteps(observations, lambda known: self._attack(known, generator), adaptive=True)
 
     def outlook(self, diagnosis: Diagnosis, success_db: float) -> Outlook:
         """See `Attack.outlook`."""
@@ -115,7 +119,11 @@ class Activations(MatchingAttack):
         return min(max(2, round(self.inversion_share * self.evaluations)), self.evaluations - 1)
 
     def _attack(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
-        readouts = list(map(read_update, observations, sites_of_each(observations)))
+        network_sites = sites_of_each(observations)
+        readouts = [
+            read_update(legible(observation, of_network, MAX_ERROR), of_network)
+            for observation, of_network in zip(observations, network_sites, strict=True)
+        ]
         groups: dict[object, list[int]] = {}
         for place, (observation, readout) in enumerate(zip(observations, readouts, strict=True)):
             kind = (id(observation.network), observation.batch_shape, observation.noise is None, readout.kind)

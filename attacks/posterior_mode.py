@@ -93,7 +93,7 @@ class PosteriorMode(MatchingAttack):
         several = iter(
             self._search([dataclasses.replace(observation, order_known=False) for observation in repeated], generator)
         )
-        single = iter(with_timesteps(once, lambda known: self._search(known, generator)))
+        single = iter(with_timesteps(once, lambda known: self._search(known, generator), adaptive=True))
         return [next(several if observation.public.draws_per_image else single) for observation in observations]
 
     def outlook(self, diagnosis: Diagnosis, success_db: float) -> Outlook:

@@ -28,6 +28,7 @@ import torch
 
 from benchmark.attacks._residual import ENOUGH_EVALUATIONS, default_start, search
 from benchmark.base.ranges import Count
+from benchmark.closed_form.losses import RESTORATION_PARAMETERS
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.defense_aware import DISTANCE_PARAMETERS
 from benchmark.matching.search import best_of_each, check_restarts
@@ -45,7 +46,7 @@ class Residual(MatchingAttack):
         restarts: independent starts; the one with the lowest matching loss wins.
     """
 
-    adapts_to: ClassVar[frozenset[str]] = DISTANCE_PARAMETERS | {"least_timestep"}
+    adapts_to: ClassVar[frozenset[str]] = DISTANCE_PARAMETERS | RESTORATION_PARAMETERS | {"least_timestep"}
 
     evaluations: Count = 1000
     restarts: Count = 1
@@ -56,7 +57,7 @@ class Residual(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return with_timesteps(observations, lambda known: self._search(known, generator))
+        return with_timesteps(observations, lambda known: self._search(known, generator), adaptive=True)
 
     def outlook(self, diagnosis: Diagnosis, success_db: float) -> Outlook:
         """See `Attack.outlook`."""

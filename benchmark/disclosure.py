@@ -30,6 +30,7 @@ class User(Enum):
     ENGINE = "every search of `matching.engine`, whatever its distance"
     COMPARISON = "`matching.defense_aware.as_released`, around any distance"
     DISTANCE = "`matching.defense_aware.distance`"
+    RESTORATION = "`closed_form.losses.measurements`"
     LIKELIHOOD = "`matching.defense_aware.likelihood`"
     ATTACK = "the attacks that name it in `adapts_to`"
     LABEL = "no attack; it only changes a label in the tables"

@@ -57,13 +57,13 @@ class PublicParameters:
         disclosed_noise_error: standard deviation of the error on the diffusion noise that the client discloses.
     """
 
-    kept_share: float | None = parameter(User.COMPARISON, scope=Scope.CLIENT, release=Release.PRUNE)
+    kept_share: float | None = parameter(User.COMPARISON, User.RESTORATION, scope=Scope.CLIENT, release=Release.PRUNE)
     clip_norm: float | None = parameter(User.COMPARISON, release=Release.CLIP)
     update_clip_norm: float | None = parameter(User.COMPARISON, scope=Scope.CLIENT, release=Release.CLIP)
-    noise_std: float | None = parameter(User.LIKELIHOOD, release=Release.NOISE)
-    gaussian_ratio: float | None = parameter(User.LIKELIHOOD, scope=Scope.CLIENT, release=Release.NOISE)
-    laplace_ratio: float | None = parameter(User.DISTANCE, scope=Scope.CLIENT, release=Release.NOISE)
-    bits: int | None = parameter(User.DISTANCE, scope=Scope.CLIENT, release=Release.ROUND)
+    noise_std: float | None = parameter(User.LIKELIHOOD, User.RESTORATION, release=Release.NOISE)
+    gaussian_ratio: float | None = parameter(User.LIKELIHOOD, User.RESTORATION, scope=Scope.CLIENT, release=Release.NOISE)
+    laplace_ratio: float | None = parameter(User.DISTANCE, User.RESTORATION, scope=Scope.CLIENT, release=Release.NOISE)
+    bits: int | None = parameter(User.DISTANCE, User.RESTORATION, scope=Scope.CLIENT, release=Release.ROUND)
     draws_per_image: int | None = parameter(User.ATTACK)
     least_timestep: int | None = parameter(User.ATTACK, implied_by_timestep=True)
     withheld: str | None = parameter(User.ENGINE)

@@ -6,16 +6,19 @@ import math
 import pytest
 import torch
 
+from benchmark.attacks._batch_search import BatchSearch
 from benchmark.attacks._kronecker import metric
 from benchmark.attacks._linear_residual import LinearUpdate, solve
 from benchmark.attacks._span_search import Sought, SpanSearch, complete_spans
-from benchmark.attacks.spans import Spans, _Search
+from benchmark.attacks.spans import Spans
 from benchmark.base.seeds import stream
+from benchmark.clients.stack import Stacked
 from benchmark.clients.toy import PlainDefense, toy
 from benchmark.closed_form.sites import sites
 from benchmark.defenses.gaussian_noise import GaussianNoise
 from benchmark.defenses.private_noise import PrivateNoise
 from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
+from benchmark.defenses.random_pruning import RandomPruning
 from benchmark.evaluation.judge import judge
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.search import Searches
@@ -166,7 +169,7 @@ def test_a_search_from_nearby_ends_at_the_noisy_image_of_its_timestep(batch, obs
 
 def test_an_image_found_twice_is_kept_once(batch, observation):
     twice = dataclasses.replace(observation, timesteps=batch.victim.timesteps)
-    found = _Search([twice], [spans_of(observation)], budget=10)
+    found = BatchSearch([twice], [spans_of(observation)], budget=10)
     found.x = noisy_images(batch).flatten(1)
     found.x[2] = 1.01 * found.x[0]
     found.loss = [1e-6, 1e-6, 1e-5, 1.0]
@@ -205,7 +208,14 @@ def test_too_many_images_for_the_width_are_matched_and_not_accepted():
 
 def test_a_noisy_update_is_matched_with_the_rest_of_the_budget():
     (rebuilt,) = Spans(evaluations=20).run([toy(channels=(16, 64)).observe(GaussianNoise(ratio=1))], stream(0, "attack"))
-    assert rebuilt.note == "no noisy image was found: matched gradients" and rebuilt.evaluations <= 20
+    assert rebuilt.note == "no wide layer could be restored: matched gradients" and rebuilt.evaluations <= 20
+
+
+def test_images_behind_a_pruned_update_are_found_and_then_matched():
+    scene = toy(batch=1, channels=(16, 64))
+    (rebuilt,) = Spans(evaluations=300).run([scene.observe(Stacked((RandomPruning(keep=0.3), PrivateNoise())))], stream(0, "a"))
+    assert rebuilt.note.startswith("found 1 of 1") and rebuilt.note.endswith("matched gradients")
+    assert not rebuilt.predicted_psnr.any() and rebuilt.evaluations <= 300
 
 
 def test_half_of_the_metric_uses_other_parameters(batch, observation):

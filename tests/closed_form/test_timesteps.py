@@ -5,13 +5,19 @@ import torch
 
 from benchmark.attacks.dlg import DLG
 from benchmark.base.seeds import stream
+from benchmark.clients.stack import Stacked
 from benchmark.clients.toy import toy
 from benchmark.closed_form.timesteps import MIN_CONFIDENCE, UnreadableTimesteps, read_timesteps, with_timesteps
 from benchmark.defenses.dp_sgd import DPSGD
+from benchmark.defenses.gaussian_noise import GaussianNoise
 from benchmark.defenses.gradient_pruning import GradientPruning
 from benchmark.defenses.none import NoDefense
 from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
 from benchmark.defenses.private_timestep import PrivateTimestep
+from benchmark.defenses.quantisation import Quantisation
+from benchmark.defenses.random_pruning import RandomPruning
+from benchmark.experiment.simulation import simulate
+from benchmark.scenario import Scenario
 
 WIDE = (32, 32)
 
@@ -20,10 +26,10 @@ def draw_timesteps(count, seed=0):
     return tuple(torch.randperm(1000, generator=torch.Generator().manual_seed(seed))[:count].tolist())
 
 
-def observe_at(timesteps, defense=None, **practice):
+def observe_at(timesteps, defense=None, seed=0, **practice):
     """Return the observation of a client that trains at these timesteps. By default noise and timesteps are private."""
     scene = toy(batch=practice.pop("batch", len(timesteps)), channels=WIDE, timesteps=timesteps, **practice)
-    return scene.observe(defense or PrivateNoiseTimestep())
+    return scene.observe(defense or PrivateNoiseTimestep(), seed)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8, 16])
@@ -135,3 +141,57 @@ def test_a_broken_update_is_refused_for_that_reason():
     broken = dataclasses.replace(observation, update={**observation.update, name: observation.update[name] * torch.nan})
     (rebuilt,) = DLG(evaluations=1).run([broken], stream(0, "a"))
     assert rebuilt.diverged == f"the update's '{name}' is not finite"
+
+
+@pytest.mark.parametrize("times", [(200,), (30, 600)])
+@pytest.mark.parametrize(
+    "defense", [RandomPruning(keep=0.1), GradientPruning(keep=0.8), Quantisation(bits=8), GaussianNoise(ratio=0.1)]
+)
+def test_lossy_updates_give_the_timesteps_to_adaptive_attacks(times, defense):
+    observation = observe_at(times, Stacked((defense, PrivateNoiseTimestep())))
+    assert read_timesteps(observation, adaptive=True).timesteps.tolist() == list(times)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("defense", ["random_pruning[keep=0.1]", "gradient_pruning[keep=0.1]"])
+def test_pruning_hides_no_timestep_of_a_trained_network(batch, defense):
+    scenario = Scenario(batch_size=batch, timesteps="uniform")
+    simulated = simulate(defense=f"{defense}+private_noise_timestep", scenario=scenario)
+    assert (
+        read_timesteps(simulated.observation, adaptive=True).timesteps.tolist()
+        == simulated.victim.timesteps.sort().values.tolist()
+    )
+    with pytest.raises(UnreadableTimesteps):
+        read_timesteps(simulated.observation)
+
+
+def test_a_shared_timestep_is_read_from_exact_coordinates():
+    observation = observe_at((7, 7, 7), Stacked((RandomPruning(keep=0.1), PrivateNoiseTimestep())))
+    assert read_timesteps(observation, adaptive=True).timesteps.tolist() == [7, 7, 7]
+    with pytest.raises(UnreadableTimesteps, match="some are repeated"):
+        read_timesteps(observe_at((5, 5, 9), Stacked((RandomPruning(keep=0.3), PrivateNoiseTimestep()))), adaptive=True)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_an_image_that_noise_hides_does_not_count_as_a_repeated_timestep(adaptive):
+    """The second image has a gradient that is 10,000 times smaller, and rounding to 8 bits covers it."""
+    observation, other = (observe_at((t,), Stacked((Quantisation(bits=8), PrivateNoiseTimestep()))) for t in (199, 968))
+    mixed = {name: value + 1e-4 * other.update[name] for name, value in observation.update.items()}
+    hidden = dataclasses.replace(observation, batch_size=2, update=mixed)
+    with pytest.raises(UnreadableTimesteps, match="stand out"):
+        read_timesteps(hidden, adaptive)
+
+
+def test_strong_noise_hides_the_timestep_from_adaptive_attacks():
+    for seed in range(5):
+        observation = observe_at((200,), Stacked((GaussianNoise(ratio=30.0), PrivateNoiseTimestep())), seed=seed)
+        with pytest.raises(UnreadableTimesteps, match="stand out"):
+            read_timesteps(observation, adaptive=True)
+
+
+def test_local_steps_are_read_from_the_layer_whose_input_stays():
+    defense = Stacked((RandomPruning(keep=0.3), PrivateNoiseTimestep()))
+    observation = observe_at((20, 700), defense, batch=1, local_steps=2, local_lr=0.1)
+    assert read_timesteps(observation, adaptive=True).timesteps.tolist() == [20, 700]
+    with pytest.raises(UnreadableTimesteps):
+        read_timesteps(withholding(observation, "time_embedding"), adaptive=True)

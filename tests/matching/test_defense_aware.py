@@ -208,6 +208,7 @@ USES = [
     (Residual(evaluations=4), DPSGD(clip=1e-3), "clip_norm"),
     (Residual(evaluations=4), Quantisation(bits=2), "bits"),
     (Residual(evaluations=4), LaplaceNoise(ratio=1.0), "laplace_ratio"),
+    (Residual(evaluations=4), Stacked((GaussianNoise(ratio=0.003), PrivateTimestep())), "gaussian_ratio"),
     (PosteriorMode(evaluations=8), DPSGD(), "noise_std"),
     (PosteriorMode(evaluations=8), GaussianNoise(), "gaussian_ratio"),
     (PosteriorMode(evaluations=8), DPDM(draws=3), "draws_per_image"),

@@ -1,0 +1,248 @@
+"""Search for all noisy images behind updates, each alone by the spans of its update. The method is ours.
+
+Every image starts at the mean colour of public images, noised to its own timestep. A search ends where its cost stalls. If it
+stalls high, it was caught at an image of another timestep. It then starts again from other noise, first repelled from the
+images that have been found.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmark.attacks._span_search import SiteSpans, Sought, SpanSearch
+from benchmark.matching.lbfgs import lbfgs
+from benchmark.matching.problem import mean_colour_start
+from benchmark.matching.search import Evaluate, Searches
+from benchmark.types import Observation
+
+FOUND = 1e-3
+"""An image is found if less than this share of its patches lies outside the spans."""
+
+CONVERGED = 1e-4
+"""The cost below which a found image may be accepted."""
+
+COPY_DISTANCE = 0.5
+"""Two noisy images of one update are the same one if they differ by less than this share of their norm.
+
+Different ones differ by more than their norm: their noise is independent.
+"""
+
+REPELLED = 50
+"""The most evaluations of a search that is repelled from the images found."""
+
+PATIENCE = 30
+"""A search is judged after every so many evaluations."""
+
+STALLED = 0.8
+"""A search ends if its cost stays above this share of its last cost: at an image, or caught elsewhere."""
+
+SAFETY = 10.0
+"""The factor by which a predicted squared error is increased."""
+
+REPELLING_SITES = 3
+"""The number of last layers by which a search is repelled from the images found."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The images found behind one update.
+
+    Attributes:
+        x: (N, C, H, W) noisy images, or clean ones if the noise is granted.
+        loss: (N,) shares of the patches outside the spans.
+        error: (N,) estimated mean squared errors of x.
+        spent: evaluations.
+    """
+
+    x: Tensor
+    loss: Tensor
+    error: Tensor
+    spent: int
+
+    def image_error(self, signal: Tensor) -> Tensor:
+        """Return the mean squared error (N,) on [0, 1] images that the errors of x cause directly.
+
+        `signal` is the scale of the image in x. An image whose cost did not fall below `CONVERGED` has the error 1.
+        """
+        return torch.where(self.loss < CONVERGED, self.error / (2 * signal).square(), 1.0)
+
+    @property
+    def any_found(self) -> bool:
+        """Return whether at least one image was found."""
+        return bool((self.loss < FOUND).any())
+
+    @property
+    def all_converged(self) -> bool:
+        """Return whether all costs fell below `CONVERGED`."""
+        return bool((self.loss < CONVERGED).all())
+
+    @property
+    def note(self) -> str:
+        """Return a remark for the table."""
+        found = int((self.loss < FOUND).sum())
+        return f"found {found} of {len(self.loss)} noisy images, largest cost {float(self.loss.max()):.1e}"
+
+
+class BatchSearch:
+    """Step 3 for P updates of one kind, with N images each."""
+
+    def __init__(self, observations: Sequence[Observation], spans: Sequence[SiteSpans], budget: int) -> None:
+        self.observations, self.spans, self.budget = observations, spans, budget
+        self.images = observations[0].image_count
+        self.sought = [
+            Sought(update, int(t), None if observation.noise is None else observation.noise[image])
+            for update, observation in enumerate(observations)
+            for image, t in enumerate(known_timesteps(observation).tolist())
+        ]
+        self.x = torch.stack([mean_colour_start(observation) for observation in observations]).flatten(0, 1).flatten(1)
+        self.loss = [math.inf] * len(self.sought)
+        self.error = self.x.new_full((len(self.sought),), math.inf)
+        self.spent = [0] * len(observations)  # passes of single images
+
+    def run(self, generator: torch.Generator) -> list[Found]:
+        """Search until all images are found or the budget is spent."""
+        rows: Sequence[int] = range(len(self.sought))
+        while rows:
+            self._explore(rows, generator)
+            rows = self._lost()
+        shape = self.observations[0].batch_shape
+        losses, error = (values.view(-1, self.images) for values in (torch.tensor(self.loss).to(self.error), self.error))
+        x = self.x.view(-1, *shape)
+        return [
+            Found(x[update], losses[update], error[update], math.ceil(spent / self.images))
+            for update, spent in enumerate(self.spent)
+        ]
+
+    def _explore(self, rows: Sequence[int], generator: torch.Generator) -> None:
+        """Search images from new starts, first repelled from the images found, then not."""
+        start = self._starts(rows, generator)
+        if repellers := self._repellers(rows):
+            repelled = SpanSearch(self.observations[0], self.spans, self._of(rows), repellers)
+            start = self._searched(repelled, start, [REPELLED] * len(rows), rows).best
+        searches = self._searched(SpanSearch(self.observations[0], self.spans, self._of(rows)), start, self._shares(rows), rows)
+        for place, row in enumerate(rows):
+            if searches.loss[place] < self.loss[row]:
+                self.loss[row], self.x[row] = searches.loss[place], searches.best[place]
+                self.error[row] = searches.remaining_error(place)
+        for row in self._copies():
+            self.loss[row] = math.inf
+
+    def _starts(self, rows: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Return new starts: the mean colour of public images with fresh noise, or N(0, 1) for clean images."""
+        noise = torch.randn(len(rows), *self.observations[0].image_shape, generator=generator).to(self.x)
+        if self.sought[0].noise is None:
+            colours = torch.stack([mean_colour_start(self.observations[self.sought[row].update])[0] for row in rows])
+            t = torch.tensor([self.sought[row].timestep for row in rows], device=self.x.device)
+            noise = self.observations[0].schedule.add_noise(colours, t, noise)
+        return noise.flatten(1)
+
+    def _shares(self, rows: Sequence[int]) -> list[int]:
+        """Divide the budget that is left to each update among its images."""
+        count = Counter(self.sought[row].update for row in rows)
+        return [max(1, self._left(self.sought[row].update) // count[self.sought[row].update]) for row in rows]
+
+    def _left(self, update: int) -> int:
+        return self.budget * self.images - self.spent[update]
+
+    def _lost(self) -> list[int]:
+        """Return the images that are not found and whose update can afford another exploration of them all."""
+        lost = [row for row, loss in enumerate(self.loss) if not loss < FOUND]
+        return [row for row, share in zip(lost, self._shares(lost), strict=True) if share >= 2 * REPELLED]
+
+    def _copies(self) -> list[int]:
+        """Return the images that are copies of an image of the same update with a lower cost."""
+        found = [row for row, loss in enumerate(self.loss) if loss < FOUND]
+        pairs = itertools.combinations(sorted(found, key=self.loss.__getitem__), 2)
+        return [b for a, b in pairs if self.sought[a].update == self.sought[b].update and self._are_alike(a, b)]
+
+    def _are_alike(self, a: int, b: int) -> bool:
+        return bool((self.x[a] - self.x[b]).norm() < COPY_DISTANCE * self.x[a].norm())
+
+    def _repellers(self, rows: Sequence[int]) -> list[SiteSpans]:
+        """Return the spans of the images found behind each update; empty if there are none."""
+        updates = {self.sought[row].update for row in rows}
+        found = {
+            update: [i for i in range(len(self.loss)) if self.sought[i].update == update and self.loss[i] < FOUND]
+            for update in updates
+        }
+        if not any(found.values()):
+            return []
+        evaluate = SpanSearch(self.observations[0], self.spans, self.sought)
+        spans = [
+            evaluate.patch_spans(self.x[found[update]], found[update], REPELLING_SITES) if found.get(update) else {}
+            for update in range(len(self.observations))
+        ]
+        evaluate.close()
+        return spans
+
+    def _of(self, rows: Sequence[int]) -> list[Sought]:
+        return [self.sought[row] for row in rows]
+
+    def _searched(self, evaluate: SpanSearch, start: Tensor, budgets: Sequence[int], rows: Sequence[int]) -> _UntilStalled:
+        searches = _UntilStalled(evaluate, start, budgets, backend="spans", share=1 / self.images)
+        try:
+            lbfgs(searches)
+        finally:
+            evaluate.close()
+        for row, spent in zip(rows, searches.spent, strict=True):
+            self.spent[self.sought[row].update] += spent
+        return searches
+
+
+class _UntilStalled(Searches):
+    """Searches that end where the cost no longer falls: an image is found, or the search is caught elsewhere.
+
+    Attributes:
+        milestones: for each search the best points (n,) and their costs after every `PATIENCE` evaluations.
+    """
+
+    def __init__(self, evaluate: Evaluate, start: Tensor, budgets: Sequence[int], backend: str, share: float) -> None:
+        super().__init__(evaluate, start, budgets, backend=backend, share=share)
+        self.milestones: list[list[tuple[Tensor, float]]] = [[] for _ in start]
+
+    def __call__(self, x: Tensor, rows: Sequence[int]) -> tuple[list[float], Tensor]:
+        """See `Searches.__call__`."""
+        evaluated = super().__call__(x, rows)
+        for row in rows:
+            if self.spent[row] % PATIENCE == 0:
+                self.milestones[row] = [*self.milestones[row][-2:], (self.best[row].clone(), self.loss[row])]
+        return evaluated
+
+    def with_budget(self, rows: Sequence[int] | None = None) -> list[int]:
+        """See `Searches.with_budget`; without the searches that have stalled."""
+        return [row for row in super().with_budget(rows) if not self._has_stalled(row)]
+
+    def _has_stalled(self, row: int) -> bool:
+        costs = [cost for _, cost in self.milestones[row][-2:]]
+        return len(costs) == 2 and costs[1] > STALLED * costs[0]
+
+    def remaining_error(self, row: int) -> float:
+        """Return the mean squared error that the moves between milestones predict; infinite if there were too few."""
+        if len(self.milestones[row]) < 3:
+            return math.inf
+        a, b, c = (best[None] for best, _ in self.milestones[row])
+        return float(remaining_error(a, b, c))
+
+
+def remaining_error(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Return the mean squared errors (N,) of c if the moves a to b to c (N, ...) keep shrinking at the same rate.
+
+    The moves still to come are then a geometric series. Its sum is increased by the factor `SAFETY`, because the last moves
+    shrink most slowly. The error is infinite where the moves do not shrink.
+    """
+    before, last = ((y - x).flatten(1).square().mean(1).sqrt() for x, y in ((a, b), (b, c)))
+    rate = last / before.clamp_min(torch.finfo(before.dtype).tiny)
+    return torch.where(rate < 1, SAFETY * (last * rate / (1 - rate)).square(), math.inf)
+
+
+def known_timesteps(observation: Observation) -> Tensor:
+    """Return the timesteps (N,), which were granted or read."""
+    assert observation.timesteps is not None
+    return observation.timesteps

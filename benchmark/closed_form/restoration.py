@@ -1,0 +1,66 @@
+"""Restores weight gradients that a defense pruned, rounded or covered with noise. This method is ours."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmark.closed_form.losses import Measurement, measurements
+from benchmark.closed_form.low_rank import Estimate, completed, overlapping, separate, shrunk
+from benchmark.closed_form.sites import Site
+from benchmark.types import Observation
+
+
+@dataclass(frozen=True, eq=False)
+class Restoration:
+    """An update with restored layers.
+
+    Attributes:
+        observation: the observation with the restored gradients in place of the transmitted ones.
+        errors: upper estimates of the squared errors of the restored weights as shares of their squares, by layer.
+        lossy: whether the defense states a loss.
+    """
+
+    observation: Observation
+    errors: Mapping[str, float]
+    lossy: bool
+
+    @property
+    def legible(self) -> Observation:
+        """Return the observation with only those tensors that were restored, or with all if nothing was lost."""
+        if not self.lossy:
+            return self.observation
+        names = [f"{layer}.weight" for layer in self.errors]
+        return dataclasses.replace(self.observation, update={name: self.observation.update[name] for name in names})
+
+
+def restored(observation: Observation, sites: Sequence[Site], max_error: float) -> Restoration:
+    """Return an update in which the weight gradients of layers are completed and denoised, according to the defense.
+
+    Args:
+        observation: the update.
+        sites: the layers to restore.
+        max_error: a layer stays as it is if its restored gradient may have a larger squared error, as a share of its square.
+    """
+    measured = measurements(observation)
+    found = {
+        site.name: _restored(measured[f"{site.name}.weight"], site, observation.image_count, max_error)
+        for site in sites
+        if f"{site.name}.weight" in measured
+    }
+    accepted = {name: estimate for name, estimate in found.items() if estimate is not None}
+    update = {**observation.update, **{f"{name}.weight": estimate.values for name, estimate in accepted.items()}}
+    errors = {name: estimate.error for name, estimate in accepted.items()}
+    return Restoration(dataclasses.replace(observation, update=update), errors, bool(measured))
+
+
+def _restored(measurement: Measurement, site: Site, images: int, max_error: float) -> Estimate | None:
+    if not measurement.values.any():
+        return None
+    positions = site.height * site.width
+    if measurement.known.all() and not site.overlaps:
+        estimate = shrunk(measurement, images * positions)
+        return estimate if estimate is not None and estimate.error <= max_error else None
+    table = overlapping(site.height, site.width) if site.overlaps else separate(positions)
+    return completed(measurement, table, images, max_error)
