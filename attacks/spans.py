@@ -8,15 +8,15 @@ rows to find text.
 1. Private timesteps are read in closed form (`benchmark.closed_form.timesteps`). If that is refused, nothing is reconstructed.
 2. The attack uses the convolutions of the encoder whose gradient rows span the patches of all N images: N h w <= O for an
    output of O channels and h x w positions.
-3. L-BFGS searches each noisy image alone, at its own timestep, from N(0, 1). The cost is the share of its patches outside the
-   spans (`benchmark.attacks._span_search`). A search may end at an image of another timestep. Its cost then stays high, and it
-   is repeated from a new start. There it is first repelled from the images that have been found.
+3. L-BFGS searches each noisy image alone, at its own timestep, from the mean colour of public images with noise. The cost is
+   the share of its patches outside the spans (`benchmark.attacks._span_search`). A search may end at an image of another timestep.
+   Its cost then stays high, and it is repeated from a new start. There it is first repelled from the images that have been found.
 4. With all x_t and t known, the residuals solve a linear least-squares problem (`benchmark.attacks._linear_residual`). Images
    and noise follow from them.
-5. The attack predicts the PSNR of each image. It adds three mean squared differences: to the images after half of the rounds
-   of step 4, to the images after some more rounds with half of the parameters, and the one that the noisy images may still
-   cause, judged by their last moves in step 3. An image that was not found spoils the linear problem of its whole batch, so
-   nothing is accepted then.
+5. The attack predicts the PSNR of each image. It adds three mean squared errors: what the moves between thirds of step 4
+   suggest is still to come, the difference to the image after some more rounds with half of the parameters, and what the moves
+   in step 3 suggest is still wrong in the noisy image. An image that was not found spoils the linear problem of its whole
+   batch, so nothing is accepted then.
 
 If the defense states that it prunes, rounds or adds noise, steps 2 and 3 use restored gradients only
 (`benchmark.closed_form.restoration`). The search of `residual`, from the noisy images found, replaces step 4, which needs every
