@@ -9,8 +9,9 @@ rows to find text.
 2. The attack uses the convolutions of the encoder whose gradient rows span the patches of all N images: N h w <= O for an
    output of O channels and h x w positions.
 3. L-BFGS searches each noisy image alone, at its own timestep, from the mean colour of public images with noise. The cost is
-   the share of its patches outside the spans (`benchmark.attacks._span_search`). A search may end at an image of another timestep.
-   Its cost then stays high, and it is repeated from a new start. There it is first repelled from the images that have been found.
+   the share of its patches outside the spans (`benchmark.attacks._span_search`). A search may end at an image of another
+   timestep. Its cost then stays high, and it is repeated from a new start. There it is first repelled from the images that have
+   been found.
 4. With all x_t and t known, the residuals solve a linear least-squares problem (`benchmark.attacks._linear_residual`). Images
    and noise follow from them.
 5. The attack predicts the PSNR of each image. It adds three mean squared errors: what the moves between thirds of step 4
