@@ -22,7 +22,9 @@ from matplotlib.lines import Line2D
 
 from benchmark.experiment.grid import ORACLE
 from benchmark.report import escape
+from benchmark.report.batches import first_update, whole_batch
 from benchmark.report.curves import psnr_by_images, psnr_by_timestep, with_image_counts
+from benchmark.report.pictures import picture
 from benchmark.report.results import IMAGE_KEY, SCENE_COLUMNS, Results, select
 from benchmark.report.strongest import PREFIX
 
@@ -111,6 +113,7 @@ def _figures(results: Results, table: pd.DataFrame, best: pd.DataFrame) -> Itera
             if not many:
                 yield f"psnr-{ending}", psnr_by_attack(rows, f"{results.title}\n{label}")
             yield from _sheets(samples, winners if many else None, ending, f"{results.title}\n{label}")
+            yield from _batches(samples, ending, f"{results.title}\n{label}")
             if samples.timestep.nunique() >= MIN_TIMESTEPS_FOR_CURVE:
                 yield f"timesteps-{ending}", psnr_by_timestep(samples, f"{results.title}\n{label}")
     table = with_image_counts(table)
@@ -130,6 +133,17 @@ def _sheets(samples: pd.DataFrame, winners: pd.DataFrame | None, ending: str, ti
     sheets = [columns[start : start + per_sheet] for start in range(0, len(columns), per_sheet)] or [[]]
     for number, pairs in enumerate(sheets, 1):
         yield f"reconstructions{f'-{number}' if len(sheets) > 1 else ''}-{ending}", sheet(samples, pairs, title)
+
+
+def _batches(samples: pd.DataFrame, ending: str, title: str) -> Iterator[tuple[str, Figure]]:
+    """Yield the first update of the best attack of a scene, if several images lie behind it."""
+    attacks = samples[~samples.control & (samples.attack != ORACLE) & samples.psnr.notna()]
+    medians = attacks.groupby(["defense", "attack"], sort=False).psnr.median()
+    if len(medians):
+        defense, attack = medians.idxmax()
+        update = first_update(attacks[(attacks.defense == defense) & (attacks.attack == attack)])
+        if len(update):
+            yield f"batch-{ending}", whole_batch(update, f"{title}\n{attack} vs {defense}")
 
 
 def _ending(key: tuple[str, ...]) -> str:
@@ -302,10 +316,10 @@ def sheet(samples: pd.DataFrame, pairs: Sequence[tuple[str, str]], title: str) -
     for y, image in enumerate(images):
         row_cells = [cells.get((*column, *image)) for column in columns]
         original = originals[image]
-        _picture(grid[y, 0], original.original, original.source)
+        picture(grid[y, 0], original.original, original.source)
         for axes, cell in zip(grid[y, 1:], row_cells, strict=True):
             if cell is not None and cell.status == "ok":
-                _picture(axes, cell.reconstruction, f"{cell.psnr:.1f} dB")
+                picture(axes, cell.reconstruction, f"{cell.psnr:.1f} dB")
             else:
                 _write(axes, cell.status if cell else "no result")
     figure.suptitle(title, x=0.01, ha="left")
@@ -322,11 +336,6 @@ def _write(axes: Any, text: str) -> None:
 
 def _none_first(names: pd.Series[str]) -> pd.Series[str]:
     return names.where(names != "none", "")
-
-
-def _picture(axes: Any, picture: np.ndarray[Any, np.dtype[np.float32]], title: str) -> None:
-    axes.imshow(np.clip((picture + 1) / 2, 0, 1), interpolation="nearest")
-    axes.set_title(title, pad=2, fontsize=7)
 
 
 def _order(rows: pd.DataFrame) -> list[str]:

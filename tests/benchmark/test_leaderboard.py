@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from benchmark.experiment.store import Status, Store
-from benchmark.report import curves, figures, tables
+from benchmark.report import batches, curves, figures, tables
 from benchmark.report.build import build_report
 from benchmark.report.compare import paired_difference
 from benchmark.report.leaderboard import leaderboard
@@ -213,6 +213,24 @@ def test_where_timesteps_differ_every_image_stands_over_its_own(run):
     drawn = [point for axes in figure.axes for line in axes.lines for point in zip(*line.get_data(), strict=True)]
     shown = samples[(samples.attack != "oracle") & samples.psnr.notna()]
     assert sorted(drawn) == sorted(zip(shown.timestep, shown.psnr, strict=True))
+    figures.plt.close("all")
+
+
+def test_the_figure_of_a_batch_shows_each_image_of_one_update_above_its_reconstruction(run):
+    samples = read_results(run).samples
+    alone = samples[(samples.attack == "strong") & (samples.defense == "none")]
+    together = alone.assign(victim=0, image=range(4), timestep=[700, 20, 300, 100])
+    later = together.assign(victim=1)
+    assert batches.first_update(alone).empty
+    update = batches.first_update(pd.concat([later, together]))
+    assert list(update.timestep) == [20, 100, 300, 700] and set(update.victim) == {0}
+    axes = batches.whole_batch(update, "title").axes
+    assert [one.get_title() for one in axes] == [
+        *("t = 20", "t = 100", "t = 300", "t = 700"),
+        *("50.0 dB", "20.0 dB", "60.0 dB", "40.0 dB"),
+    ]
+    for shown, row in zip(axes[4:], update.itertuples(), strict=True):
+        assert np.allclose(shown.images[0].get_array(), np.clip((row.reconstruction + 1) / 2, 0, 1))
     figures.plt.close("all")
 
 
