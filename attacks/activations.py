@@ -51,7 +51,17 @@ from benchmark.matching.defense_aware import DISTANCE_PARAMETERS
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.problem import gaussian_start
 from benchmark.matching.search import Searches, Solution
-from benchmark.outlook import MAX_BATCH, Diagnosis, Outlook, Prediction, count, of_search, refusal, unknown
+from benchmark.outlook import (
+    MAX_BATCH,
+    Diagnosis,
+    Outlook,
+    Prediction,
+    count,
+    of_adaptive_search,
+    of_restored_search,
+    refusal,
+    unknown,
+)
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
 
@@ -94,19 +104,21 @@ class Activations(MatchingAttack):
 
     def outlook(self, diagnosis: Diagnosis, success_db: float) -> Outlook:
         """See `Attack.outlook`."""
-        if refused := refusal(diagnosis):
+        if refused := refusal(diagnosis.adapted):
             return refused
-        if diagnosis.disturbed or not diagnosis.informative:
-            left = self.evaluations - self._step_3_budget if diagnosis.informative else self.evaluations
-            return of_search(diagnosis, left, ENOUGH_EVALUATIONS, success_db)
+        if not diagnosis.informative:
+            return of_adaptive_search(diagnosis, self.evaluations, ENOUGH_EVALUATIONS, success_db)
+        fixed = diagnosis.noise_granted or (diagnosis.images == 1 and bool(diagnosis.complete))
+        too_few = not fixed and diagnosis.too_few(self.evaluations)
+        if diagnosis.disturbed:
+            search = of_adaptive_search if too_few else of_restored_search
+            return search(diagnosis, self.evaluations - self._step_3_budget, ENOUGH_EVALUATIONS, success_db)
         images, needed = count(diagnosis.images), GRANTED_NOISE if diagnosis.noise_granted else PRIVATE_NOISE
         if diagnosis.images > MAX_BATCH:
             return unknown(f"{images} are searched together, and published searches are of up to {MAX_BATCH}")
-        if not diagnosis.noise_granted and not (diagnosis.images == 1 and diagnosis.complete):
-            if diagnosis.too_few(self.evaluations):
-                return Outlook(
-                    Prediction.NOT_RECOVERED, "with private noise no layer fixes the images, and the budget is small"
-                )
+        if too_few:
+            return Outlook(Prediction.NOT_RECOVERED, "with private noise no layer fixes the images, and the budget is small")
+        if not fixed:
             return unknown("with private noise no layer's input is read, so budget and start decide")
         if self.evaluations < needed:
             return unknown(f"{self.evaluations} evaluations may be too few for {images}")

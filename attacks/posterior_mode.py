@@ -98,7 +98,7 @@ class PosteriorMode(MatchingAttack):
 
     def outlook(self, diagnosis: Diagnosis, success_db: float) -> Outlook:
         """See `Attack.outlook`."""
-        return refusal_or_unknown(diagnosis)
+        return refusal_or_unknown(diagnosis.adapted)
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         found = [Solution(_start(observation, generator), 0.0, 0) for observation in observations]

@@ -32,7 +32,7 @@ from benchmark.closed_form.losses import RESTORATION_PARAMETERS
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.defense_aware import DISTANCE_PARAMETERS
 from benchmark.matching.search import best_of_each, check_restarts
-from benchmark.outlook import Diagnosis, Outlook, of_search
+from benchmark.outlook import Diagnosis, Outlook, of_adaptive_search
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
 
@@ -61,7 +61,7 @@ class Residual(MatchingAttack):
 
     def outlook(self, diagnosis: Diagnosis, success_db: float) -> Outlook:
         """See `Attack.outlook`."""
-        return of_search(diagnosis, self.evaluations // self.restarts, ENOUGH_EVALUATIONS, success_db)
+        return of_adaptive_search(diagnosis, self.evaluations // self.restarts, ENOUGH_EVALUATIONS, success_db)
 
     def _search(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         each = [observation for observation in observations for _ in range(self.restarts)]

@@ -57,7 +57,16 @@ from benchmark.closed_form.sites import sites_of_each
 from benchmark.closed_form.timesteps import with_timesteps
 from benchmark.matching.chunks import threads_for
 from benchmark.matching.defense_aware import DISTANCE_PARAMETERS
-from benchmark.outlook import Diagnosis, Outlook, Prediction, count, of_search, refusal, unknown
+from benchmark.outlook import (
+    Diagnosis,
+    Outlook,
+    Prediction,
+    count,
+    of_adaptive_search,
+    of_restored_search,
+    refusal,
+    unknown,
+)
 from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction
 
@@ -88,12 +97,12 @@ class Spans(MatchingAttack):
 
     def outlook(self, diagnosis: Diagnosis, success_db: float) -> Outlook:
         """See `Attack.outlook`."""
-        if refused := refusal(diagnosis):
+        if refused := refusal(diagnosis.adapted):
             return refused
         if not diagnosis.complete:
-            return of_search(diagnosis, self.evaluations, ENOUGH_EVALUATIONS, success_db)
+            return of_adaptive_search(diagnosis, self.evaluations, ENOUGH_EVALUATIONS, success_db)
         if diagnosis.disturbed:
-            return of_search(diagnosis, self.evaluations - self._step_3_budget, ENOUGH_EVALUATIONS, success_db)
+            return of_restored_search(diagnosis, self.evaluations - self._step_3_budget, ENOUGH_EVALUATIONS, success_db)
         if self.evaluations < diagnosis.enough(type(self).evaluations):
             return unknown(f"{len(diagnosis.complete)} layers are complete, but {self.evaluations} evaluations may be too few")
         found = f"{len(diagnosis.complete)} layers span all patches of {count(diagnosis.images)}"

@@ -1,8 +1,9 @@
 """Say what an update can reveal before anything is searched: timesteps, ranks, noise, pruning and rounding.
 
-Everything comes from values and from singular values. The singular values are square roots of eigenvalues of Gram matrices in
-float64, which keep eight digits of the largest one. Nothing is drawn at random. Cost: one pass of a blank image through the
-network, and one eigenvalue problem of the smaller side of each gradient, on the CPU.
+Almost everything comes from values and from singular values. The singular values are square roots of eigenvalues of Gram
+matrices in float64, which keep eight digits of the largest one. Timesteps that cannot be read so are tried again with the
+losses that the defense states. Nothing is drawn at random. Cost: one pass of a blank image through the network, and one
+eigenvalue problem of the smaller side of each gradient, on the CPU.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from benchmark.closed_form.losses import measurements
 from benchmark.closed_form.sites import is_signal, sites, spans_patches
 from benchmark.closed_form.timesteps import UnreadableTimesteps, read_timesteps
 from benchmark.diffusion.landmarks import Landmarks, landmarks
@@ -33,6 +35,8 @@ def diagnose(observation: Observation) -> Diagnosis:
     An update that cannot be matched (`why_unmatchable`) or a network without landmarks gives a diagnosis without layers.
     """
     problem, (timesteps, unreadable) = why_unmatchable(observation), _timesteps(observation)
+    lossy = timesteps is None and not problem and bool(measurements(observation))
+    adaptive_timesteps, adaptive_unreadable = _timesteps(observation, adaptive=True) if lossy else (timesteps, unreadable)
     marks = None if problem else landmarks(observation.network)
     spectra = dict(_spectra(observation, marks)) if marks else {}
     time_names = {marks.embedding, *marks.projections} if marks else set()
@@ -47,6 +51,8 @@ def diagnose(observation: Observation) -> Diagnosis:
         timesteps=timesteps,
         problem=problem or "",
         unreadable=unreadable,
+        adaptive_timesteps=adaptive_timesteps,
+        adaptive_unreadable=adaptive_unreadable,
         convolutions=tuple(layer for layer in spectra if layer.name not in time_names),
         time_layers=tuple(layer for layer in spectra if layer.name in time_names),
         zeros=_zeros(observation.update),
@@ -55,12 +61,12 @@ def diagnose(observation: Observation) -> Diagnosis:
     )
 
 
-def _timesteps(observation: Observation) -> tuple[tuple[int, ...] | None, str]:
+def _timesteps(observation: Observation, adaptive: bool = False) -> tuple[tuple[int, ...] | None, str]:
     """Return the timesteps, granted or read, and why they cannot be read."""
     if observation.timesteps is not None:
         return tuple(sorted(observation.timesteps.tolist())), ""
     try:
-        return tuple(read_timesteps(observation).timesteps.tolist()), ""
+        return tuple(read_timesteps(observation, adaptive).timesteps.tolist()), ""
     except UnreadableTimesteps as reason:
         return None, str(reason)
 

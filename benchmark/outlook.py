@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 ROUNDING = 1e-6
@@ -98,6 +98,9 @@ class Diagnosis:
         timesteps: the timesteps, granted or read, ascending; None if they are neither.
         problem: why no search can use the update; empty if one can.
         unreadable: why the timesteps cannot be read; empty if they are known.
+        adaptive_timesteps: the timesteps for an attack that uses the losses that the defense states
+            (`closed_form.timesteps.read_timesteps`); `timesteps` if these are known or no loss is stated.
+        adaptive_unreadable: why such an attack cannot read them; empty if it knows them.
         convolutions: the plain convolutions of the encoder, in the order of the forward pass.
         time_layers: the layers that take the time embedding.
         zeros: share of the coordinates that are exactly zero.
@@ -116,11 +119,18 @@ class Diagnosis:
     timesteps: tuple[int, ...] | None
     problem: str
     unreadable: str
+    adaptive_timesteps: tuple[int, ...] | None
+    adaptive_unreadable: str
     convolutions: tuple[Layer, ...]
     time_layers: tuple[Layer, ...]
     zeros: float
     levels: int | None
     noise_ratio: float | None
+
+    @property
+    def adapted(self) -> Diagnosis:
+        """Return the diagnosis for an attack that uses the losses that the defense states when it reads the timesteps."""
+        return replace(self, timesteps=self.adaptive_timesteps, unreadable=self.adaptive_unreadable)
 
     @property
     def complete(self) -> tuple[Layer, ...]:
@@ -215,8 +225,12 @@ def of_search(diagnosis: Diagnosis, evaluations: int, enough: int, success_db: f
         enough: evaluations per image with which it has recovered images in the published tables; see `Diagnosis.enough`.
         success_db: the PSNR from which an image counts as recovered.
     """
-    if decided := refusal(diagnosis) or disturbance(diagnosis, success_db):
-        return decided
+    decided = refusal(diagnosis) or disturbance(diagnosis, success_db)
+    return decided or _of_budget(diagnosis, evaluations, enough)
+
+
+def _of_budget(diagnosis: Diagnosis, evaluations: int, enough: int) -> Outlook:
+    """Return the outlook of a search that nothing but its budget decides."""
     if diagnosis.local_steps > 1 and not diagnosis.order_known:
         return unknown("the order of the local steps is unknown, and the search treats them as one batch")
     if diagnosis.images > MAX_BATCH:
@@ -230,6 +244,41 @@ def of_search(diagnosis: Diagnosis, evaluations: int, enough: int, success_db: f
     return Outlook(
         Prediction.RECOVERED, f"noise and timesteps are known, and {evaluations} evaluations do for {count(diagnosis.images)}"
     )
+
+
+def of_adaptive_search(diagnosis: Diagnosis, evaluations: int, enough: int, success_db: float) -> Outlook:
+    """Return the outlook of a search that uses the losses that the defense states; see `of_search` for the arguments."""
+    diagnosis = diagnosis.adapted
+    if refused := refusal(diagnosis):
+        return refused
+    by_budget = _of_budget(diagnosis, evaluations, enough)
+    if by_budget.prediction is Prediction.NOT_RECOVERED:
+        return by_budget
+    return _stated_disturbance(diagnosis, success_db) or by_budget
+
+
+def of_restored_search(diagnosis: Diagnosis, evaluations: int, enough: int, success_db: float) -> Outlook:
+    """Return the outlook of a search that starts from layers of a disturbed update, which may be restored.
+
+    No published table shows such searches. So a small budget for private noise decides nothing. The size of the noise still
+    does: restoration adds no information to the update. The arguments are those of `of_search`.
+    """
+    if diagnosis.noise_granted:
+        return of_adaptive_search(diagnosis, evaluations, enough, success_db)
+    decided = refusal(diagnosis.adapted) or _stated_disturbance(diagnosis, success_db)
+    return decided or unknown("the noise is private, and it is open which layers of the disturbed update can be restored")
+
+
+def _stated_disturbance(diagnosis: Diagnosis, success_db: float) -> Outlook | None:
+    """Return what `disturbance` says of a search that uses the stated losses: pruning and rounding exclude nothing then.
+
+    Such a search leaves pruned coordinates out and knows the cells of rounded ones, so the rules of `disturbance` do not hold
+    for them. Noise alone leaves neither zeros nor repeated values.
+    """
+    decided = disturbance(diagnosis, success_db)
+    if decided and (diagnosis.zeros or diagnosis.levels is not None):
+        return unknown(f"{decided.reason}, but the attack uses what the defense states")
+    return decided
 
 
 def combined(outlooks: Sequence[Outlook]) -> Outlook:

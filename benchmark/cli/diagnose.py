@@ -55,6 +55,8 @@ def _page(cells: Sequence[Cell], cache: Cache) -> Iterator[str]:
     diagnosis = diagnose(scene.observations[0])
     yield cells[0].name.partition(" vs ")[2].rpartition(" · trial ")[0]
     yield f"  timesteps   {_timesteps(diagnosis)}"
+    if diagnosis.adapted != diagnosis:
+        yield f"              to attacks that use the losses that the defense states: {_timesteps(diagnosis.adapted)}"
     yield f"  noise       {'granted' if diagnosis.noise_granted else 'private'}"
     yield f"  images      {diagnosis.images} (granted); {_estimate(diagnosis)}"
     yield f"  disturbance {'; '.join(_disturbances(diagnosis)) or 'none beyond rounding in float32'}"

@@ -13,8 +13,10 @@ from benchmark.attacks.residual import Residual
 from benchmark.attacks.spans import Spans
 from benchmark.base.seeds import stream
 from benchmark.cli import main
+from benchmark.clients.stack import Stacked
 from benchmark.clients.toy import PlainDefense, toy
 from benchmark.closed_form.sites import sites
+from benchmark.closed_form.timesteps import UnreadableTimesteps
 from benchmark.defenses.dp_sgd import DPSGD
 from benchmark.defenses.gaussian_noise import GaussianNoise
 from benchmark.defenses.gradient_pruning import GradientPruning
@@ -22,6 +24,7 @@ from benchmark.defenses.private_noise import PrivateNoise
 from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
 from benchmark.defenses.private_timestep import PrivateTimestep
 from benchmark.defenses.quantisation import Quantisation
+from benchmark.defenses.random_pruning import RandomPruning
 from benchmark.diagnosis import _singular_values, diagnose
 from benchmark.experiment.grid import Grid
 from benchmark.experiment.plan import plan
@@ -37,6 +40,10 @@ from tests.scenes import run_cell
 
 READERS = (Activations(), Spans(), DLG(), Residual())
 """Attacks that read private timesteps or refuse the update."""
+
+
+PRUNING = Stacked((RandomPruning(keep=0.1), PrivateNoiseTimestep()))
+"""Hides the timesteps from attacks that do not use what it states."""
 
 
 def wide(batch=1, **practice):
@@ -89,6 +96,31 @@ def test_timesteps_are_granted_or_read_or_the_reason_is_given():
     assert diagnose(noisy).timesteps is None and "stand out" in diagnose(noisy).unreadable
 
 
+def test_timesteps_are_read_again_only_with_a_stated_loss(monkeypatch):
+    found = diagnose(wide(timesteps=(200,)).observe(PRUNING))
+    assert (found.timesteps, found.adaptive_timesteps) == (None, (200,))
+    assert found.unreadable and not found.adaptive_unreadable
+    assert (found.adapted.timesteps, found.adapted.unreadable) == ((200,), "")
+    monkeypatch.setattr("benchmark.diagnosis.read_timesteps", lambda observation, adaptive: _refuse(adaptive))
+    for defense, unreadable in ((PRUNING, "adaptive"), (PrivateNoiseTimestep(), "plain")):
+        found = diagnose(wide().observe(defense))
+        assert (found.unreadable, found.adaptive_unreadable) == ("plain", unreadable)
+
+
+def _refuse(adaptive):
+    raise UnreadableTimesteps("adaptive" if adaptive else "plain")
+
+
+@pytest.mark.parametrize(("budget", "hopeless"), [(3, (DLG, Residual)), (100_000, DLG)])
+def test_pruning_and_rounding_decide_nothing_where_the_attack_uses_what_is_stated(budget, hopeless):
+    """A small budget decides only for a search that starts from no layers."""
+    for loss in (RandomPruning(keep=0.1), GradientPruning(keep=0.1), Quantisation(bits=2)):
+        found = diagnose(wide().observe(Stacked((loss, PrivateNoiseTimestep()))))
+        for attack in READERS:
+            outlook = dataclasses.replace(attack, evaluations=budget).outlook(found, 30.0)
+            assert (outlook.prediction is Prediction.NOT_RECOVERED) == isinstance(attack, hopeless)
+
+
 def test_singular_values_of_the_gram_matrix_are_those_of_the_matrix():
     rows = torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
     for matrix in (rows, rows.T):
@@ -116,7 +148,11 @@ def test_an_update_that_is_not_finite_is_diagnosed_and_lets_expect_nothing():
 
 @pytest.mark.parametrize("attack", READERS, ids=lambda attack: type(attack).__name__)
 def test_a_refusal_is_expected_exactly_where_the_attack_refuses(attack):
-    """Compare with the attack itself: two timesteps, granted noise in an unknown order, and noise that hides the timesteps."""
+    """Compare with the attack itself.
+
+    The cases: two timesteps, granted noise in an unknown order, noise that hides the timesteps, and pruning that hides them
+    from attacks that do not use what the defense states.
+    """
     short = dataclasses.replace(attack, evaluations=3)
     clear, mixed = wide(2, timesteps=(7, 500)), wide(2, timesteps=(7, 500))
     hidden = dataclasses.replace(clear.observe(DPSGD(noise_multiplier=1.0)), timesteps=None)
@@ -124,6 +160,7 @@ def test_a_refusal_is_expected_exactly_where_the_attack_refuses(attack):
         (clear.observe(PrivateNoiseTimestep()), False),
         (mixed.observe(PrivateTimestep()), True),
         (hidden, True),
+        (wide().observe(PRUNING), isinstance(attack, DLG)),
     ):
         (rebuilt,) = short.run([observation], stream(0, "a"))
         outlook = dataclasses.replace(attack, evaluations=100_000).outlook(diagnose(observation), 30.0)
@@ -215,10 +252,18 @@ def test_the_leaderboard_scores_attacks_by_their_median_and_lost_images_count_as
 
 
 def test_the_verb_prints_a_page_for_each_scene(capsys):
-    axes = ["--models", "tiny", "--defenses", "none,dp_sgd+private_noise_timestep", "--attacks", "dlg,inverting_gradients"]
+    defenses = "none,dp_sgd+private_noise_timestep,random_pruning[keep=0.1]+private_noise_timestep"
+    axes = ["--models", "tiny", "--defenses", defenses, "--attacks", "dlg,residual,inverting_gradients"]
     assert main(["diagnose", "--grid", "smoke", *axes]) == 0
-    first, second, rest = capsys.readouterr().out.split("\n\n")
+    first, second, third, rest = capsys.readouterr().out.split("\n\n")
     assert not rest.strip()
     assert "none · photos" in first and "granted: " in first and "unet.mid_block" in first and "dlg (" in first
     assert "private and not readable" in second and "dlg" in second and "not recovered, the timestep is private" in second
     assert "inverting_gradients: skipped, needs the noise" in second
+    assert "private and not readable" in third and "defense states: private, read from the update: " in third
+    assert "not recovered, the timestep is private" in line_of("dlg", third)
+    assert "not recovered, 20 evaluations are too few" in line_of("residual", third)
+
+
+def line_of(attack, page):
+    return next(line for line in page.splitlines() if line.strip().startswith(f"{attack} ("))
