@@ -41,7 +41,7 @@ PATIENCE = 30
 """A search is judged after every so many evaluations."""
 
 STALLED = 0.8
-"""A search ends if its cost stays above this share of its last cost: at an image, or caught elsewhere."""
+"""A search ends if `PATIENCE` evaluations leave more than this share of its cost: at an image, or caught elsewhere."""
 
 SAFETY = 10.0
 """The factor by which a predicted squared error is increased."""
@@ -55,7 +55,7 @@ class Found:
     """The images found behind one update.
 
     Attributes:
-        x: (N, C, H, W) noisy images, or clean ones if the noise is granted.
+        x: (N, C, H, W) noisy images.
         loss: (N,) shares of the patches outside the spans.
         error: (N,) estimated mean squared errors of x.
         spent: evaluations.
@@ -87,24 +87,38 @@ class Found:
     def note(self) -> str:
         """Return a remark for the table."""
         found = int((self.loss < FOUND).sum())
-        return f"found {found} of {len(self.loss)} noisy images, largest cost {float(self.loss.max()):.1e}"
+        finite = self.loss[self.loss.isfinite()]
+        return f"found {found} of {len(self.loss)} noisy images, largest cost {float(finite.max()):.1e}"
 
 
 class BatchSearch:
-    """Step 3 for P updates of one kind, with N images each."""
+    """The search for the N noisy images behind each of P updates.
+
+    Attributes:
+        sought: the P N images, in the order of their updates.
+        x: (P N, C H W) the best noisy images so far.
+        loss: their costs, infinite for those not yet searched and for copies of another image of the same update.
+        error: (P N,) their estimated mean squared errors.
+        spent: passes of single images, for each update.
+    """
 
     def __init__(self, observations: Sequence[Observation], spans: Sequence[SiteSpans], budget: int) -> None:
+        """Prepare the search.
+
+        Args:
+            observations: updates of one network and one image shape, with known timesteps.
+            spans: the spans of each update, all of the same sites.
+            budget: evaluations for each update. One evaluation is a pass of all its N images.
+        """
         self.observations, self.spans, self.budget = observations, spans, budget
         self.images = observations[0].image_count
         self.sought = [
-            Sought(update, int(t), None if observation.noise is None else observation.noise[image])
-            for update, observation in enumerate(observations)
-            for image, t in enumerate(known_timesteps(observation).tolist())
+            Sought(update, t) for update, observation in enumerate(observations) for t in known_timesteps(observation).tolist()
         ]
         self.x = torch.stack([mean_colour_start(observation) for observation in observations]).flatten(0, 1).flatten(1)
         self.loss = [math.inf] * len(self.sought)
         self.error = self.x.new_full((len(self.sought),), math.inf)
-        self.spent = [0] * len(observations)  # passes of single images
+        self.spent = [0] * len(observations)
 
     def run(self, generator: torch.Generator) -> list[Found]:
         """Search until all images are found or the budget is spent."""
@@ -125,7 +139,8 @@ class BatchSearch:
         start = self._starts(rows, generator)
         if repellers := self._repellers(rows):
             repelled = SpanSearch(self.observations[0], self.spans, self._of(rows), repellers)
-            start = self._searched(repelled, start, [REPELLED] * len(rows), rows).best
+            budgets = [REPELLED if repellers[self.sought[row].update] else 0 for row in rows]
+            start = self._searched(repelled, start, budgets, rows).best
         searches = self._searched(SpanSearch(self.observations[0], self.spans, self._of(rows)), start, self._shares(rows), rows)
         for place, row in enumerate(rows):
             if searches.loss[place] < self.loss[row]:
@@ -135,13 +150,14 @@ class BatchSearch:
             self.loss[row] = math.inf
 
     def _starts(self, rows: Sequence[int], generator: torch.Generator) -> Tensor:
-        """Return new starts: the mean colour of public images with fresh noise, or N(0, 1) for clean images."""
-        noise = torch.randn(len(rows), *self.observations[0].image_shape, generator=generator).to(self.x)
-        if self.sought[0].noise is None:
-            colours = torch.stack([mean_colour_start(self.observations[self.sought[row].update])[0] for row in rows])
-            t = torch.tensor([self.sought[row].timestep for row in rows], device=self.x.device)
-            noise = self.observations[0].schedule.add_noise(colours, t, noise)
-        return noise.flatten(1)
+        """Return new starts: the mean colour of public images with fresh noise, at first with the noise that is granted."""
+        first = self.observations[0]
+        noise = torch.randn(len(rows), *first.image_shape, generator=generator).to(self.x)
+        if first.noise is not None and not any(self.spent):
+            noise = torch.cat([observation.noise for observation in self.observations if observation.noise is not None])
+        colours = torch.stack([mean_colour_start(self.observations[self.sought[row].update])[0] for row in rows])
+        t = torch.tensor([self.sought[row].timestep for row in rows], device=self.x.device)
+        return first.schedule.add_noise(colours, t, noise).flatten(1)
 
     def _shares(self, rows: Sequence[int]) -> list[int]:
         """Divide the budget that is left to each update among its images."""
@@ -152,8 +168,8 @@ class BatchSearch:
         return self.budget * self.images - self.spent[update]
 
     def _lost(self) -> list[int]:
-        """Return the images that are not found and whose update can afford another exploration of them all."""
-        lost = [row for row, loss in enumerate(self.loss) if not loss < FOUND]
+        """Return the images that have not converged and whose update can afford another exploration of them all."""
+        lost = [row for row, loss in enumerate(self.loss) if not loss < CONVERGED]
         return [row for row, share in zip(lost, self._shares(lost), strict=True) if share >= 2 * REPELLED]
 
     def _copies(self) -> list[int]:
@@ -220,8 +236,8 @@ class _UntilStalled(Searches):
         return [row for row in super().with_budget(rows) if not self._has_stalled(row)]
 
     def _has_stalled(self, row: int) -> bool:
-        costs = [cost for _, cost in self.milestones[row][-2:]]
-        return len(costs) == 2 and costs[1] > STALLED * costs[0]
+        costs = [cost for _, cost in self.milestones[row]]
+        return len(costs) == 3 and costs[2] > STALLED * costs[1]
 
     def remaining_error(self, row: int) -> float:
         """Return the mean squared error that the moves between milestones predict; infinite if there were too few."""
@@ -235,11 +251,11 @@ def remaining_error(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """Return the mean squared errors (N,) of c if the moves a to b to c (N, ...) keep shrinking at the same rate.
 
     The moves still to come are then a geometric series. Its sum is increased by the factor `SAFETY`, because the last moves
-    shrink most slowly. The error is infinite where the moves do not shrink.
+    shrink most slowly. The error is infinite where the moves do not shrink, or where nothing moved.
     """
     before, last = ((y - x).flatten(1).square().mean(1).sqrt() for x, y in ((a, b), (b, c)))
     rate = last / before.clamp_min(torch.finfo(before.dtype).tiny)
-    return torch.where(rate < 1, SAFETY * (last * rate / (1 - rate)).square(), math.inf)
+    return torch.where((before > 0) & (rate < 1), SAFETY * (last * rate / (1 - rate)).square(), math.inf)
 
 
 def known_timesteps(observation: Observation) -> Tensor:

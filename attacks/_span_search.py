@@ -84,18 +84,16 @@ class Sought:
     Attributes:
         update: the number of the update that it lies behind.
         timestep: its timestep.
-        noise: (C, H, W) its noise, if that is granted: then the clean image is searched instead of the noisy one.
     """
 
     update: int
     timestep: int
-    noise: Tensor | None = None
 
 
 class SpanSearch(Chunked):
     """The costs and gradients of images behind P updates of one network; an `Evaluate` of `search.Searches`.
 
-    The search variables are noisy images, or clean images where the noise is granted.
+    The search variables are noisy images.
 
     Attributes:
         sites: the layers that are compared.
@@ -142,15 +140,9 @@ class SpanSearch(Chunked):
         return costs.detach(), gradient
 
     def _patches(self, x: Tensor, rows: Sequence[int]) -> Mapping[Site, Tensor]:
-        values = self._layer_inputs(*self._noisy(x, rows))
+        images, t = x.view(-1, *self.observation.image_shape), [self.sought[row].timestep for row in rows]
+        values = self._layer_inputs(images, torch.tensor(t, device=x.device))
         return {site: site.patches(values[site.name]) for site in self.sites}
-
-    def _noisy(self, x: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return the noisy images (A, C, H, W) of the searches `rows` at `x` (A, n), and their timesteps (A,)."""
-        sought = [self.sought[row] for row in rows]
-        images, t = x.view(-1, *self.observation.image_shape), torch.tensor([one.timestep for one in sought], device=x.device)
-        noise = [one.noise for one in sought if one.noise is not None]
-        return (self.observation.schedule.add_noise(images, t, torch.stack(noise)) if noise else images), t
 
     @torch.no_grad()
     def patch_spans(self, x: Tensor, rows: Sequence[int], last: int) -> SiteSpans:

@@ -26,7 +26,8 @@ coordinate of the update. Nothing is accepted.
 If there is no such layer, or no image is found, the rest of the budget goes to the search of `residual`, which is adapted to
 the defense.
 
-If the noise is granted, step 3 searches clean images, and step 4 is not needed.
+If the noise is granted, step 4 is not needed: the images follow from the noisy ones. Images of one timestep may be found in any
+order. Then the noise that leaves the smallest image belongs to each, because every other one would be added twice.
 
 After several local steps, or with clients whose updates are summed, the N images are all images behind the update. After
 several steps the weights drift, and both steps treat the update as one gradient, with an error of the order of the step size.
@@ -39,14 +40,16 @@ singular value decomposition of the gradient of each layer.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from benchmark.attacks._batch_search import BatchSearch, Found, known_timesteps, remaining_error
+from benchmark.attacks._batch_search import CONVERGED, BatchSearch, Found, known_timesteps, remaining_error
 from benchmark.attacks._kronecker import metric
 from benchmark.attacks._linear_residual import LinearUpdate, solve
 from benchmark.attacks._residual import ENOUGH_EVALUATIONS, default_start, search
@@ -82,7 +85,7 @@ class Spans(MatchingAttack):
     """Hyper-parameters.
 
     Attributes:
-        evaluations: budget for one victim, steps 3 and 4 together.
+        evaluations: budget for one victim, steps 3 and 4 together. An image is accepted after at least 90 in step 3.
         search_share: the largest share of the budget for step 3 if the noise is private. Step 4 has all that is left.
     """
 
@@ -149,9 +152,10 @@ class Spans(MatchingAttack):
         for place in sorted(set(range(len(found))) - set(lost)):
             observation, images = observations[place], found[place]
             if lossy:
-                (rebuilt[place],) = self._match([observation], [images.x], [images.spent], images.note, RESIDUAL_SCALE)
+                start = _denoised(observation, images).images if granted_noise else images.x
+                (rebuilt[place],) = self._match([observation], [start], [images.spent], images.note, RESIDUAL_SCALE)
             elif granted_noise:
-                rebuilt[place] = _reconstructed(images)
+                rebuilt[place] = _denoised(observation, images)
             else:
                 rebuilt[place] = _solved(observation, images, self.evaluations - images.spent, generator)
         return [rebuilt[place] for place in range(len(found))]
@@ -172,10 +176,27 @@ class Spans(MatchingAttack):
         ]
 
 
-def _reconstructed(found: Found) -> Reconstruction:
-    """Return the clean images of step 3, for granted noise."""
-    error = found.image_error(torch.ones(1, device=found.x.device))
-    return Reconstruction(found.x, found.spent, float(found.loss.mean()), predicted_psnr=_decibels(error), note=found.note)
+def _denoised(observation: Observation, found: Found) -> Reconstruction:
+    """Return the clean images that follow from the noisy images found and the granted noise.
+
+    Among images of one timestep nothing is accepted if one of them was not found: its noise could be given to another.
+    """
+    t, noise, schedule = known_timesteps(observation), observation.noise, observation.schedule
+    assert noise is not None
+    signal, sigma = (scale[t].view(-1, 1, 1, 1) for scale in (schedule.signal, schedule.noise))
+    images = (found.x[:, None] - sigma[:, None] * noise) / signal[:, None]  # (N, N, C, H, W): image i with noise j
+    alike = t[:, None] == t
+    size = torch.where(alike, images.square().flatten(2).mean(2), math.inf)
+    x_0 = torch.empty_like(found.x)
+    for together in {tuple(row.nonzero().flatten().tolist()) for row in alike}:
+        places = list(together)
+        owners, noises = linear_sum_assignment(size[places][:, places].cpu())
+        for owner, own in zip(owners, noises, strict=True):
+            x_0[places[own]] = images[places[owner], places[own]]
+    lost = (alike & ~(found.loss < CONVERGED)).any(1)
+    error = torch.where(lost, 1.0, found.image_error(schedule.signal[t]))
+    worst = torch.where(alike, error, 0).max(1).values
+    return Reconstruction(x_0, found.spent, float(found.loss.mean()), predicted_psnr=_decibels(worst), note=found.note)
 
 
 def _solved(observation: Observation, found: Found, rounds: int, generator: torch.Generator) -> Reconstruction:
@@ -187,7 +208,7 @@ def _solved(observation: Observation, found: Found, rounds: int, generator: torc
     path = solve(linear, weights, observed, max(rounds - CHECKING_ROUNDS, rounds // 2))
     checked = solve(linear, weights.half(), observed, min(CHECKING_ROUNDS, rounds - rounds // 2), path[-1])
     missing = [a - b for a, b in zip(observed, linear.times(path[-1]), strict=True)]
-    third = (len(path) - 1) // 3
+    third, enough = (len(path) - 1) // 3, len(checked) > CHECKING_ROUNDS
     (x_0, eps), (before, _), (first, _), (other, _) = (
         observation.schedule.denoised(found.x, t, linear.output - residuals)
         for residuals in (path[-1], path[-1 - third], path[-1 - 2 * third], checked[-1])
@@ -196,7 +217,7 @@ def _solved(observation: Observation, found: Found, rounds: int, generator: torc
     first, before, last, other = (images.clamp(-1, 1) / 2 for images in (first, before, x_0, other))
     error = remaining_error(first, before, last) + (last - other).square().flatten(1).mean(1)
     error = error + found.image_error(observation.schedule.signal[t])
-    if not found.all_converged:
+    if not (found.all_converged and enough):
         error = torch.ones_like(error)
     return Reconstruction(
         x_0,

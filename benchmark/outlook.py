@@ -138,7 +138,7 @@ class Diagnosis:
         return tuple(layer for layer in self.convolutions if layer.complete)
 
     def enough(self, published: int) -> int:
-        """Return the evaluations that suffice for one image: the published number, or that of the unknowns if that is smaller.
+        """Return the evaluations that are enough for one image: the published number, or the number of unknowns if that is less.
 
         Conjugate directions solve a linear problem after as many steps as it has unknowns.
         """
@@ -242,7 +242,8 @@ def _of_budget(diagnosis: Diagnosis, evaluations: int, enough: int) -> Outlook:
     if evaluations < diagnosis.enough(enough) * diagnosis.images:
         return unknown(f"{evaluations} evaluations may be too few for {count(diagnosis.images)}")
     return Outlook(
-        Prediction.RECOVERED, f"noise and timesteps are known, and {evaluations} evaluations do for {count(diagnosis.images)}"
+        Prediction.RECOVERED,
+        f"noise and timesteps are known, and {evaluations} evaluations are enough for {count(diagnosis.images)}",
     )
 
 

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from benchmark.closed_form.losses import Measurement
 
-MAX_POSITIONS = 128
-"""Largest number of positions of all images in a fit. Its time grows with the third power: 128 take minutes on a core."""
+MAX_POSITIONS = 64
+"""Largest number of positions of all images in a fit. Its time grows with the third power: 128 would take minutes on a core."""
 
 ROUNDS, STARTS = 150, 2
 """Rounds of alternating least squares, and random starts that are tried."""
@@ -82,7 +82,8 @@ def separate(positions: int) -> Tensor:
 def shrunk(measurement: Measurement, rank: int) -> Estimate | None:
     """Return a gradient (O, ...) of at most a given rank without its noise, from measurements of all coordinates.
 
-    The formula is for white noise, and holds in the limit of large matrices. None if no singular value stands out.
+    The formula is for white noise, and holds in the limit of large matrices. None if no singular value stands out. The
+    measurements must have a positive error.
     """
     rows = measurement.values.flatten(1).double()
     short, long = sorted(rows.shape)
@@ -139,8 +140,10 @@ def _error(fitted: Tensor, values: Tensor, std: float) -> float:
         return math.inf
     squares = (fitted - values).double().square()
     luck = CERTAINTY * float(squares.std()) / math.sqrt(len(values))
-    signal = float(values.double().square().mean()) - std**2
-    return (float(squares.mean()) - std**2 + luck) / signal if signal > luck else math.inf
+    signal, excess = (float(each.mean()) - std**2 for each in (values.double().square(), squares))
+    if signal <= luck or excess + luck <= 0:  # the stated error is larger than the true one, so neither can be judged
+        return math.inf
+    return (excess + luck) / signal
 
 
 def _fit(values: Tensor, known: Tensor, table: Tensor, inputs: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def restored(observation: Observation, sites: Sequence[Site], max_error: float) 
     """
     measured = measurements(observation)
     found = {
-        site.name: _restored(measured[f"{site.name}.weight"], site, observation.image_count, max_error)
+        site.name: restored_layer(measured[f"{site.name}.weight"], site, observation.image_count, max_error)
         for site in sites
         if f"{site.name}.weight" in measured
     }
@@ -55,12 +55,16 @@ def restored(observation: Observation, sites: Sequence[Site], max_error: float) 
     return Restoration(dataclasses.replace(observation, update=update), errors, bool(measured))
 
 
-def _restored(measurement: Measurement, site: Site, images: int, max_error: float) -> Estimate | None:
+def restored_layer(measurement: Measurement, site: Site, images: int, max_error: float) -> Estimate | None:
+    """Return the gradient of one layer without its losses; None if its squared error could exceed a share of its square."""
     if not measurement.values.any():
         return None
-    positions = site.height * site.width
-    if measurement.known.all() and not site.overlaps:
-        estimate = shrunk(measurement, images * positions)
-        return estimate if estimate is not None and estimate.error <= max_error else None
-    table = overlapping(site.height, site.width) if site.overlaps else separate(positions)
-    return completed(measurement, table, images, max_error)
+    positions, complete = site.height * site.width, bool(measurement.known.all())
+    if complete and not measurement.std:
+        return Estimate(measurement.values, 0.0)
+    if site.overlaps or not complete:
+        table = overlapping(site.height, site.width) if site.overlaps else separate(positions)
+        if (found := completed(measurement, table, images, max_error)) is not None:
+            return found
+    estimate = shrunk(measurement, images * positions) if complete else None
+    return estimate if estimate is not None and estimate.error <= max_error else None

@@ -19,7 +19,8 @@ def expectation(scene: Scene) -> Outlook | None:
         return None
     if type(attack).outlook is Attack.outlook:
         return unknown("the attack states no rule")
+    observations = scene.observations  # an error of a client is the cell's own, not the diagnosis's
     try:
-        return combined([attack.outlook(diagnose(observation), scene.cell.success_db) for observation in scene.observations])
+        return combined([attack.outlook(diagnose(observation), scene.cell.success_db) for observation in observations])
     except Exception as error:
         return unknown(f"the diagnosis failed: {type(error).__name__}: {first_line(error)}")

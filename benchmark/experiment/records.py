@@ -78,7 +78,7 @@ class Record:
         lpips_missing: why LPIPS could not be measured when the cell ran, None if it could.
         environment: versions, machine and settings.
         expected: what the attack was expected to reach before it ran: `recovered`, `not recovered` or `unknown`; None for a
-            control, a cell that did not come so far, and a record of version 0.2.0 or before.
+            control, a cell that ended before, and a record of version 0.2.0 or before.
         expected_reason: why that was expected; empty if nothing was.
         samples_digest: checksum of the cell's `samples.parquet`, filled in when the cell is saved.
         checksum: checksum of all other fields, filled in when the cell is saved.

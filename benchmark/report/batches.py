@@ -19,12 +19,9 @@ ACROSS = 8
 
 
 def first_update(samples: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the first update of one attack, by timestep; empty if too few images lie behind it."""
-    rows = samples[samples.status == "ok"]
-    if rows.empty:
-        return rows
-    first = rows.sort_values(["trial", "victim"]).iloc[0]
-    rows = rows[(rows.trial == first.trial) & (rows.victim == first.victim)]
+    """Return the rows of the first update of one attack, by timestep; empty if it was lost or has too few images."""
+    first = samples.sort_values(["trial", "victim"]).iloc[0]
+    rows = samples[(samples.trial == first.trial) & (samples.victim == first.victim) & (samples.status == "ok")]
     return rows.sort_values("timestep").head(MAX_IMAGES) if len(rows) >= MIN_IMAGES else rows.head(0)
 
 

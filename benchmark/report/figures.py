@@ -136,14 +136,14 @@ def _sheets(samples: pd.DataFrame, winners: pd.DataFrame | None, ending: str, ti
 
 
 def _batches(samples: pd.DataFrame, ending: str, title: str) -> Iterator[tuple[str, Figure]]:
-    """Yield the first update of the best attack of a scene, if several images lie behind it."""
-    attacks = samples[~samples.control & (samples.attack != ORACLE) & samples.psnr.notna()]
-    medians = attacks.groupby(["defense", "attack"], sort=False).psnr.median()
+    """Yield the first update of the best attack of a scene, if several images lie behind it. A lost image counts as 0 dB."""
+    attacks = samples[~samples.control & (samples.attack != ORACLE)]
+    medians = attacks.psnr.fillna(0).groupby([attacks.defense, attacks.attack], sort=False).median()
     if len(medians):
         defense, attack = medians.idxmax()
         update = first_update(attacks[(attacks.defense == defense) & (attacks.attack == attack)])
         if len(update):
-            yield f"batch-{ending}", whole_batch(update, f"{title}\n{attack} vs {defense}")
+            yield f"batch-{ending}", whole_batch(update, f"{title}\nbest attack: {attack} vs {defense}; its first update")
 
 
 def _ending(key: tuple[str, ...]) -> str:

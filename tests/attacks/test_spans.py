@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from benchmark.attacks._batch_search import BatchSearch
+from benchmark.attacks._batch_search import SAFETY, BatchSearch, remaining_error
 from benchmark.attacks._kronecker import metric
 from benchmark.attacks._linear_residual import LinearUpdate, solve
 from benchmark.attacks._span_search import Sought, SpanSearch, complete_spans
@@ -178,7 +178,7 @@ def test_an_image_found_twice_is_kept_once(batch, observation):
 
 def test_one_image_is_rebuilt_although_noise_and_timestep_are_private():
     (sample,) = rebuild(toy(batch=1, channels=(32, 128), timesteps="uniform"), PrivateNoiseTimestep(), evaluations=300)
-    assert sample.success and sample.timestep_error == 0
+    assert sample.success and sample.accepted and sample.timestep_error == 0
 
 
 def test_images_of_a_batch_are_rebuilt_although_noise_and_timesteps_are_private():
@@ -204,6 +204,30 @@ def test_too_many_images_for_the_width_are_matched_and_not_accepted():
     (rebuilt,) = Spans(evaluations=5).run([observation], stream(0, "attack"))
     assert rebuilt.note == "no layer is wide enough: matched gradients" and rebuilt.evaluations <= 5
     assert (rebuilt.predicted_psnr == 0).all()
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_no_image_is_accepted_with_the_noise_of_another(seed):
+    """Images of one timestep look alike to the search; with another one's noise, a clean image is far off."""
+    scene = toy(batch=BATCH, channels=(16, 64))
+    (rebuilt,) = Spans(evaluations=200).run([scene.observe(PlainDefense())], stream(seed, "attack"))
+    samples = judge([scene.victim], [rebuilt], 30)
+    assert any(sample.accepted for sample in samples) and all(sample.success for sample in samples if sample.accepted)
+
+
+def test_where_nothing_moves_no_error_is_predicted():
+    still, moved = torch.zeros(1, 3), torch.ones(1, 3)
+    assert remaining_error(still, still, still) == math.inf
+    assert remaining_error(still, moved, 3 * moved) == math.inf
+    shrinking = remaining_error(still, moved, 1.5 * moved)  # the moves 1, 1/2, 1/4, ... end 1/2 further on
+    assert shrinking == pytest.approx(SAFETY * 0.5**2)
+
+
+def test_too_few_rounds_for_the_residuals_accept_nothing():
+    (sample,) = rebuild(
+        toy(batch=1, channels=(32, 128), timesteps="uniform"), PrivateNoiseTimestep(), evaluations=150, search_share=0.99
+    )
+    assert not sample.accepted
 
 
 def test_a_noisy_update_is_matched_with_the_rest_of_the_budget():

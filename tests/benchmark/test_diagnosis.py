@@ -137,7 +137,7 @@ def test_a_diagnosis_draws_nothing_and_changes_nothing():
     assert not any(module._forward_hooks for module in observation.network.modules())
 
 
-def test_an_update_that_is_not_finite_is_diagnosed_and_lets_expect_nothing():
+def test_an_update_that_is_not_finite_is_diagnosed_and_nothing_is_expected():
     observation = wide().observe(PlainDefense())
     name = next(iter(observation.update))
     broken = dataclasses.replace(observation, update={**observation.update, name: observation.update[name] * torch.nan})

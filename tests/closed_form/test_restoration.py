@@ -6,8 +6,8 @@ import torch
 from benchmark.attacks._inversion import legible
 from benchmark.clients.stack import Stacked
 from benchmark.clients.toy import toy
-from benchmark.closed_form.losses import measurements
-from benchmark.closed_form.restoration import restored
+from benchmark.closed_form.losses import Measurement, measurements
+from benchmark.closed_form.restoration import restored, restored_layer
 from benchmark.closed_form.sites import sites
 from benchmark.defenses.gaussian_noise import GaussianNoise
 from benchmark.defenses.laplace_noise import LaplaceNoise
@@ -44,6 +44,20 @@ def test_a_wide_layer_is_restored_and_a_full_one_is_left_alone(defense):
     for other in set(TRUTH) - {name}:
         assert torch.equal(found.observation.update[other], observation.update[other])
     assert set(found.legible.update) == {name}
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5])
+def test_coarse_rounding_is_restored_within_the_stated_error_or_not_at_all(bits):
+    found = restored(SCENE.observe(Quantisation(bits=bits)), list(SITES.values()), MAX_ERROR)
+    for name, stated in found.errors.items():
+        assert 0 <= error(found.observation.update[f"{name}.weight"], TRUTH[f"{name}.weight"]) <= stated <= MAX_ERROR
+
+
+def test_exact_coordinates_stay_as_they_are():
+    tensor = TRUTH[f"{WIDE.name}.weight"]
+    measurement = Measurement(tensor, torch.ones_like(tensor, dtype=torch.bool), 0.0)
+    estimate = restored_layer(measurement, WIDE, 1, MAX_ERROR)
+    assert torch.equal(estimate.values, tensor) and estimate.error == 0
 
 
 @pytest.mark.parametrize("defense", LOSSY)
