@@ -46,6 +46,9 @@ STALLED = 0.8
 SAFETY = 10.0
 """The factor by which a predicted squared error is increased."""
 
+LARGEST_RATE = 0.9
+"""The largest rate at which moves are expected to shrink. Then nine times the last move is still to come."""
+
 REPELLING_SITES = 3
 """The number of last layers by which a search is repelled from the images found."""
 
@@ -251,11 +254,13 @@ def remaining_error(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """Return the mean squared errors (N,) of c if the moves a to b to c (N, ...) keep shrinking at the same rate.
 
     The moves still to come are then a geometric series. Its sum is increased by the factor `SAFETY`, because the last moves
-    shrink most slowly. The error is infinite where the moves do not shrink, or where nothing moved.
+    shrink most slowly. The rate counts as at most `LARGEST_RATE`: at the limit of float32 moves no longer shrink. The error is
+    infinite where nothing moved.
     """
     before, last = ((y - x).flatten(1).square().mean(1).sqrt() for x, y in ((a, b), (b, c)))
     rate = last / before.clamp_min(torch.finfo(before.dtype).tiny)
-    return torch.where((before > 0) & (rate < 1), SAFETY * (last * rate / (1 - rate)).square(), math.inf)
+    rate = rate.clamp(max=LARGEST_RATE)
+    return torch.where(before > 0, SAFETY * (last * rate / (1 - rate)).square(), math.inf)
 
 
 def known_timesteps(observation: Observation) -> Tensor:

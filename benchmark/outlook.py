@@ -138,7 +138,7 @@ class Diagnosis:
         return tuple(layer for layer in self.convolutions if layer.complete)
 
     def enough(self, published: int) -> int:
-        """Return the evaluations that are enough for one image: the published number, or the number of unknowns if that is less.
+        """Return the evaluations that are enough for one image: the published number, or that of the unknowns if it is less.
 
         Conjugate directions solve a linear problem after as many steps as it has unknowns.
         """

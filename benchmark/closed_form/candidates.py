@@ -22,7 +22,7 @@ EXACT_SHARE = 1e-5
 """Standard deviation of coordinates that were not made noisy, as a share of their root mean square: that of rounding."""
 
 MIN_NEW_SHARE = 1e-6
-"""A candidate whose square is new by less than this share, in the known coordinates of a row, explains nothing there."""
+"""A candidate is ignored in a row if the chosen ones explain all but this share of its square there."""
 
 FIT_TOLERANCE = 6.0
 """Standard deviations by which the misfit of the truth may exceed its mean."""

@@ -31,11 +31,13 @@ class Measurement:
         values: the transmitted tensor.
         known: bool, of the same shape: False where the coordinate was pruned.
         std: standard deviation of the errors of the known coordinates; 0 if they are exact.
+        noise: the part of it that comes from noise, which does not depend on the values. Rounding errors do.
     """
 
     values: Tensor
     known: Tensor
     std: float
+    noise: float
 
 
 def measurements(observation: Observation) -> Mapping[str, Measurement]:
@@ -52,7 +54,7 @@ def measurements(observation: Observation) -> Mapping[str, Measurement]:
     for name, value in observation.update.items():
         cell = float(level_width(value, public.bits)) / math.sqrt(12) if public.bits else 0.0
         known = value != 0 if pruned else torch.ones_like(value, dtype=torch.bool)
-        found[name] = Measurement(value, known, math.hypot(noise, cell))
+        found[name] = Measurement(value, known, math.hypot(noise, cell), noise)
     return found
 
 

@@ -128,19 +128,19 @@ def completed(measurement: Measurement, table: Tensor, images: int, max_error: f
         held = known & (torch.rand(values.shape, generator=generator) < HELD_OUT_SHARE).to(known.device)
         start = torch.randn(channels, images * table.shape[2], generator=generator).to(values)
         fitted = size * _fit(values / size, known & ~held, table.to(values), start)
-        error = _error(fitted[held], values[held], measurement.std)
+        error = _error(fitted[held], values[held], measurement.noise)
         if error <= max_error:
             return Estimate(fitted.reshape(shape), error)
     return None
 
 
-def _error(fitted: Tensor, values: Tensor, std: float) -> float:
+def _error(fitted: Tensor, values: Tensor, noise: float) -> float:
     """Return an upper estimate of the squared error of held-out coordinates as a share of their square, without their noise."""
     if len(values) < 2:
         return math.inf
     squares = (fitted - values).double().square()
     luck = CERTAINTY * float(squares.std()) / math.sqrt(len(values))
-    signal, excess = (float(each.mean()) - std**2 for each in (values.double().square(), squares))
+    signal, excess = (float(each.mean()) - noise**2 for each in (values.double().square(), squares))
     if signal <= luck or excess + luck <= 0:  # the stated error is larger than the true one, so neither can be judged
         return math.inf
     return (excess + luck) / signal

@@ -62,9 +62,8 @@ def restored_layer(measurement: Measurement, site: Site, images: int, max_error:
     positions, complete = site.height * site.width, bool(measurement.known.all())
     if complete and not measurement.std:
         return Estimate(measurement.values, 0.0)
-    if site.overlaps or not complete:
-        table = overlapping(site.height, site.width) if site.overlaps else separate(positions)
-        if (found := completed(measurement, table, images, max_error)) is not None:
-            return found
-    estimate = shrunk(measurement, images * positions) if complete else None
-    return estimate if estimate is not None and estimate.error <= max_error else None
+    if complete and not site.overlaps:
+        estimate = shrunk(measurement, images * positions)
+        return estimate if estimate is not None and estimate.error <= max_error else None
+    table = overlapping(site.height, site.width) if site.overlaps else separate(positions)
+    return completed(measurement, table, images, max_error)

@@ -137,7 +137,7 @@ def _evidence(measured: Mapping[str, Measurement], layer: str, candidates: Tenso
     """Return the known coordinates of a layer; the bias acts like the weight of one more input, which is always 1."""
     parts = [(measured[f"{layer}.weight"], candidates)]
     if bias := measured.get(f"{layer}.bias"):
-        column = Measurement(bias.values[:, None], bias.known[:, None], bias.std)
+        column = Measurement(bias.values[:, None], bias.known[:, None], bias.std, bias.noise)
         parts.append((column, torch.ones_like(candidates[:, :1])))
     return Evidence(
         torch.cat([part.values.double() for part, _ in parts], 1),

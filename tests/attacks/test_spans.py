@@ -207,18 +207,17 @@ def test_too_many_images_for_the_width_are_matched_and_not_accepted():
 
 
 @pytest.mark.parametrize("seed", [0, 2])
-def test_no_image_is_accepted_with_the_noise_of_another(seed):
-    """Images of one timestep look alike to the search; with another one's noise, a clean image is far off."""
+def test_each_image_gets_its_own_granted_noise(seed):
+    """Noisy images of one timestep may be found in any order. With another one's noise, a clean image would be far off."""
     scene = toy(batch=BATCH, channels=(16, 64))
     (rebuilt,) = Spans(evaluations=200).run([scene.observe(PlainDefense())], stream(seed, "attack"))
-    samples = judge([scene.victim], [rebuilt], 30)
-    assert any(sample.accepted for sample in samples) and all(sample.success for sample in samples if sample.accepted)
+    assert all(sample.success for sample in judge([scene.victim], [rebuilt], 30))
 
 
 def test_where_nothing_moves_no_error_is_predicted():
     still, moved = torch.zeros(1, 3), torch.ones(1, 3)
     assert remaining_error(still, still, still) == math.inf
-    assert remaining_error(still, moved, 3 * moved) == math.inf
+    assert remaining_error(still, moved, 3 * moved) > SAFETY * 10**2  # moves of 1 and 2 do not shrink
     shrinking = remaining_error(still, moved, 1.5 * moved)  # the moves 1, 1/2, 1/4, ... end 1/2 further on
     assert shrinking == pytest.approx(SAFETY * 0.5**2)
 

@@ -26,7 +26,7 @@ def gradient_of_convolution(images=1):
 def known_share(values, share, std=0.0, name="mask"):
     known = torch.rand(values.shape, generator=stream(0, name)) < share
     noisy = values + std * gaussian(*values.shape, name="noise")
-    return Measurement(torch.where(known, noisy, 0.0), known, std)
+    return Measurement(torch.where(known, noisy, 0.0), known, std, std)
 
 
 def error(values, truth):
@@ -68,7 +68,7 @@ def test_noise_is_removed_and_the_stated_error_bounds_the_true_one():
 def test_understated_noise_is_noticed():
     truth = gradient_of_convolution()
     noisy = known_share(truth, 1.0, float(truth.square().mean().sqrt()))
-    assert completed(Measurement(noisy.values, noisy.known, 0.0), overlapping(SIDE, SIDE), 1, 0.5) is None
+    assert completed(Measurement(noisy.values, noisy.known, 0.0, 0.0), overlapping(SIDE, SIDE), 1, 0.5) is None
 
 
 def test_the_table_holds_the_patches_of_a_convolution():
@@ -86,7 +86,7 @@ def test_shrinkage_beats_truncation_and_the_raw_matrix_on_average(noise):
     for draw in range(draws):
         noisy = signal + noise * gaussian(*signal.shape, name=str(draw))
         left, sigma, right = torch.linalg.svd(noisy, full_matrices=False)
-        found = shrunk(Measurement(noisy, torch.ones_like(noisy, dtype=torch.bool), noise), rank)
+        found = shrunk(Measurement(noisy, torch.ones_like(noisy, dtype=torch.bool), noise, noise), rank)
         errors["raw"] += error(noisy, signal) / draws
         errors["truncated"] += error(left[:, :rank] * sigma[:rank] @ right[:rank], signal) / draws
         errors["shrunk"] += error(found.values, signal) / draws
@@ -103,10 +103,10 @@ def test_shrinkage_is_near_the_best_weights_of_the_singular_vectors():
         left, _, right = torch.linalg.svd(noisy, full_matrices=False)
         weights = (left[:, :3].T @ signal @ right[:3].T).diagonal()
         oracle = error(left[:, :3] * weights @ right[:3], signal)
-        found = shrunk(Measurement(noisy, torch.ones_like(noisy, dtype=torch.bool), 2.0), 3)
+        found = shrunk(Measurement(noisy, torch.ones_like(noisy, dtype=torch.bool), 2.0, 2.0), 3)
         assert oracle <= error(found.values, signal) < 1.05 * oracle
 
 
 def test_noise_alone_has_no_visible_direction():
     noisy = gaussian(60, 150)
-    assert shrunk(Measurement(noisy, torch.ones_like(noisy, dtype=torch.bool), 1.1), 4) is None
+    assert shrunk(Measurement(noisy, torch.ones_like(noisy, dtype=torch.bool), 1.1, 1.1), 4) is None

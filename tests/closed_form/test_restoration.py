@@ -55,7 +55,7 @@ def test_coarse_rounding_is_restored_within_the_stated_error_or_not_at_all(bits)
 
 def test_exact_coordinates_stay_as_they_are():
     tensor = TRUTH[f"{WIDE.name}.weight"]
-    measurement = Measurement(tensor, torch.ones_like(tensor, dtype=torch.bool), 0.0)
+    measurement = Measurement(tensor, torch.ones_like(tensor, dtype=torch.bool), 0.0, 0.0)
     estimate = restored_layer(measurement, WIDE, 1, MAX_ERROR)
     assert torch.equal(estimate.values, tensor) and estimate.error == 0
 
