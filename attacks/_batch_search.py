@@ -1,7 +1,7 @@
 """Search for all noisy images behind updates, each alone by the spans of its update. The method is ours.
 
-Every image starts at the mean colour of public images, noised to its own timestep. A search ends where its cost stalls. If it
-stalls high, it was caught at an image of another timestep. It then starts again from other noise, first repelled from the
+Every image starts at the mean colour of public images, noised to its own timestep. A search ends at an image, or where
+its cost stalls high: it was caught at an image of another timestep. It then starts again from other noise, first repelled from the
 images that have been found.
 """
 
@@ -27,6 +27,9 @@ FOUND = 1e-3
 
 CONVERGED = 1e-4
 """The cost below which a found image may be accepted."""
+
+SOLVED = 1e-8
+"""The cost below which a search ends: the rest of the budget is for images that are lost, and for the residuals."""
 
 COPY_DISTANCE = 0.5
 """Two noisy images of one update are the same one if they differ by less than this share of their norm.
@@ -216,7 +219,7 @@ class BatchSearch:
 
 
 class _UntilStalled(Searches):
-    """Searches that end where the cost no longer falls: an image is found, or the search is caught elsewhere.
+    """Searches that end at an image, or where the cost no longer falls because they are caught elsewhere.
 
     Attributes:
         milestones: for each search the best points (n,) and their costs after every `PATIENCE` evaluations.
@@ -235,12 +238,12 @@ class _UntilStalled(Searches):
         return evaluated
 
     def with_budget(self, rows: Sequence[int] | None = None) -> list[int]:
-        """See `Searches.with_budget`; without the searches that have stalled."""
-        return [row for row in super().with_budget(rows) if not self._has_stalled(row)]
+        """See `Searches.with_budget`; without the searches that have ended."""
+        return [row for row in super().with_budget(rows) if not self._has_ended(row)]
 
-    def _has_stalled(self, row: int) -> bool:
+    def _has_ended(self, row: int) -> bool:
         costs = [cost for _, cost in self.milestones[row]]
-        return len(costs) == 3 and costs[2] > STALLED * costs[1]
+        return len(costs) == 3 and (costs[2] < SOLVED or costs[2] > STALLED * costs[1])
 
     def remaining_error(self, row: int) -> float:
         """Return the mean squared error that the moves between milestones predict; infinite if there were too few."""
