@@ -1,7 +1,7 @@
 """Search for all noisy images behind updates, each alone by the spans of its update. The method is ours.
 
-Every image starts at the mean colour of public images, noised to its own timestep. A search ends at an image, or where
-its cost stalls high: it was caught at an image of another timestep. It then starts again from other noise, first repelled from the
+Every image starts at the mean colour of public images, noised to its own timestep. A search ends at an image, or where its cost
+stalls high: it was caught at an image of another timestep. It then starts again from other noise, first repelled from the
 images that have been found.
 """
 
