@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -16,6 +18,9 @@ MAX_IMAGES = 32
 
 ACROSS = 8
 """Images side by side."""
+
+INCHES_PER_LETTER = 0.07
+"""Width of one letter of the title."""
 
 
 def first_update(samples: pd.DataFrame) -> pd.DataFrame:
@@ -34,14 +39,15 @@ def whole_batch(update: pd.DataFrame, title: str) -> Figure:
     """
     columns = min(ACROSS, len(update))
     bands = -(-len(update) // columns)
-    figure, grid = plt.subplots(
-        2 * bands, columns, figsize=(0.4 + 0.95 * columns, 0.6 + 2.2 * bands), squeeze=False, layout="constrained"
-    )
+    width = 0.4 + 0.95 * columns
+    figure, grid = plt.subplots(2 * bands, columns, figsize=(width, 0.9 + 2.2 * bands), squeeze=False, layout="constrained")
     for axes in grid.flat:
         axes.set_axis_off()
     for place, row in enumerate(update.itertuples()):
         band, x = divmod(place, columns)
         picture(grid[2 * band, x], row.original, f"t = {row.timestep}")
         picture(grid[2 * band + 1, x], row.reconstruction, f"{row.psnr:.1f} dB")
-    figure.suptitle(f"{title}\nupper rows: private images; lower rows: reconstructions", x=0.01, ha="left")
+    lines = [*title.splitlines(), "upper rows: private images; lower rows: reconstructions"]
+    wrapped = [part for line in lines for part in textwrap.wrap(line, int(width / INCHES_PER_LETTER))]
+    figure.suptitle("\n".join(wrapped), x=0.01, ha="left")
     return figure
