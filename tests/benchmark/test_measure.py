@@ -108,7 +108,7 @@ def test_one_entry_reaches_samples_and_every_table(monkeypatch, tmp_path):
     assert strong.worst[:3].tolist() == worst(strong[:3]) and np.isnan(strong.worst[3])
 
     table = pd.read_csv(run.path / "leaderboard.csv").set_index("attack")
-    assert table.columns[-2] == "worst_mean"  # `schema` stays last
+    assert list(table.columns[-4:]) == ["worst_mean", "expected", "expected_reason", "schema"]  # `schema` stays last
     assert table.worst_mean["strong"] == pytest.approx(np.mean(worst(strong[:3])))
     assert np.isnan(table.worst_mean["strongest:strong"]), "measured of the images of one attack"
 
