@@ -34,7 +34,7 @@ several steps the weights drift, and both steps treat the update as one gradient
 
 Shapes: images (N, C, H, W), unbounded. Cost: an evaluation of step 3 is one pass of all N images forward and back through the
 encoder, and an evaluation of step 4 is one pass back and one derivative of it. Both use first derivatives only. Not counted: a
-singular value decomposition of the gradient of each layer.
+singular value decomposition of the gradient of each layer, and the restoration of lossy gradients, which may take minutes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from benchmark.attacks._batch_search import CONVERGED, BatchSearch, Found, known_timesteps, remaining_error
+from benchmark.attacks._batch_search import BatchSearch, Found, known_timesteps, remaining_error
 from benchmark.attacks._kronecker import metric
 from benchmark.attacks._linear_residual import LinearUpdate, solve
 from benchmark.attacks._residual import ENOUGH_EVALUATIONS, default_start, search
@@ -179,7 +179,7 @@ class Spans(MatchingAttack):
 def _denoised(observation: Observation, found: Found) -> Reconstruction:
     """Return the clean images that follow from the noisy images found and the granted noise.
 
-    Among images of one timestep nothing is accepted if one of them was not found: its noise could be given to another.
+    All images of one timestep have the prediction of the worst: if it was not found, its noise could be given to another.
     """
     t, noise, schedule = known_timesteps(observation), observation.noise, observation.schedule
     assert noise is not None
@@ -193,9 +193,7 @@ def _denoised(observation: Observation, found: Found) -> Reconstruction:
         owners, noises = linear_sum_assignment(size[places][:, places].cpu())
         for owner, own in zip(owners, noises, strict=True):
             x_0[places[own]] = images[places[owner], places[own]]
-    lost = (alike & ~(found.loss < CONVERGED)).any(1)
-    error = torch.where(lost, 1.0, found.image_error(schedule.signal[t]))
-    worst = torch.where(alike, error, 0).max(1).values
+    worst = torch.where(alike, found.image_error(schedule.signal[t]), 0).max(1).values
     return Reconstruction(x_0, found.spent, float(found.loss.mean()), predicted_psnr=_decibels(worst), note=found.note)
 
 
