@@ -252,7 +252,7 @@ def test_half_of_the_metric_uses_every_other_layer_weight(batch, observation):
 
 
 def test_the_parameters_nearest_to_the_output_are_enough(batch, observation):
-    """They are the last to run, no smaller set of them holds enough coordinates, and they give the residuals in fewer rounds."""
+    """They run last, no smaller set of them holds enough coordinates, and they give the residuals in fewer rounds."""
     x_t, t, network = noisy_images(batch), batch.victim.timesteps, observation.network
     near = nearest_parameters(network, list(observation.update), x_t, t)
     sizes = [observation.update[name].numel() for name in near]
