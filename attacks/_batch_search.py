@@ -29,7 +29,10 @@ CONVERGED = 1e-4
 """The cost below which a found image may be accepted."""
 
 SOLVED = 1e-8
-"""The cost below which a search ends: the rest of the budget is for images that are lost, and for the residuals."""
+"""The cost at which a search ends, times alpha_bar: an error of x_t counts 1 / alpha_bar times as much in the clean image.
+
+The rest of the budget is for images that are lost, and for the residuals.
+"""
 
 COPY_DISTANCE = 0.5
 """Two noisy images of one update are the same one if they differ by less than this share of their norm.
@@ -166,9 +169,13 @@ class BatchSearch:
         return first.schedule.add_noise(colours, t, noise).flatten(1)
 
     def _shares(self, rows: Sequence[int]) -> list[int]:
-        """Divide the budget that is left to each update among its images."""
+        """Divide the budget that is left to each update among its images, with one share for those that will be lost.
+
+        An image that is alone cannot be lost to another one.
+        """
         count = Counter(self.sought[row].update for row in rows)
-        return [max(1, self._left(self.sought[row].update) // count[self.sought[row].update]) for row in rows]
+        kept = int(self.images > 1)
+        return [max(1, self._left(self.sought[row].update) // (count[self.sought[row].update] + kept)) for row in rows]
 
     def _left(self, update: int) -> int:
         return self.budget * self.images - self.spent[update]
@@ -208,7 +215,9 @@ class BatchSearch:
         return [self.sought[row] for row in rows]
 
     def _searched(self, evaluate: SpanSearch, start: Tensor, budgets: Sequence[int], rows: Sequence[int]) -> _UntilStalled:
-        searches = _UntilStalled(evaluate, start, budgets, backend="spans", share=1 / self.images)
+        t = torch.tensor([self.sought[row].timestep for row in rows], device=self.x.device)
+        solved = SOLVED * self.observations[0].schedule.signal[t].square()
+        searches = _UntilStalled(evaluate, start, budgets, solved.tolist(), share=1 / self.images)
         try:
             lbfgs(searches)
         finally:
@@ -222,11 +231,15 @@ class _UntilStalled(Searches):
     """Searches that end at an image, or where the cost no longer falls because they are caught elsewhere.
 
     Attributes:
+        solved: the cost of each at which it ends.
         milestones: for each search the best points (n,) and their costs after every `PATIENCE` evaluations.
     """
 
-    def __init__(self, evaluate: Evaluate, start: Tensor, budgets: Sequence[int], backend: str, share: float) -> None:
-        super().__init__(evaluate, start, budgets, backend=backend, share=share)
+    def __init__(
+        self, evaluate: Evaluate, start: Tensor, budgets: Sequence[int], solved: Sequence[float], share: float
+    ) -> None:
+        super().__init__(evaluate, start, budgets, backend="spans", share=share)
+        self.solved = solved
         self.milestones: list[list[tuple[Tensor, float]]] = [[] for _ in start]
 
     def __call__(self, x: Tensor, rows: Sequence[int]) -> tuple[list[float], Tensor]:
@@ -243,7 +256,7 @@ class _UntilStalled(Searches):
 
     def _has_ended(self, row: int) -> bool:
         costs = [cost for _, cost in self.milestones[row]]
-        return len(costs) == 3 and (costs[2] < SOLVED or costs[2] > STALLED * costs[1])
+        return len(costs) == 3 and (costs[2] < self.solved[row] or costs[2] > STALLED * costs[1])
 
     def remaining_error(self, row: int) -> float:
         """Return the mean squared error that the moves between milestones predict; infinite if there were too few."""
