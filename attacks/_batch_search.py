@@ -3,6 +3,9 @@
 Every image starts at the mean colour of public images, noised to its own timestep. A search ends at an image, or where its cost
 stalls high: it was caught at an image of another timestep. It then starts again from other noise, first repelled from the
 images that have been found.
+
+If some timesteps are repeated and which ones is unknown, the images with the distinct ones are searched first. Each other image
+is then searched at one of these timesteps after the other, as an image that was lost.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmark.attacks._span_search import SiteSpans, Sought, SpanSearch
+from benchmark.closed_form.timesteps import UNDECIDED
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.problem import mean_colour_start
 from benchmark.matching.search import Evaluate, Searches
@@ -65,12 +69,14 @@ class Found:
 
     Attributes:
         x: (N, C, H, W) noisy images.
+        timesteps: (N,) their timesteps.
         loss: (N,) shares of the patches outside the spans.
         error: (N,) estimated mean squared errors of x.
         spent: evaluations.
     """
 
     x: Tensor
+    timesteps: Tensor
     loss: Tensor
     error: Tensor
     spent: int
@@ -104,7 +110,8 @@ class BatchSearch:
     """The search for the N noisy images behind each of P updates.
 
     Attributes:
-        sought: the P N images, in the order of their updates.
+        sought: the P N images, in the order of their updates, each with the timestep of its best noisy image.
+        open: for each image the timesteps that it may have; empty if its own is known.
         x: (P N, C H W) the best noisy images so far.
         loss: their costs, infinite for those not yet searched and for copies of another image of the same update.
         error: (P N,) their estimated mean squared errors.
@@ -115,15 +122,20 @@ class BatchSearch:
         """Prepare the search.
 
         Args:
-            observations: updates of one network and one image shape, with known timesteps.
+            observations: updates of one network and one image shape, with known timesteps, some of them `UNDECIDED`.
             spans: the spans of each update, all of the same sites.
             budget: evaluations for each update. One evaluation is a pass of all its N images.
         """
         self.observations, self.spans, self.budget = observations, spans, budget
         self.images = observations[0].image_count
-        self.sought = [
-            Sought(update, t) for update, observation in enumerate(observations) for t in known_timesteps(observation).tolist()
-        ]
+        self.sought, self.open = list[Sought](), list[list[int]]()
+        for update, observation in enumerate(observations):
+            timesteps = known_timesteps(observation).tolist()
+            distinct = [t for t in timesteps if t != UNDECIDED]
+            for place, t in enumerate(timesteps):
+                candidates = [] if t != UNDECIDED else [distinct[(place + k) % len(distinct)] for k in range(len(distinct))]
+                self.sought.append(Sought(update, candidates[0] if candidates else t))
+                self.open.append(candidates)
         self.x = torch.stack([mean_colour_start(observation) for observation in observations]).flatten(0, 1).flatten(1)
         self.loss = [math.inf] * len(self.sought)
         self.error = self.x.new_full((len(self.sought),), math.inf)
@@ -131,49 +143,62 @@ class BatchSearch:
 
     def run(self, generator: torch.Generator) -> list[Found]:
         """Search until all images are found or the budget is spent."""
-        rows: Sequence[int] = range(len(self.sought))
-        while rows:
-            self._explore(rows, generator)
+        rows = [row for row, candidates in enumerate(self.open) if not candidates]
+        for attempt in itertools.count():
+            if not rows:
+                break
+            self._explore(rows, attempt, generator)
             rows = self._lost()
         shape = self.observations[0].batch_shape
         losses, error = (values.view(-1, self.images) for values in (torch.tensor(self.loss).to(self.error), self.error))
+        t = torch.tensor([sought.timestep for sought in self.sought], device=self.x.device).view(-1, self.images)
         x = self.x.view(-1, *shape)
         return [
-            Found(x[update], losses[update], error[update], math.ceil(spent / self.images))
+            Found(x[update], t[update], losses[update], error[update], math.ceil(spent / self.images))
             for update, spent in enumerate(self.spent)
         ]
 
-    def _explore(self, rows: Sequence[int], generator: torch.Generator) -> None:
+    def _explore(self, rows: Sequence[int], attempt: int, generator: torch.Generator) -> None:
         """Search images from new starts, first repelled from the images found, then not."""
-        start = self._starts(rows, generator)
-        if repellers := self._repellers(rows):
-            repelled = SpanSearch(self.observations[0], self.spans, self._of(rows), repellers)
-            budgets = [REPELLED if repellers[self.sought[row].update] else 0 for row in rows]
-            start = self._searched(repelled, start, budgets, rows).best
-        searches = self._searched(SpanSearch(self.observations[0], self.spans, self._of(rows)), start, self._shares(rows), rows)
+        sought = [self._sought_at(row, attempt) for row in rows]
+        start = self._starts(sought, generator)
+        if repellers := self._repellers(sought):
+            repelled = SpanSearch(self.observations[0], self.spans, sought, repellers)
+            budgets = [REPELLED if repellers[one.update] else 0 for one in sought]
+            start = self._searched(repelled, start, budgets, sought).best
+        free = SpanSearch(self.observations[0], self.spans, sought)
+        searches = self._searched(free, start, self._shares(rows), sought)
         for place, row in enumerate(rows):
             if searches.loss[place] < self.loss[row]:
-                self.loss[row], self.x[row] = searches.loss[place], searches.best[place]
+                self.loss[row], self.x[row], self.sought[row] = searches.loss[place], searches.best[place], sought[place]
                 self.error[row] = searches.remaining_error(place)
         for row in self._copies():
             self.loss[row] = math.inf
 
-    def _starts(self, rows: Sequence[int], generator: torch.Generator) -> Tensor:
+    def _sought_at(self, row: int, attempt: int) -> Sought:
+        """Return what an attempt searches for an image: an open timestep is another one at each attempt."""
+        if not self.open[row]:
+            return self.sought[row]
+        return Sought(self.sought[row].update, self.open[row][attempt % len(self.open[row])])
+
+    def _starts(self, sought: Sequence[Sought], generator: torch.Generator) -> Tensor:
         """Return new starts: the mean colour of public images with fresh noise, at first with the noise that is granted."""
         first = self.observations[0]
-        noise = torch.randn(len(rows), *first.image_shape, generator=generator).to(self.x)
+        noise = torch.randn(len(sought), *first.image_shape, generator=generator).to(self.x)
         if first.noise is not None and not any(self.spent):
             noise = torch.cat([observation.noise for observation in self.observations if observation.noise is not None])
-        colours = torch.stack([mean_colour_start(self.observations[self.sought[row].update])[0] for row in rows])
-        t = torch.tensor([self.sought[row].timestep for row in rows], device=self.x.device)
+        colours = torch.stack([mean_colour_start(self.observations[one.update])[0] for one in sought])
+        t = torch.tensor([one.timestep for one in sought], device=self.x.device)
         return first.schedule.add_noise(colours, t, noise).flatten(1)
 
     def _shares(self, rows: Sequence[int]) -> list[int]:
         """Divide the budget that is left to each update among its images, with one share for those that will be lost.
 
-        An image that is alone cannot be lost to another one.
+        An image that is alone cannot be lost to another one. An image with an open timestep counts once for each candidate.
         """
-        count = Counter(self.sought[row].update for row in rows)
+        count = Counter[int]()
+        for row in rows:
+            count[self.sought[row].update] += len(self.open[row]) or 1
         kept = int(self.images > 1)
         return [max(1, self._left(self.sought[row].update) // (count[self.sought[row].update] + kept)) for row in rows]
 
@@ -194,9 +219,9 @@ class BatchSearch:
     def _are_alike(self, a: int, b: int) -> bool:
         return bool((self.x[a] - self.x[b]).norm() < COPY_DISTANCE * self.x[a].norm())
 
-    def _repellers(self, rows: Sequence[int]) -> list[SiteSpans]:
+    def _repellers(self, sought: Sequence[Sought]) -> list[SiteSpans]:
         """Return the spans of the images found behind each update; empty if there are none."""
-        updates = {self.sought[row].update for row in rows}
+        updates = {one.update for one in sought}
         found = {
             update: [i for i in range(len(self.loss)) if self.sought[i].update == update and self.loss[i] < FOUND]
             for update in updates
@@ -211,19 +236,16 @@ class BatchSearch:
         evaluate.close()
         return spans
 
-    def _of(self, rows: Sequence[int]) -> list[Sought]:
-        return [self.sought[row] for row in rows]
-
-    def _searched(self, evaluate: SpanSearch, start: Tensor, budgets: Sequence[int], rows: Sequence[int]) -> _UntilStalled:
-        t = torch.tensor([self.sought[row].timestep for row in rows], device=self.x.device)
+    def _searched(self, evaluate: SpanSearch, start: Tensor, budgets: Sequence[int], sought: Sequence[Sought]) -> _UntilStalled:
+        t = torch.tensor([one.timestep for one in sought], device=self.x.device)
         solved = SOLVED * self.observations[0].schedule.signal[t].square()
         searches = _UntilStalled(evaluate, start, budgets, solved.tolist(), share=1 / self.images)
         try:
             lbfgs(searches)
         finally:
             evaluate.close()
-        for row, spent in zip(rows, searches.spent, strict=True):
-            self.spent[self.sought[row].update] += spent
+        for one, spent in zip(sought, searches.spent, strict=True):
+            self.spent[one.update] += spent
         return searches
 
 

@@ -6,6 +6,7 @@ Related work, according to the abstracts: DAGER (arXiv 2405.15586) and TIGER (ar
 rows to find text.
 
 1. Private timesteps are read in closed form (`benchmark.closed_form.timesteps`). If that is refused, nothing is reconstructed.
+   If some are repeated and which ones is unknown, step 3 tries them.
 2. The attack uses the convolutions of the encoder whose gradient rows span the patches of all N images: N h w <= O for an
    output of O channels and h x w positions.
 3. L-BFGS searches each noisy image alone, at its own timestep, from the mean colour of public images with noise. The cost is
@@ -58,9 +59,10 @@ from benchmark.attacks._span_search import SiteSpans, complete_spans
 from benchmark.base.ranges import Count, InnerShare
 from benchmark.closed_form.losses import RESTORATION_PARAMETERS, measurements
 from benchmark.closed_form.sites import sites_of_each
-from benchmark.closed_form.timesteps import with_timesteps
+from benchmark.closed_form.timesteps import UNDECIDED, with_timesteps
 from benchmark.matching.chunks import threads_for
 from benchmark.matching.defense_aware import DISTANCE_PARAMETERS
+from benchmark.matching.problem import mean_colour_start
 from benchmark.outlook import (
     Diagnosis,
     Outlook,
@@ -97,11 +99,12 @@ class Spans(MatchingAttack):
 
     def run(self, observations: Sequence[Observation], generator: torch.Generator) -> list[Reconstruction]:
         """See `Attack.run`."""
-        return with_timesteps(observations, lambda known: self._attack(known, generator), adaptive=True)
+        return with_timesteps(observations, lambda known: self._attack(known, generator), adaptive=True, decides=True)
 
     def outlook(self, diagnosis: Diagnosis, success_db: float) -> Outlook:
         """See `Attack.outlook`."""
-        if refused := refusal(diagnosis.adapted):
+        tries_repeats = diagnosis.repeated and diagnosis.complete and not (diagnosis.noise_granted or diagnosis.disturbed)
+        if not tries_repeats and (refused := refusal(diagnosis.adapted)):
             return refused
         if not diagnosis.complete:
             return of_adaptive_search(diagnosis, self.evaluations, ENOUGH_EVALUATIONS, success_db)
@@ -123,7 +126,8 @@ class Spans(MatchingAttack):
         for place, observation in enumerate(observations):
             names = tuple(site.name for site in spans[place])
             lossy = bool(measurements(observation))
-            kind = (id(observation.network), observation.batch_shape, observation.noise is None, lossy, names)
+            undecided, no_noise = _is_undecided(observation), observation.noise is None
+            kind = (id(observation.network), observation.batch_shape, no_noise, lossy, undecided, names)
             groups.setdefault(kind, []).append(place)
         rebuilt: dict[int, Reconstruction] = {}
         for places in groups.values():
@@ -137,6 +141,9 @@ class Spans(MatchingAttack):
     ) -> list[Reconstruction]:
         """Rebuild the images behind updates of one kind."""
         granted_noise, lossy = observations[0].noise is not None, bool(measurements(observations[0]))
+        undecided = _is_undecided(observations[0])
+        if undecided and (lossy or not spans[0]):
+            return [_refused(observation, 0) for observation in observations]
         if not spans[0]:
             starts = [default_start(observation, generator) for observation in observations]
             note = "no wide layer could be restored" if lossy else "no layer is wide enough"
@@ -145,7 +152,9 @@ class Spans(MatchingAttack):
         found = BatchSearch(observations, spans, budget).run(generator)
         rebuilt: dict[int, Reconstruction] = {}
         lost = [place for place, images in enumerate(found) if not images.any_found]
-        if lost:
+        if undecided:
+            rebuilt.update((place, _refused(observations[place], found[place].spent)) for place in lost)
+        elif lost:
             some, spent = [observations[place] for place in lost], [found[place].spent for place in lost]
             starts = [default_start(observation, generator) for observation in some]
             matched = self._match(some, starts, spent, "no noisy image was found")
@@ -158,7 +167,8 @@ class Spans(MatchingAttack):
             elif granted_noise:
                 rebuilt[place] = _denoised(observation, images)
             else:
-                rebuilt[place] = _solved(observation, images, self.evaluations - images.spent, generator)
+                solved = _solved(observation, images, self.evaluations - images.spent, generator)
+                rebuilt[place] = dataclasses.replace(solved, timesteps=images.timesteps) if undecided else solved
         return [rebuilt[place] for place in range(len(found))]
 
     def _match(
@@ -175,6 +185,17 @@ class Spans(MatchingAttack):
             )
             for observation, solution, before in zip(observations, solutions, spent, strict=True)
         ]
+
+
+def _is_undecided(observation: Observation) -> bool:
+    """Return whether some timesteps are repeated and which ones is unknown."""
+    return bool((known_timesteps(observation) == UNDECIDED).any())
+
+
+def _refused(observation: Observation, spent: int) -> Reconstruction:
+    """Return images of one colour, with the reason."""
+    reason = "some timesteps are repeated, which ones is unknown, and no image of the batch could be found alone"
+    return Reconstruction(mean_colour_start(observation), spent, diverged=reason)
 
 
 def _denoised(observation: Observation, found: Found) -> Reconstruction:
@@ -200,7 +221,7 @@ def _denoised(observation: Observation, found: Found) -> Reconstruction:
 
 def _solved(observation: Observation, found: Found, rounds: int, generator: torch.Generator) -> Reconstruction:
     """Return images and noise from the noisy images found, with the residuals of step 4."""
-    t, network = known_timesteps(observation), observation.network
+    t, network = found.timesteps, observation.network
     names = nearest_parameters(network, list(observation.update), found.x, t)
     observed = [observation.update[name] for name in names]
     linear = LinearUpdate(network, names, found.x, t, threads_for(found.x.device))

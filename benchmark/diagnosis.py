@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmark.closed_form.losses import measurements
 from benchmark.closed_form.sites import is_signal, sites, spans_patches
-from benchmark.closed_form.timesteps import UnreadableTimesteps, read_timesteps
+from benchmark.closed_form.timesteps import RepeatedTimesteps, UnreadableTimesteps, read_timesteps
 from benchmark.diffusion.landmarks import Landmarks, landmarks
 from benchmark.matching.problem import why_unmatchable
 from benchmark.outlook import Diagnosis, Layer
@@ -34,9 +34,10 @@ def diagnose(observation: Observation) -> Diagnosis:
 
     An update that cannot be matched (`why_unmatchable`) or a network without landmarks gives a diagnosis without layers.
     """
-    problem, (timesteps, unreadable) = why_unmatchable(observation), _timesteps(observation)
-    lossy = timesteps is None and not problem and bool(measurements(observation))
-    adaptive_timesteps, adaptive_unreadable = _timesteps(observation, adaptive=True) if lossy else (timesteps, unreadable)
+    problem, (timesteps, unreadable, repeated) = why_unmatchable(observation), _timesteps(observation)
+    adaptive_timesteps, adaptive_unreadable = timesteps, unreadable
+    if timesteps is None and not problem and measurements(observation):
+        adaptive_timesteps, adaptive_unreadable, _ = _timesteps(observation, adaptive=True)
     marks = None if problem else landmarks(observation.network)
     spectra = dict(_spectra(observation, marks)) if marks else {}
     time_names = {marks.embedding, *marks.projections} if marks else set()
@@ -51,6 +52,7 @@ def diagnose(observation: Observation) -> Diagnosis:
         timesteps=timesteps,
         problem=problem or "",
         unreadable=unreadable,
+        repeated=repeated,
         adaptive_timesteps=adaptive_timesteps,
         adaptive_unreadable=adaptive_unreadable,
         convolutions=tuple(layer for layer in spectra if layer.name not in time_names),
@@ -61,14 +63,16 @@ def diagnose(observation: Observation) -> Diagnosis:
     )
 
 
-def _timesteps(observation: Observation, adaptive: bool = False) -> tuple[tuple[int, ...] | None, str]:
-    """Return the timesteps, granted or read, and why they cannot be read."""
+def _timesteps(observation: Observation, adaptive: bool = False) -> tuple[tuple[int, ...] | None, str, tuple[int, ...]]:
+    """Return the timesteps, granted or read; why they cannot be read; and the distinct ones, if that is because some repeat."""
     if observation.timesteps is not None:
-        return tuple(sorted(observation.timesteps.tolist())), ""
+        return tuple(sorted(observation.timesteps.tolist())), "", ()
     try:
-        return tuple(read_timesteps(observation, adaptive).timesteps.tolist()), ""
+        return tuple(read_timesteps(observation, adaptive).timesteps.tolist()), "", ()
+    except RepeatedTimesteps as reason:
+        return None, str(reason), tuple(reason.distinct.tolist())
     except UnreadableTimesteps as reason:
-        return None, str(reason)
+        return None, str(reason), ()
 
 
 def _spectra(observation: Observation, marks: Landmarks) -> Iterator[tuple[Layer, Tensor]]:

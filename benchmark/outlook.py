@@ -98,6 +98,7 @@ class Diagnosis:
         timesteps: the timesteps, granted or read, ascending; None if they are neither.
         problem: why no search can use the update; empty if one can.
         unreadable: why the timesteps cannot be read; empty if they are known.
+        repeated: the distinct timesteps if some are repeated and which ones is unknown, ascending; else empty.
         adaptive_timesteps: the timesteps for an attack that uses the losses that the defense states
             (`closed_form.timesteps.read_timesteps`); `timesteps` if these are known or no loss is stated.
         adaptive_unreadable: why such an attack cannot read them; empty if it knows them.
@@ -119,6 +120,7 @@ class Diagnosis:
     timesteps: tuple[int, ...] | None
     problem: str
     unreadable: str
+    repeated: tuple[int, ...]
     adaptive_timesteps: tuple[int, ...] | None
     adaptive_unreadable: str
     convolutions: tuple[Layer, ...]

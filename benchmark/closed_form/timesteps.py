@@ -14,7 +14,8 @@ input is a function of the timestep and of weights that the server knows. So the
 tries one block after the other until one of them gives the timesteps.
 
 The span determines a set of timesteps. If the set has fewer timesteps than there are images, some timesteps are repeated. The
-span does not determine which ones, unless the set has one element only. The gradient itself shows how reliable the result is:
+span does not determine which ones, unless the set has one element only. An attack that finds images one by one can try them
+all. The gradient itself shows how reliable the result is:
 N images span at most N dimensions, and everything beyond them is noise. Timesteps count as repeated only if the noise is so
 small that it cannot hide an image.
 
@@ -62,6 +63,23 @@ MIN_FREEDOM = 10
 
 class UnreadableTimesteps(Exception):
     """Raised if the timesteps cannot be read; the message is one sentence that gives the reason."""
+
+
+UNDECIDED = -1
+"""Stands for a timestep that repeats one of the others of the update, it is unknown which."""
+
+
+class RepeatedTimesteps(UnreadableTimesteps):
+    """Raised if some timesteps are repeated, and which ones is unknown.
+
+    Attributes:
+        distinct: (D,) int64, ascending: each timestep that was read, once. D is at least 2.
+    """
+
+    def __init__(self, distinct: Tensor, images: int) -> None:
+        self.distinct = distinct
+        some = f"only {len(distinct)} timesteps stand out for {images} images"
+        super().__init__(f"{some}: some are repeated, and which ones is unknown")
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,9 +144,9 @@ def _read_losses(observation: Observation, marks: Landmarks, measured: Mapping[s
     for size in range(1 if exact else images, images + 1):
         found = fit(evidence, size)
         if found.plausible and found.freedom >= MIN_FREEDOM and found.log_ratio >= MIN_LOG_RATIO:
-            if 1 < size < images:
-                raise UnreadableTimesteps(_repeated(size, images))
             timesteps = least + torch.tensor(found.chosen, device=observation.network.device).sort().values
+            if 1 < size < images:
+                raise RepeatedTimesteps(timesteps, images)
             return Reading(timesteps.expand(images).clone(), MIN_CONFIDENCE * found.log_ratio / MIN_LOG_RATIO)
     raise UnreadableTimesteps(f"no {images} timesteps stand out from what the defense left of the layers that take them")
 
@@ -181,19 +199,17 @@ def _read_layer(observation: Observation, layer: str, inputs: Tensor) -> Reading
     confidence = float(distances[rank] / distances[rank - 1]) if rank else 0.0
     if not confidence >= MIN_CONFIDENCE:
         raise UnreadableTimesteps(f"no {rank or images} timesteps stand out from the gradient of '{layer}'")
+    timesteps = (least + order[:rank]).sort().values
     if 1 < rank < images:
-        raise UnreadableTimesteps(_repeated(rank, images))
-    return Reading((least + order[:rank]).sort().values.expand(images).clone(), confidence)
-
-
-def _repeated(count: int, images: int) -> str:
-    return f"only {count} timesteps stand out for {images} images: some are repeated, and which ones is unknown"
+        raise RepeatedTimesteps(timesteps, images)
+    return Reading(timesteps.expand(images).clone(), confidence)
 
 
 def with_timesteps(
     observations: Sequence[Observation],
     attack: Callable[[Sequence[Observation]], Sequence[Reconstruction]],
     adaptive: bool = False,
+    decides: bool = False,
 ) -> list[Reconstruction]:
     """Run an attack that needs timesteps, and read the timesteps from the updates where they are not granted.
 
@@ -204,10 +220,12 @@ def with_timesteps(
         observations: with or without granted timesteps.
         attack: called once, with the observations that have timesteps, granted or read; not called if there are none.
         adaptive: see `read_timesteps`. Such an attack names `losses.RESTORATION_PARAMETERS` in `adapts_to`.
+        decides: whether the attack finds out which timesteps are repeated. It then also receives observations that end with
+            `UNDECIDED` timesteps, and states all timesteps itself.
 
     Returns:
-        One reconstruction for each observation. If the timesteps were read, it holds them. Where the update cannot be matched
-        or the timesteps cannot be read, it holds images of one colour and the reason in `diverged`.
+        One reconstruction for each observation. If the timesteps were read, it holds them, unless it states its own. Where the
+        update cannot be matched or the timesteps cannot be read, it holds images of one colour and the reason in `diverged`.
     """
     attacked: dict[int, Observation] = {}
     refused: dict[int, Reconstruction] = {}
@@ -216,7 +234,9 @@ def with_timesteps(
             refused[index] = Reconstruction(mean_colour_start(observation), 0, diverged=problem)
             continue
         try:
-            attacked[index] = observation if observation.timesteps is not None else _with_read_timesteps(observation, adaptive)
+            attacked[index] = (
+                observation if observation.timesteps is not None else _with_read_timesteps(observation, adaptive, decides)
+            )
         except UnreadableTimesteps as reason:
             refused[index] = Reconstruction(
                 mean_colour_start(observation), 0, diverged=f"the timestep is private and cannot be read: {reason}"
@@ -225,14 +245,20 @@ def with_timesteps(
     with_reading = {
         index: dataclasses.replace(reconstruction, timesteps=attacked[index].timesteps)
         for index, reconstruction in rebuilt.items()
-        if observations[index].timesteps is None
+        if observations[index].timesteps is None and reconstruction.timesteps is None
     }
     results = {**refused, **rebuilt, **with_reading}
     return [results[index] for index in range(len(observations))]
 
 
-def _with_read_timesteps(observation: Observation, adaptive: bool) -> Observation:
-    timesteps = read_timesteps(observation, adaptive).timesteps
+def _with_read_timesteps(observation: Observation, adaptive: bool, decides: bool) -> Observation:
+    try:
+        timesteps = read_timesteps(observation, adaptive).timesteps
+    except RepeatedTimesteps as repeated:
+        if not decides:
+            raise
+        undecided = repeated.distinct.new_full((observation.image_count - len(repeated.distinct),), UNDECIDED)
+        timesteps = torch.cat([repeated.distinct, undecided])
     several = bool((timesteps != timesteps[0]).any())
     if several and observation.noise is not None:
         raise UnreadableTimesteps("it is unknown which of the timesteps belongs to which of the granted noises")

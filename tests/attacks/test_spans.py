@@ -19,9 +19,11 @@ from benchmark.defenses.gaussian_noise import GaussianNoise
 from benchmark.defenses.private_noise import PrivateNoise
 from benchmark.defenses.private_noise_timestep import PrivateNoiseTimestep
 from benchmark.defenses.random_pruning import RandomPruning
+from benchmark.diagnosis import diagnose
 from benchmark.evaluation.judge import judge
 from benchmark.matching.lbfgs import lbfgs
 from benchmark.matching.search import Searches
+from benchmark.outlook import Prediction
 
 BATCH = 4
 
@@ -185,6 +187,27 @@ def test_images_of_a_batch_are_rebuilt_although_noise_and_timesteps_are_private(
     scene = toy(batch=2, channels=(32, 128), timesteps="uniform")
     samples = rebuild(scene, PrivateNoiseTimestep(), evaluations=600)
     assert any(sample.success for sample in samples)
+
+
+def test_it_is_found_which_timestep_is_repeated():
+    """Of three images two have the same timestep. The update tells the two timesteps, but not which one is repeated."""
+    scene = toy(batch=3, channels=(32, 128), timesteps="uniform")
+    scene.victim.timesteps[:] = torch.tensor([200, 600, 200])
+    observation = scene.observe(PrivateNoiseTimestep())
+    diagnosis = diagnose(observation)
+    assert diagnosis.timesteps is None and diagnosis.repeated == (200, 600)
+    assert Spans(evaluations=500).outlook(diagnosis, 30).prediction is not Prediction.NOT_RECOVERED
+    (rebuilt,) = Spans(evaluations=500).run([observation], stream(0, "attack"))
+    assert rebuilt.note.startswith("found 3 of 3") and rebuilt.timesteps.tolist() == [200, 600, 200]
+
+
+def test_repeated_timesteps_are_refused_where_images_cannot_be_found_alone():
+    scene = toy(batch=3, channels=(16, 32), timesteps="uniform")
+    scene.victim.timesteps[:] = torch.tensor([200, 600, 200])
+    observation = scene.observe(PrivateNoiseTimestep())
+    assert Spans(evaluations=9).outlook(diagnose(observation), 30).prediction is Prediction.NOT_RECOVERED
+    (rebuilt,) = Spans(evaluations=9).run([observation], stream(0, "attack"))
+    assert "which ones is unknown" in rebuilt.diverged and rebuilt.evaluations == 0
 
 
 def test_granted_noise_needs_no_residuals():
