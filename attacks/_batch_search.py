@@ -6,6 +6,8 @@ images that have been found.
 
 If some timesteps are repeated and which ones is unknown, the images with the distinct ones are searched first. Each other image
 is then searched at one of these timesteps after the other, as an image that was lost.
+
+What is left of the budget makes all images of an update more exact: an error of one of them disturbs the residuals of all.
 """
 
 from __future__ import annotations
@@ -33,10 +35,7 @@ CONVERGED = 1e-4
 """The cost below which a found image may be accepted."""
 
 SOLVED = 1e-8
-"""The cost at which a search ends, times alpha_bar: an error of x_t counts 1 / alpha_bar times as much in the clean image.
-
-The rest of the budget is for images that are lost, and for the residuals.
-"""
+"""The cost below which a search ends: the rest of the budget is for images that are lost, and for the residuals."""
 
 COPY_DISTANCE = 0.5
 """Two noisy images of one update are the same one if they differ by less than this share of their norm.
@@ -46,6 +45,12 @@ Different ones differ by more than their norm: their noise is independent.
 
 REPELLED = 50
 """The most evaluations of a search that is repelled from the images found."""
+
+SOLVED_BEST = 1e-12
+"""The cost below which nothing is left to refine: the truth costs 1e-13 to 1e-9 by rounding."""
+
+LEAST_REFINEMENT = 60
+"""The fewest evaluations for which a search is continued: it starts without its memory."""
 
 PATIENCE = 30
 """A search is judged after every so many evaluations."""
@@ -149,6 +154,7 @@ class BatchSearch:
                 break
             self._explore(rows, attempt, generator)
             rows = self._lost()
+        self._refine()
         shape = self.observations[0].batch_shape
         losses, error = (values.view(-1, self.images) for values in (torch.tensor(self.loss).to(self.error), self.error))
         t = torch.tensor([sought.timestep for sought in self.sought], device=self.x.device).view(-1, self.images)
@@ -165,15 +171,31 @@ class BatchSearch:
         if repellers := self._repellers(sought):
             repelled = SpanSearch(self.observations[0], self.spans, sought, repellers)
             budgets = [REPELLED if repellers[one.update] else 0 for one in sought]
-            start = self._searched(repelled, start, budgets, sought).best
-        free = SpanSearch(self.observations[0], self.spans, sought)
-        searches = self._searched(free, start, self._shares(rows), sought)
+            start = self._searched(repelled, start, budgets, sought, SOLVED).best
+        free, solved = SpanSearch(self.observations[0], self.spans, sought), SOLVED if self.images > 1 else SOLVED_BEST
+        searches = self._searched(free, start, self._shares(rows), sought, solved)
         for place, row in enumerate(rows):
             if searches.loss[place] < self.loss[row]:
                 self.loss[row], self.x[row], self.sought[row] = searches.loss[place], searches.best[place], sought[place]
                 self.error[row] = searches.remaining_error(place)
         for row in self._copies():
             self.loss[row] = math.inf
+
+    def _refine(self) -> None:
+        """Continue the searches of images that were found, with equal shares of the budget that is left to each update."""
+        rows = [row for row, loss in enumerate(self.loss) if SOLVED_BEST < loss < CONVERGED]
+        count = Counter(self.sought[row].update for row in rows)
+        shares = {update: self._left(update) // images for update, images in count.items()}
+        rows = [row for row in rows if shares[self.sought[row].update] >= LEAST_REFINEMENT]
+        if not rows:
+            return
+        sought = [self.sought[row] for row in rows]
+        free, budgets = SpanSearch(self.observations[0], self.spans, sought), [shares[one.update] for one in sought]
+        searches = self._searched(free, self.x[rows], budgets, sought, SOLVED_BEST)
+        for place, row in enumerate(rows):
+            if searches.loss[place] < self.loss[row]:
+                self.loss[row], self.x[row] = searches.loss[place], searches.best[place]
+                self.error[row] = min(float(self.error[row]), searches.remaining_error(place))
 
     def _sought_at(self, row: int, attempt: int) -> Sought:
         """Return what an attempt searches for an image: an open timestep is another one at each attempt."""
@@ -236,10 +258,10 @@ class BatchSearch:
         evaluate.close()
         return spans
 
-    def _searched(self, evaluate: SpanSearch, start: Tensor, budgets: Sequence[int], sought: Sequence[Sought]) -> _UntilStalled:
-        t = torch.tensor([one.timestep for one in sought], device=self.x.device)
-        solved = SOLVED * self.observations[0].schedule.signal[t].square()
-        searches = _UntilStalled(evaluate, start, budgets, solved.tolist(), share=1 / self.images)
+    def _searched(
+        self, evaluate: SpanSearch, start: Tensor, budgets: Sequence[int], sought: Sequence[Sought], solved: float
+    ) -> _UntilStalled:
+        searches = _UntilStalled(evaluate, start, budgets, solved, share=1 / self.images)
         try:
             lbfgs(searches)
         finally:
@@ -253,13 +275,11 @@ class _UntilStalled(Searches):
     """Searches that end at an image, or where the cost no longer falls because they are caught elsewhere.
 
     Attributes:
-        solved: the cost of each at which it ends.
+        solved: the cost at which they end.
         milestones: for each search the best points (n,) and their costs after every `PATIENCE` evaluations.
     """
 
-    def __init__(
-        self, evaluate: Evaluate, start: Tensor, budgets: Sequence[int], solved: Sequence[float], share: float
-    ) -> None:
+    def __init__(self, evaluate: Evaluate, start: Tensor, budgets: Sequence[int], solved: float, share: float) -> None:
         super().__init__(evaluate, start, budgets, backend="spans", share=share)
         self.solved = solved
         self.milestones: list[list[tuple[Tensor, float]]] = [[] for _ in start]
@@ -278,7 +298,7 @@ class _UntilStalled(Searches):
 
     def _has_ended(self, row: int) -> bool:
         costs = [cost for _, cost in self.milestones[row]]
-        return len(costs) == 3 and (costs[2] < self.solved[row] or costs[2] > STALLED * costs[1])
+        return len(costs) == 3 and (costs[2] < self.solved or costs[2] > STALLED * costs[1])
 
     def remaining_error(self, row: int) -> float:
         """Return the mean squared error that the moves between milestones predict; infinite if there were too few."""

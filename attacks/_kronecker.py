@@ -69,12 +69,6 @@ class Metric:
         parts = zip(self.factors, self.scales, values, strict=True)
         return list(pool.map(lambda part: part[1] * _times(part[0], part[2]) if part[1] else 0 * part[2], parts))
 
-    def half(self) -> Metric:
-        """Return the metric of every other layer weight alone, and of no other parameter."""
-        weights = [place for place, factors in enumerate(self.factors) if factors]
-        kept = set(weights[::-2])  # with the weight that is nearest to the output
-        return Metric(self.factors, [scale * (place in kept) for place, scale in enumerate(self.scales)])
-
 
 def metric(
     network: Denoiser, names: Sequence[str], x_t: Tensor, t: Tensor, observed: Sequence[Tensor], generator: torch.Generator
