@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from benchmark.base.ranges import Count, Natural, Positive, Range, Share, check_fields
+from benchmark.base.practice import Message, MessageKind, Optimiser, OptimiserName, Precision
+from benchmark.base.ranges import Count, Natural, NonNegative, Positive, Range, Share, check_fields
 
 MAX_IMAGES = 100_000
 """Maximum number of private images behind one update. More are probably a mistake, and would not fit into memory."""
@@ -16,17 +17,33 @@ MAX_LOCAL_IMAGES = 10_000_000
 """Maximum number of images of one client from which a Poisson batch is drawn."""
 
 
+TRAINING_FIELDS = frozenset(
+    ("local_lr", "optimiser", "beta1", "beta2", "eps", "weight_decay", "max_norm", "message", "precision", "order")
+)
+"""The fields of a scenario that do not change what the clients draw."""
+
+
 @dataclass(frozen=True)
 class Scenario:
     """How clients train in one round, and in which order the server sees granted values.
 
-    Every client starts from the same global weights. It takes `local_steps` steps of plain SGD, each on a new batch.
+    Every client starts from the same global weights. It takes `local_steps` steps, each on a new batch.
 
     Attributes:
         image_size: side of the square images in pixels; None uses the image size of the model.
         batch_size: number of private images B in a batch (under Poisson sampling: the expected number).
         local_steps: number of steps E that a client takes before it sends its update.
-        local_lr: step size of a client's SGD, above 0; it has no effect if a client takes one step.
+        local_lr: step size of a client's optimiser, above 0. It has no effect if a client takes one step of plain SGD and
+            sends its update.
+        optimiser: `sgd` without momentum, `adam`, `adamw` or `amsgrad` (Adam with amsgrad), each as in torch. The state of the
+            optimiser is fresh.
+        beta1: first decay rate of Adam; without effect for `sgd`, as `beta2` and `eps`.
+        beta2: second decay rate of Adam.
+        eps: the number in Adam's denominator.
+        weight_decay: weight decay of the optimiser.
+        max_norm: l2 norm to which the gradient of each local step is clipped; None for no clipping.
+        message: what a client sends: its `update`, i.e. the change of its weights, or its `weights`.
+        precision: type of the numbers that a client sends.
         clients: number of clients K that take part. The server sees the update of each client. Under a defense that
             aggregates, it sees only their mean.
         order: order of the granted timesteps and noise. `known`: the order of clients, steps and batch. `unknown`: a random
@@ -43,6 +60,14 @@ class Scenario:
     batch_size: Count = 1
     local_steps: Count = 1
     local_lr: Positive = 0.01
+    optimiser: OptimiserName = "sgd"
+    beta1: Annotated[float, Range(0, 1, below=True)] = 0.9
+    beta2: Annotated[float, Range(0, 1, below=True)] = 0.999
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    max_norm: Positive | None = None
+    message: MessageKind = "update"
+    precision: Precision = "float32"
     clients: Count = 1
     order: Literal["known", "unknown"] = "known"
     timesteps: Literal["uniform"] | Natural | tuple[Natural, ...] = "uniform"
@@ -89,6 +114,21 @@ class Scenario:
         """Return the number of private images behind an update, N = K E B (under Poisson sampling: the expected number)."""
         return self.batches * self.batch_size
 
+    @property
+    def local_optimiser(self) -> Optimiser:
+        """Return the optimiser of a client."""
+        return Optimiser(self.optimiser, self.local_lr, self.beta1, self.beta2, self.eps, self.weight_decay, self.max_norm)
+
+    @property
+    def sent(self) -> Message:
+        """Return what a client sends."""
+        return Message(self.message, self.precision)
+
+    @property
+    def lr_matters(self) -> bool:
+        """Return whether the step size changes what the server receives."""
+        return self.local_steps > 1 or not self.local_optimiser.is_plain or self.message == "weights"
+
     def of_one_client(self) -> Scenario:
         """Return the scenario of a single client."""
         if self.clients == 1:
@@ -102,9 +142,9 @@ class Scenario:
     def draw_fields(self) -> dict[str, object]:
         """Return the fields that decide which timesteps and noise the clients draw.
 
-        `local_lr` and `order` are left out, so that scenarios that differ only in them share one draw.
+        The others are left out, so that scenarios that differ only in them share one draw.
         """
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("local_lr", "order")}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in TRAINING_FIELDS}
 
     @property
     def fixed_timesteps(self) -> tuple[int, ...]:
@@ -124,15 +164,27 @@ class Scenario:
         return {**dataclasses.asdict(self), "timesteps": self.timestep_label}
 
 
+UNUSUAL: Mapping[str, float | None] = {
+    "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "max_norm": None,
+}  # fmt: skip
+"""Settings of the optimiser that a label shows only if they are others than these."""
+
+
 def label(record: Mapping[str, Any]) -> str:
     """Return the label of a scenario for tables, from its `record`.
 
-    It shows image size, timesteps and batch size. Local steps, clients, order and sampling appear only if they are not the
-    default.
+    It shows image size, timesteps and batch size. The others appear only if they are not the default. Records of 0.2.0 and
+    before have no optimiser and no message.
     """
     size, steps, clients = record["image_size"], record["local_steps"], record["clients"]
     parts = [f"{size}x{size} t={record['timesteps']} B={record['batch_size']}"]
-    parts += [f"E={steps} lr={record['local_lr']:g}"] if steps > 1 else []
+    optimiser, message = record.get("optimiser", "sgd"), record.get("message", "update")
+    parts += [optimiser] if optimiser != "sgd" else []
+    parts += [f"E={steps}"] if steps > 1 else []
+    parts += [f"lr={record['local_lr']:g}"] if steps > 1 or optimiser != "sgd" or message == "weights" else []
+    parts += [f"{name}={record[name]:g}" for name, usual in UNUSUAL.items() if record.get(name, usual) != usual]
+    precision = record.get("precision", "float32")
+    parts += [f"sends {precision} {message}"] if (message, precision) != ("update", "float32") else []
     parts += [f"K={clients}"] if clients > 1 else []
     parts += ["order unknown"] if record.get("order") == "unknown" else []
     parts += [f"poisson q={record['sample_rate']:g}"] if record["sampling"] == "poisson" else []

@@ -14,6 +14,7 @@ from typing import Self
 
 from torch import Tensor
 
+from benchmark.base.practice import Message, Optimiser
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.process import Process
 from benchmark.disclosure import Declaration, Release, Scope, User, declaration, parameter
@@ -129,14 +130,17 @@ class Observation:
 
     Attributes:
         update: the update that the server receives: the mean over clients of (theta_0 - theta_E) / (eta E), with E local
-            steps of step size eta. If each client takes one step, this is the gradient of the mean loss of all N images.
+            steps of step size eta. If each client takes one step of plain SGD, this is the gradient of the mean loss of all N
+            images.
         network: the granted weights, in evaluation mode.
         schedule: the granted diffusion process.
         image_shape: (C, H, W).
         batch_size: number of private images B in the batch of one local step.
         mean_colour: (C,) mean over public images, in [-1, 1].
-        local_steps: number E of plain SGD steps that each client took, each on a different batch.
-        local_lr: step size eta of these steps; None if clients take one step, where it has no effect.
+        local_steps: number E of steps that each client took, each on a different batch.
+        local_lr: step size eta of these steps; None where it has no effect (`Scenario.lr_matters`).
+        optimiser: the optimiser of these steps.
+        message: what the client sent. `update` was computed from it.
         clients: number of clients K whose updates are averaged in `update`.
         order_known: whether the granted timesteps and noise come in the order of clients and steps. It is True if neither
             is granted, because the attack then chooses the order of its own values.
@@ -154,6 +158,8 @@ class Observation:
     mean_colour: Tensor
     local_steps: int = 1
     local_lr: float | None = None
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    message: Message = field(default_factory=Message)
     clients: int = 1
     order_known: bool = True
     public: PublicParameters = field(default_factory=PublicParameters)

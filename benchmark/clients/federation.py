@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmark.diffusion.denoiser import Denoiser
+from benchmark.diffusion.local_training import LocalTraining, received
 from benchmark.diffusion.process import Process, draw_timesteps
 from benchmark.diffusion.sgd import local_batches, mean_update
 from benchmark.plugins import ClientStep, Defense, Picture
@@ -45,29 +46,19 @@ class Round:
 
     def _client_update(self, batches: Sequence[Victim], defense: Defense, generator: torch.Generator) -> Update:
         """Train one client on its batches and return the update that it sends."""
-        network = self.network
+        scenario = self.scenario
+        training = LocalTraining(self.network, scenario.local_optimiser, len(batches))
         # Fixed timesteps need no least timestep, since none are drawn. A defense may even refuse fixed timesteps.
         least_timestep = 0 if self.scenario.fixed_timesteps else defense.least_timestep(self.scenario, self.schedule.steps)
-        gradients: list[Update] = []
         for batch in batches:
-            if gradients:
-                network = _after_step(network, gradients[-1], self.scenario.local_lr)
-            step = ClientStep(network, self.schedule, batch, self.scenario, least_timestep)
-            gradients.append(defense.gradient(step, generator))
-        return defense.release(mean_update(gradients), generator)
+            step = ClientStep(training.network, self.schedule, batch, scenario, least_timestep)
+            training.step(defense.gradient(step, generator))
+        sent = defense.release(training.update(), generator)
+        return sent if scenario.sent.is_exact else received(scenario.sent, self.network, sent, scenario.local_lr * len(batches))
 
 
 def _subset(victim: Victim, batch: slice) -> Victim:
     return Victim(victim.images[batch], victim.timesteps[batch], victim.noise[batch], victim.sources[batch])
-
-
-@torch.no_grad()
-def _after_step(network: Denoiser, gradient: Update, lr: float) -> Denoiser:
-    """Return a copy of the network after one step of plain SGD. Parameters without a gradient do not change."""
-    network = copy.deepcopy(network)
-    for name, value in gradient.items():
-        network.get_parameter(name).sub_(value, alpha=lr)
-    return network
 
 
 def image_counts(scenario: Scenario, victims: int, generator: torch.Generator) -> list[int]:
@@ -168,7 +159,9 @@ def observe(
         batch_size=count // scenario.batches,
         mean_colour=granted.mean_colour.clone(),
         local_steps=scenario.local_steps,
-        local_lr=scenario.local_lr if scenario.local_steps > 1 else None,
+        local_lr=scenario.local_lr if scenario.lr_matters else None,
+        optimiser=scenario.local_optimiser,
+        message=scenario.sent,
         clients=scenario.clients,
         order_known=order_known,
         public=granted.public,

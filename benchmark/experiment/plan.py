@@ -189,7 +189,7 @@ class _Planner:
             )
 
     def _fit(self, scenario: Scenario, model: Model) -> Scenario:
-        """Return the scenario with an image size and timesteps that fit the model. Drop a step size that has no effect."""
+        """Return the scenario with an image size and timesteps that fit the model. Drop settings that have no effect."""
         size = scenario.image_size or model.image_size
         if size % model.stride:
             raise UserError(f"model '{model.label}' takes images whose side is a multiple of {model.stride}, not {size}x{size}")
@@ -200,8 +200,9 @@ class _Planner:
             )
         fixed = scenario.fixed_timesteps
         timesteps = fixed[0] if len(set(fixed)) == 1 else scenario.timesteps
-        lr = scenario.local_lr if scenario.local_steps > 1 else Scenario.local_lr
-        return dataclasses.replace(scenario, image_size=size, timesteps=timesteps, local_lr=lr)
+        lr = scenario.local_lr if scenario.lr_matters else Scenario.local_lr
+        unused = {} if scenario.optimiser != "sgd" else {"beta1": Scenario.beta1, "beta2": Scenario.beta2, "eps": Scenario.eps}
+        return dataclasses.replace(scenario, image_size=size, timesteps=timesteps, local_lr=lr, **unused)
 
     def _choice(self, kind: str, spec: Spec) -> _Choice:
         from benchmark.registry import load

@@ -1,0 +1,58 @@
+"""How a client trains and what it sends: an optimiser with its settings, and a message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+OptimiserName = Literal["sgd", "adam", "adamw", "amsgrad"]
+
+MessageKind = Literal["update", "weights"]
+
+Precision = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """An optimiser of torch with its settings. Its state is fresh at the start of every round.
+
+    Attributes:
+        name: `sgd` without momentum, `adam` and `amsgrad` with weight decay in the gradient (L2), or `adamw`.
+        lr: step size eta.
+        beta1: decay of the mean of gradients; without effect for `sgd`, as `beta2` and `eps`.
+        beta2: decay of the mean of squared gradients.
+        eps: number that is added to the root of the mean of squared gradients.
+        weight_decay: weight decay.
+        max_norm: l2 norm to which the gradient of each step is clipped, over all parameters; None for no clipping.
+    """
+
+    name: OptimiserName = "sgd"
+    lr: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_norm: float | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether a step is plain SGD: the gradient times the step size."""
+        return self.name == "sgd" and not self.weight_decay and self.max_norm is None
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a client sends.
+
+    Attributes:
+        kind: `update`: the change of the weights. `weights`: the weights themselves.
+        precision: the type of the numbers sent.
+    """
+
+    kind: MessageKind = "update"
+    precision: Precision = "float32"
+
+    @property
+    def is_exact(self) -> bool:
+        """Return whether the server receives the update as the client computed it."""
+        return self == Message()
