@@ -25,13 +25,18 @@ from benchmark.attacks._kronecker import Metric
 from benchmark.diffusion.denoiser import Denoiser
 
 COORDINATES = 16
-"""The number of coordinates of the update, for each unknown number, that the problem uses."""
+"""The number of coordinates of the update, for each unknown number, that the problem uses at least."""
+
+INEXACT_COORDINATES = 1024
+"""The same where coordinates have errors, which more of them average out."""
 
 TOLERANCE = 1e-14
 """Share of the first slope's square at which the rounds end."""
 
 
-def nearest_parameters(network: Denoiser, names: Sequence[str], x_t: Tensor, t: Tensor) -> list[str]:
+def nearest_parameters(
+    network: Denoiser, names: Sequence[str], x_t: Tensor, t: Tensor, coordinates: int = COORDINATES
+) -> list[str]:
     """Return the parameters nearest to the output that hold enough coordinates, in the order in which modules run.
 
     Args:
@@ -39,6 +44,7 @@ def nearest_parameters(network: Denoiser, names: Sequence[str], x_t: Tensor, t: 
         names: the parameters that the update contains.
         x_t: (N, C, H, W) noisy images.
         t: (N,) timesteps.
+        coordinates: how many coordinates for each unknown number are enough.
     """
     granted, order = set(names), dict[str, None]()
 
@@ -62,7 +68,7 @@ def nearest_parameters(network: Denoiser, names: Sequence[str], x_t: Tensor, t: 
     for module in reversed(order):
         own = [f"{module}.{name}" for name, _ in network.get_submodule(module).named_parameters(recurse=False)]
         nearest = [name for name in own if name in granted] + nearest
-        if sum(network.get_parameter(name).numel() for name in nearest) >= COORDINATES * x_t.numel():
+        if sum(network.get_parameter(name).numel() for name in nearest) >= coordinates * x_t.numel():
             return nearest
     return list(names)
 

@@ -54,11 +54,12 @@ from torch import Tensor
 
 from benchmark.attacks._batch_search import BatchSearch, Found, known_timesteps, remaining_error
 from benchmark.attacks._kronecker import metric
-from benchmark.attacks._linear_residual import LinearUpdate, nearest_parameters, solve
+from benchmark.attacks._linear_residual import COORDINATES, INEXACT_COORDINATES, LinearUpdate, nearest_parameters, solve
 from benchmark.attacks._residual import ENOUGH_EVALUATIONS, default_start, search
 from benchmark.attacks._span_search import SiteSpans, complete_spans
 from benchmark.base.ranges import Count, InnerShare
 from benchmark.closed_form.losses import RESTORATION_PARAMETERS, measurements
+from benchmark.closed_form.restoration import PRECISE
 from benchmark.closed_form.sites import sites_of_each
 from benchmark.closed_form.timesteps import UNDECIDED, with_timesteps
 from benchmark.matching.chunks import threads_for
@@ -75,7 +76,7 @@ from benchmark.outlook import (
     unknown,
 )
 from benchmark.plugins import MatchingAttack
-from benchmark.types import Observation, Reconstruction
+from benchmark.types import Observation, Reconstruction, Update
 
 CHECKING_ROUNDS = 20
 """Rounds that tell how much of the misfit enters the residuals. On tuning images 40 rounds gave the same."""
@@ -162,13 +163,14 @@ class Spans(MatchingAttack):
             rebuilt.update(zip(lost, matched, strict=True))
         for place in sorted(set(range(len(found))) - set(lost)):
             observation, images = observations[place], found[place]
-            if lossy:
+            precise = _precise(observation, images)
+            if lossy and not precise:
                 start = _denoised(observation, images).images if granted_noise else images.x
                 (rebuilt[place],) = self._match([observation], [start], [images.spent], images.note, RESIDUAL_SCALE)
             elif granted_noise:
                 rebuilt[place] = _denoised(observation, images)
             else:
-                solved = _solved(observation, images, self.evaluations - images.spent, generator)
+                solved = _solved(observation, precise, images, self.evaluations - images.spent, generator)
                 rebuilt[place] = dataclasses.replace(solved, timesteps=images.timesteps) if undecided else solved
         return [rebuilt[place] for place in range(len(found))]
 
@@ -220,11 +222,27 @@ def _denoised(observation: Observation, found: Found) -> Reconstruction:
     return Reconstruction(x_0, found.spent, float(found.loss.mean()), predicted_psnr=_decibels(worst), note=found.note)
 
 
-def _solved(observation: Observation, found: Found, rounds: int, generator: torch.Generator) -> Reconstruction:
-    """Return images and noise from the noisy images found, with the residuals of step 4."""
-    t, network = found.timesteps, observation.network
-    names = nearest_parameters(network, list(observation.update), found.x, t)
-    observed = [observation.update[name] for name in names]
+def _precise(observation: Observation, found: Found) -> Update:
+    """Return the tensors of the client's gradient that step 4 uses; none if too few are known precisely.
+
+    They are nearest to the output. If the update is not the gradient itself, they are those that can be read from it.
+    """
+    measured, enough = measurements(observation), COORDINATES
+    precise, update = list(observation.update), observation.update
+    if measured:
+        enough = INEXACT_COORDINATES
+        precise = [name for name, measurement in measured.items() if measurement.precision < PRECISE]
+        update = {name: measured[name].values for name in precise}
+    if sum(value.numel() for value in update.values()) < COORDINATES * found.x.numel():
+        return {}
+    return {name: update[name] for name in nearest_parameters(observation.network, precise, found.x, found.timesteps, enough)}
+
+
+def _solved(
+    observation: Observation, gradient: Update, found: Found, rounds: int, generator: torch.Generator
+) -> Reconstruction:
+    """Return images and noise from the noisy images found, with the residuals of step 4 that explain a gradient."""
+    t, network, names, observed = found.timesteps, observation.network, list(gradient), list(gradient.values())
     linear = LinearUpdate(network, names, found.x, t, threads_for(found.x.device))
     weights = metric(network, names, found.x, t, observed, generator)
     path = solve(linear, weights, observed, max(rounds - CHECKING_ROUNDS, rounds // 2))

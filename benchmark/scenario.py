@@ -129,6 +129,14 @@ class Scenario:
         """Return whether the step size changes what the server receives."""
         return self.local_steps > 1 or not self.local_optimiser.is_plain or self.message == "weights"
 
+    @property
+    def effective(self) -> Scenario:
+        """Return the scenario with the usual value of every setting that has no effect."""
+        scenario = self
+        if self.optimiser == "sgd":
+            scenario = dataclasses.replace(scenario, beta1=Scenario.beta1, beta2=Scenario.beta2, eps=Scenario.eps)
+        return scenario if self.lr_matters else dataclasses.replace(scenario, local_lr=Scenario.local_lr)
+
     def of_one_client(self) -> Scenario:
         """Return the scenario of a single client."""
         if self.clients == 1:

@@ -174,6 +174,11 @@ class Observation:
         return frozenset(capability for capability, value in values.items() if value is not None)
 
     @property
+    def is_gradient(self) -> bool:
+        """Return whether the update is the mean of gradients as they were computed: of plain SGD, and sent without rounding."""
+        return self.optimiser.is_plain and self.message.is_exact
+
+    @property
     def image_count(self) -> int:
         """Return N, the number of private images behind the update."""
         return self.clients * self.local_steps * self.batch_size

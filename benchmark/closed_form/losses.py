@@ -1,8 +1,11 @@
-"""What an update still says about the client's gradient, after a defense pruned, rounded or covered it with noise.
+"""What an update still says about the client's gradient: after Adam or rounding, or after a defense pruned or disturbed it.
 
 The public parameters of the defense state how coordinates were lost. Pruned coordinates are zero in the update, and the others
 are known. A rounded coordinate lies within half a cell, so its error has a standard deviation of about the width / sqrt(12).
 The size of added noise is public, or follows from its ratio to the update. Several losses add up.
+
+The first step of Adam, and weights that were rounded, give an interval for each coordinate (`first_step`). Where it is narrow,
+the coordinate is known. If a defense loses more, nothing is read through both.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmark.closed_form.first_step import Interval, gradient_intervals, why_unreadable
 from benchmark.disclosure import User
 from benchmark.matching.objectives import relative_noise
 from benchmark.types import Observation, PublicParameters
@@ -23,32 +27,51 @@ RESTORATION_PARAMETERS = PublicParameters.used_by(User.RESTORATION)
 """The public parameters that `measurements` uses."""
 
 
+READ = 0.05
+"""Half of the interval of a known coordinate, at most this share of its value."""
+
+NEGLIGIBLE = 0.01
+"""A coordinate is known, too, if half of its interval is below this share of the tensor's root mean square."""
+
+
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """One tensor of the update as a measurement of the tensor before the losses.
 
     Attributes:
-        values: the transmitted tensor.
-        known: bool, of the same shape: False where the coordinate was pruned.
+        values: the transmitted tensor, or what was read from it; 0 where nothing is known.
+        known: bool, of the same shape: False where the coordinate was pruned or cannot be read.
         std: standard deviation of the errors of the known coordinates; 0 if they are exact.
         noise: the part of it that comes from noise, which does not depend on the values. Rounding errors do.
+        errors: the standard deviations of single coordinates where they differ.
     """
 
     values: Tensor
     known: Tensor
     std: float
     noise: float
+    errors: Tensor | None = None
+
+    @property
+    def precision(self) -> float:
+        """Return the errors' standard deviation as a share of the root mean square; infinite if a coordinate is unknown."""
+        size = float(self.values.double().square().mean().sqrt())
+        return self.std / size if size and bool(self.known.all()) else math.inf
 
 
 def measurements(observation: Observation) -> Mapping[str, Measurement]:
     """Return the tensors of an update as measurements, by name.
 
-    The result is empty if the defense states no loss, or sends signs only: their error is as large as the gradient.
+    The result is empty if the update is the gradient itself, or if nothing can be read: the defense sends signs only, whose
+    error is as large as the gradient, or it loses more than the optimiser or the message did, or several steps of Adam lie
+    behind the update.
     """
     public = observation.public
     pruned = public.kept_share is not None and public.kept_share < 1
     noise = _noise(observation)
-    if not (pruned or noise or public.bits) or public.bits == 1:
+    if not (pruned or noise or public.bits):
+        return _read(observation)
+    if public.bits == 1 or not observation.is_gradient:
         return {}
     found = {}
     for name, value in observation.update.items():
@@ -56,6 +79,23 @@ def measurements(observation: Observation) -> Mapping[str, Measurement]:
         known = value != 0 if pruned else torch.ones_like(value, dtype=torch.bool)
         found[name] = Measurement(value, known, math.hypot(noise, cell), noise)
     return found
+
+
+def _read(observation: Observation) -> Mapping[str, Measurement]:
+    """Return the coordinates that can be read through the optimiser's only step and the rounding of the message."""
+    if observation.is_gradient or why_unreadable(observation):
+        return {}
+    return {name: _of_interval(interval) for name, interval in gradient_intervals(observation).items()}
+
+
+def _of_interval(interval: Interval) -> Measurement:
+    half, finite = (interval.high - interval.low) / 2, interval.low.isfinite() & interval.high.isfinite()
+    size = float(interval.value[finite].square().mean().sqrt()) if finite.any() else 0.0
+    known = finite & (half <= torch.maximum(READ * interval.value.abs(), torch.full_like(half, NEGLIGIBLE * size)))
+    errors = torch.where(known, half / math.sqrt(3), 0)
+    std = float(errors[known].square().mean().sqrt()) if known.any() else 0.0
+    values = torch.where(known, interval.value, 0).float()
+    return Measurement(values, known, std, 0.0, errors)
 
 
 def _noise(observation: Observation) -> float:

@@ -11,6 +11,9 @@ from benchmark.closed_form.low_rank import Estimate, completed, overlapping, sep
 from benchmark.closed_form.sites import Site
 from benchmark.types import Observation
 
+PRECISE = 1e-2
+"""Relative error of complete measurements below which their rank alone denoises them: overlaps add little and cost much."""
+
 
 @dataclass(frozen=True, eq=False)
 class Restoration:
@@ -62,7 +65,7 @@ def restored_layer(measurement: Measurement, site: Site, images: int, max_error:
     positions, complete = site.height * site.width, bool(measurement.known.all())
     if complete and not measurement.std:
         return Estimate(measurement.values, 0.0)
-    if complete and not site.overlaps:
+    if complete and (not site.overlaps or measurement.precision < PRECISE):
         estimate = shrunk(measurement, images * positions)
         return estimate if estimate is not None and estimate.error <= max_error else None
     table = overlapping(site.height, site.width) if site.overlaps else separate(positions)

@@ -27,7 +27,6 @@ other set with one timestep replaced, and if errors of the stated size explain i
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -155,7 +154,8 @@ def _evidence(measured: Mapping[str, Measurement], layer: str, candidates: Tenso
     """Return the known coordinates of a layer; the bias acts like the weight of one more input, which is always 1."""
     parts = [(measured[f"{layer}.weight"], candidates)]
     if bias := measured.get(f"{layer}.bias"):
-        column = Measurement(bias.values[:, None], bias.known[:, None], bias.std, bias.noise)
+        errors = None if bias.errors is None else bias.errors[:, None]
+        column = Measurement(bias.values[:, None], bias.known[:, None], bias.std, bias.noise, errors)
         parts.append((column, torch.ones_like(candidates[:, :1])))
     return Evidence(
         torch.cat([part.values.double() for part, _ in parts], 1),
@@ -167,8 +167,9 @@ def _evidence(measured: Mapping[str, Measurement], layer: str, candidates: Tenso
 def _weights(part: Measurement) -> Tensor:
     known = part.known.double()
     size = float((known * part.values.double()).square().sum() / known.sum().clamp(min=1)) ** 0.5
-    std = math.hypot(part.std, EXACT_SHARE * size)
-    return known / std**2 if std else torch.zeros_like(known)
+    std = part.errors if part.errors is not None else torch.full_like(known, part.std)
+    variance = std.square() + (EXACT_SHARE * size) ** 2
+    return torch.where(variance > 0, known / variance, 0)
 
 
 def _readable_layers(observation: Observation, marks: Landmarks) -> list[str]:

@@ -200,9 +200,7 @@ class _Planner:
             )
         fixed = scenario.fixed_timesteps
         timesteps = fixed[0] if len(set(fixed)) == 1 else scenario.timesteps
-        lr = scenario.local_lr if scenario.lr_matters else Scenario.local_lr
-        unused = {} if scenario.optimiser != "sgd" else {"beta1": Scenario.beta1, "beta2": Scenario.beta2, "eps": Scenario.eps}
-        return dataclasses.replace(scenario, image_size=size, timesteps=timesteps, local_lr=lr, **unused)
+        return dataclasses.replace(scenario.effective, image_size=size, timesteps=timesteps)
 
     def _choice(self, kind: str, spec: Spec) -> _Choice:
         from benchmark.registry import load
