@@ -65,8 +65,10 @@ def restored_layer(measurement: Measurement, site: Site, images: int, max_error:
     positions, complete = site.height * site.width, bool(measurement.known.all())
     if complete and not measurement.std:
         return Estimate(measurement.values, 0.0)
-    if complete and (not site.overlaps or measurement.precision < PRECISE):
-        estimate = shrunk(measurement, images * positions)
+    rank = images * positions
+    by_rank = measurement.precision < PRECISE and rank < min(measurement.values.flatten(1).shape)
+    if complete and (by_rank or not site.overlaps):
+        estimate = shrunk(measurement, rank)
         return estimate if estimate is not None and estimate.error <= max_error else None
     table = overlapping(site.height, site.width) if site.overlaps else separate(positions)
     return completed(measurement, table, images, max_error)

@@ -315,3 +315,23 @@ def test_withheld_parameters_are_not_used(batch, observation):
     names = [name for name in observation.update if "conv_out" not in name]
     near = nearest_parameters(network, names, x_t, t)
     assert set(near) < set(names) and nearest_parameters(network, names[:2], x_t, t) == names[:2]
+
+
+@pytest.mark.parametrize(
+    "practice",
+    [
+        {"optimiser": "adamw", "local_lr": 1e-2, "eps": 1e-3, "weight_decay": 0.01, "message": "weights"},
+        {"message": "weights", "local_lr": 0.1},
+    ],
+    ids=["AdamW", "SGD, weights"],
+)
+def test_an_image_is_rebuilt_from_weights_after_one_step(practice):
+    scene = toy(batch=1, channels=(16, 64), timesteps="uniform", **practice)
+    (sample,) = rebuild(scene, PrivateNoiseTimestep(), evaluations=300)
+    assert sample.success and sample.timestep_error == 0
+
+
+def test_nothing_comes_back_where_rounding_hides_the_step():
+    scene = toy(batch=1, channels=(16, 64), timesteps="uniform", message="weights", local_lr=1e-9)
+    (rebuilt,) = Spans(evaluations=20).run([scene.observe(PrivateNoiseTimestep())], stream(0, "attack"))
+    assert rebuilt.diverged and "cannot be read" in rebuilt.diverged

@@ -123,6 +123,14 @@ def test_a_step_size_without_effect_is_no_other_cell_and_one_with_effect_keeps_t
     assert cells[0].keys.scenario != cells[1].keys.scenario == cells[2].keys.scenario
 
 
+def test_practice_that_changes_what_is_sent_is_another_cell_with_the_same_draws(registry):
+    scenarios = (Scenario(), Scenario(optimiser="adam"), Scenario(optimiser="adam", local_lr=0.1), Scenario(message="weights"))
+    same = (Scenario(eps=1e-3), Scenario(beta1=0.5))  # they have no effect on SGD
+    cells = [c for c in plan(changed(scenarios=scenarios + same), registry, "cpu") if c.attack_label == "dlg"]
+    assert len(cells) == 4 and len({c.identity for c in cells}) == 4
+    assert len({c.keys.scenario for c in cells}) == 1
+
+
 def test_new_fields_of_the_scenario_do_not_move_the_draws_of_plain_clients(registry):
     """The streams are named as they were before clients could take several steps."""
     plain = plan(changed(scenarios=(Scenario(timesteps=200),)), registry, "cpu")[0].keys.scenario
@@ -138,6 +146,9 @@ def test_new_fields_of_the_scenario_do_not_move_the_draws_of_plain_clients(regis
         ({"local_steps": 3, "local_lr": 0.5}, "16x16 t=uniform B=1 E=3 lr=0.5"),
         ({"clients": 2, "batch_size": 4, "order": "unknown"}, "16x16 t=uniform B=4 K=2 order unknown"),
         ({"sampling": "poisson", "sample_rate": 0.5}, "16x16 t=uniform B=1 poisson q=0.5"),
+        ({"optimiser": "adamw", "eps": 1e-6}, "16x16 t=uniform B=1 adamw lr=0.01 eps=1e-06"),
+        ({"eps": 1e-6, "precision": "float16"}, "16x16 t=uniform B=1 sends float16 update"),
+        ({"message": "weights", "max_norm": 1}, "16x16 t=uniform B=1 lr=0.01 max_norm=1 sends float32 weights"),
     ],
 )
 def test_a_scenario_is_named_by_all_that_is_not_the_plain_case(registry, fields, expected):
