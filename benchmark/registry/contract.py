@@ -44,6 +44,7 @@ OPEN_TO_ATTACKS = frozenset(
         "benchmark.matching",
         "benchmark.outlook",
         "benchmark.plugins",
+        "benchmark.base.practice",
         "benchmark.base.ranges",
         "benchmark.scenario",
         "benchmark.types",

@@ -10,7 +10,7 @@ from benchmark.attacks._batch_search import SAFETY, BatchSearch, Found, remainin
 from benchmark.attacks._kronecker import metric
 from benchmark.attacks._linear_residual import LinearUpdate, nearest_parameters, solve
 from benchmark.attacks._span_search import Sought, SpanSearch, complete_spans
-from benchmark.attacks.spans import Spans, _solved
+from benchmark.attacks.spans import Spans, _precise, _solved
 from benchmark.base.seeds import stream
 from benchmark.clients.stack import Stacked
 from benchmark.clients.toy import PlainDefense, toy
@@ -272,7 +272,7 @@ def test_an_error_of_one_noisy_image_lowers_what_is_predicted_for_all(batch, obs
     known = dataclasses.replace(observation, timesteps=batch.victim.timesteps)
     error = (wrong - x_t).square().flatten(1).mean(1)
     found = Found(wrong, batch.victim.timesteps, torch.full((BATCH,), 1e-9), error, spent=0)
-    rebuilt = _solved(known, found, 120, stream(10, "signs"))
+    rebuilt = _solved(known, _precise(known, found), found, 120, stream(10, "signs"))
     samples = judge([batch.victim], [rebuilt], 30)
     excess = [sample.predicted_psnr - sample.measured["psnr"] for sample in samples]
     assert max(excess) < 3 and max(sample.predicted_psnr for sample in samples) > 3
