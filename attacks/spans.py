@@ -21,9 +21,10 @@ rows to find text.
    wild bootstrap of Wu 1986). An image that was not found spoils the linear problem of its whole batch, so nothing is accepted
    then.
 
-If the defense states that it prunes, rounds or adds noise, steps 2 and 3 use restored gradients only
-(`benchmark.closed_form.restoration`). The search of `residual`, from the noisy images found, replaces step 4, which needs every
-coordinate of the update. Nothing is accepted.
+If the update is lossy, steps 2 and 3 use restored gradients only (`benchmark.closed_form.restoration`). It is lossy if the
+defense states that it prunes, rounds or adds noise, if the client took one step of Adam, or if the message was rounded
+(`benchmark.closed_form.losses`). Step 4 then uses the tensors that are known precisely. If these are too few, or the noise is
+granted, the search of `residual` from the noisy images found replaces it. Nothing is accepted.
 
 If there is no such layer, or no image is found, the rest of the budget goes to the search of `residual`, which is adapted to
 the defense.
@@ -79,7 +80,7 @@ from benchmark.plugins import MatchingAttack
 from benchmark.types import Observation, Reconstruction, Update
 
 CHECKING_ROUNDS = 20
-"""Rounds that tell how much of the misfit enters the residuals. On tuning images 40 rounds gave the same."""
+"""Rounds that tell how much of the misfit enters the residuals. On tuning images 40 rounds agreed to 0.5 dB."""
 
 RESIDUAL_SCALE = 30.0
 """How far the residual moves before x_t does in the search from images that were found, as in `activations`."""
@@ -164,14 +165,18 @@ class Spans(MatchingAttack):
         for place in sorted(set(range(len(found))) - set(lost)):
             observation, images = observations[place], found[place]
             precise = _precise(observation, images)
-            if lossy and not precise:
+            if lossy and (granted_noise or not precise):
                 start = _denoised(observation, images).images if granted_noise else images.x
                 (rebuilt[place],) = self._match([observation], [start], [images.spent], images.note, RESIDUAL_SCALE)
             elif granted_noise:
                 rebuilt[place] = _denoised(observation, images)
             else:
                 solved = _solved(observation, precise, images, self.evaluations - images.spent, generator)
-                rebuilt[place] = dataclasses.replace(solved, timesteps=images.timesteps) if undecided else solved
+                if undecided:
+                    solved = dataclasses.replace(solved, timesteps=images.timesteps)
+                if lossy:  # no step predicts the error that lossy spans leave in x_t
+                    solved = dataclasses.replace(solved, predicted_psnr=torch.zeros(observation.image_count))
+                rebuilt[place] = solved
         return [rebuilt[place] for place in range(len(found))]
 
     def _match(

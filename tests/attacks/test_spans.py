@@ -329,6 +329,7 @@ def test_an_image_is_rebuilt_from_weights_after_one_step(practice):
     scene = toy(batch=1, channels=(16, 64), timesteps="uniform", **practice)
     (sample,) = rebuild(scene, PrivateNoiseTimestep(), evaluations=300)
     assert sample.success and sample.timestep_error == 0
+    assert not sample.accepted  # the error that rounding leaves in the noisy image is not predicted
 
 
 def test_nothing_comes_back_where_rounding_hides_the_step():
