@@ -172,9 +172,9 @@ class Scenario:
         return {**dataclasses.asdict(self), "timesteps": self.timestep_label}
 
 
-UNUSUAL: Mapping[str, float | None] = {
-    "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "max_norm": None,
-}  # fmt: skip
+USUAL: Mapping[str, float | None] = {
+    name: getattr(Scenario, name) for name in ("beta1", "beta2", "eps", "weight_decay", "max_norm")
+}
 """Settings of the optimiser that a label shows only if they are others than these."""
 
 
@@ -190,7 +190,7 @@ def label(record: Mapping[str, Any]) -> str:
     parts += [optimiser] if optimiser != "sgd" else []
     parts += [f"E={steps}"] if steps > 1 else []
     parts += [f"lr={record['local_lr']:g}"] if steps > 1 or optimiser != "sgd" or message == "weights" else []
-    parts += [f"{name}={record[name]:g}" for name, usual in UNUSUAL.items() if record.get(name, usual) != usual]
+    parts += [f"{name}={record[name]:g}" for name, usual in USUAL.items() if record.get(name, usual) != usual]
     precision = record.get("precision", "float32")
     parts += [f"sends {precision} {message}"] if (message, precision) != ("update", "float32") else []
     parts += [f"K={clients}"] if clients > 1 else []

@@ -75,12 +75,12 @@ def gradient_intervals(observation: Observation) -> dict[str, Interval]:
 
 
 def _interval(observation: Observation, name: str, update: Tensor) -> Interval:
-    optimiser, lr = observation.optimiser, observation.local_lr or 1.0
+    optimiser, scale = observation.optimiser, (observation.local_lr or 1.0) * observation.local_steps
     weight = observation.network.get_parameter(name).detach().double()
-    moved = update.double()  # (theta_0 - theta_1) / eta
+    moved = update.double()  # (theta_0 - theta_E) / (eta E)
     if optimiser.name == "adamw":
         moved = moved - optimiser.weight_decay * weight
-    error = _rounding(observation, weight, update, lr) / lr + ARITHMETIC * moved.abs()
+    error = _rounding(observation, weight, update, scale) / scale + ARITHMETIC * moved.abs()
     value, low, high = moved, moved - error, moved + error
     if optimiser.name != "sgd":
         inside = moved.clamp(ARITHMETIC - 1, 1 - ARITHMETIC)
@@ -96,8 +96,8 @@ def _inverse(share: Tensor, eps: float) -> Tensor:
     return torch.where(size < 1, eps * share / (1 - size), share.sign() * math.inf)
 
 
-def _rounding(observation: Observation, weight: Tensor, update: Tensor, lr: float) -> Tensor:
-    """Return the largest error of theta_1 by rounding: in the client's arithmetic, and in the message.
+def _rounding(observation: Observation, weight: Tensor, update: Tensor, scale: float) -> Tensor:
+    """Return the largest error of theta_E by rounding: in the client's arithmetic at each step, and in the message.
 
     AdamW multiplies the weights by 1 - eta lambda before it steps. That number and the product are rounded, too.
     """
@@ -105,13 +105,14 @@ def _rounding(observation: Observation, weight: Tensor, update: Tensor, lr: floa
     if optimiser.name == "sgd" and optimiser.is_plain and message.kind == "update":
         local = torch.zeros_like(weight)
     else:
-        size = torch.maximum(weight.abs(), (weight - lr * update.double()).abs()) * (1 + ARITHMETIC)
+        size = torch.maximum(weight.abs(), (weight - scale * update.double()).abs()) * (1 + ARITHMETIC)
         local = unit(size, "float32") * (1.5 if optimiser.name == "adamw" and optimiser.weight_decay else 0.5)
+        local = observation.local_steps * local
     if message.precision == "float32":
         return local
     if message.kind == "update":
-        return local + lr * unit(update.abs().double(), message.precision) / 2
-    sent = (weight - lr * update.double()).float().to(getattr(torch, message.precision))
+        return local + scale * unit(update.abs().double(), message.precision) / 2
+    sent = (weight - scale * update.double()).float().to(getattr(torch, message.precision))
     return local + unit(sent.abs().double(), message.precision) / 2
 
 

@@ -91,7 +91,7 @@ def _read(observation: Observation) -> Mapping[str, Measurement]:
 def _of_interval(interval: Interval) -> Measurement:
     half, finite = (interval.high - interval.low) / 2, interval.low.isfinite() & interval.high.isfinite()
     size = float(interval.value[finite].square().mean().sqrt()) if finite.any() else 0.0
-    known = finite & (half <= torch.maximum(READ * interval.value.abs(), torch.full_like(half, NEGLIGIBLE * size)))
+    known = finite & (interval.known(READ) | (half <= NEGLIGIBLE * size))
     errors = torch.where(known, half / math.sqrt(3), 0)
     std = float(errors[known].square().mean().sqrt()) if known.any() else 0.0
     values = torch.where(known, interval.value, 0).float()

@@ -53,6 +53,12 @@ def test_intervals_hold_the_gradient_where_messages_are_rounded(precision, messa
     check(observed(precision=precision, message=message, optimiser=optimiser, local_lr=0.1))
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_intervals_hold_the_update_of_several_steps_of_sgd(precision):
+    practice = {"local_steps": 3, "local_lr": 0.1, "batch": 1}
+    check(observed(message="weights", precision=precision, **practice), observed(**practice).update)
+
+
 def test_large_eps_leaves_almost_all_coordinates_readable_and_a_tiny_step_none():
     readable = check(observed(optimiser="adam", local_lr=1e-2, eps=1e-2))
     hidden = check(observed(optimiser="adam", local_lr=1e-9, eps=1e-2))
