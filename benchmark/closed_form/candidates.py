@@ -21,7 +21,7 @@ from torch import Tensor
 EXACT_SHARE = 1e-5
 """Standard deviation of coordinates that were not made noisy, as a share of their root mean square: that of rounding."""
 
-MIN_NEW_SHARE = 1e-6
+MIN_NEW_SHARE = 1e-12
 """A candidate is ignored in a row if the chosen ones explain all but this share of its square there."""
 
 FIT_TOLERANCE = 6.0
@@ -88,8 +88,7 @@ def fit(evidence: Sequence[Evidence], size: int) -> Fit:
             break
     best_two = [_gains(evidence, chosen[:place] + chosen[place + 1 :]).topk(2).values for place in range(size)]
     log_ratio = min(float(best - second) / 2 for best, second in best_two)
-    residues = [_without(one, chosen) for one in evidence]
-    misfit = sum(float((one.weights * residue.square()).sum()) for one, residue in zip(evidence, residues, strict=True))
+    misfit = sum(_misfit(one, chosen) for one in evidence)
     freedom = sum(int(((one.weights > 0).sum(1) - size).clamp(min=0).sum()) for one in evidence)
     return Fit(tuple(chosen), log_ratio, misfit, freedom)
 
@@ -100,28 +99,38 @@ def _gains(evidence: Sequence[Evidence], chosen: Sequence[int]) -> Tensor:
 
 
 def _gain(evidence: Evidence, chosen: Sequence[int]) -> Tensor:
+    roots, basis = evidence.weights.sqrt(), _basis(evidence, chosen)
     squares = evidence.weights @ evidence.candidates.square().T
-    new = squares
-    if chosen:
-        basis, inverse = _normal(evidence, chosen)
-        mixed = torch.stack([(evidence.weights * vector) @ evidence.candidates.T for vector in basis], 1)  # (O, S, T)
-        new = squares - (mixed * (inverse @ mixed)).sum(1)
-    slopes = (evidence.weights * _without(evidence, chosen)) @ evidence.candidates.T
+    inside = torch.stack([((roots * vector) @ evidence.candidates.T).square() for vector in basis]).sum(0) if chosen else 0
+    new = squares - inside
+    slopes = (roots * _outside(basis, roots * evidence.rows)) @ evidence.candidates.T
     informative = new > MIN_NEW_SHARE * squares
     return torch.where(informative, slopes.square() / torch.where(informative, new, 1), 0).sum(0)
 
 
-def _without(evidence: Evidence, chosen: Sequence[int]) -> Tensor:
-    """Return the rows (O, n) without the best combination of the chosen candidates."""
-    if not chosen:
-        return evidence.rows
-    basis, inverse = _normal(evidence, chosen)
-    coefficients = inverse @ ((evidence.weights * evidence.rows) @ basis.T)[..., None]
-    return evidence.rows - coefficients[..., 0] @ basis
+def _misfit(evidence: Evidence, chosen: Sequence[int]) -> float:
+    """Return the squared error of the best combinations of the chosen candidates, in units of the errors' variance."""
+    return float(_outside(_basis(evidence, chosen), evidence.weights.sqrt() * evidence.rows).square().sum())
 
 
-def _normal(evidence: Evidence, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return the chosen candidates (S, n) and the pseudo-inverses (O, S, S) of the rows' Gram matrices."""
-    basis = evidence.candidates[list(chosen)]
-    gram = torch.einsum("on,sn,tn->ost", evidence.weights, basis, basis)
-    return basis, torch.linalg.pinv(gram, rtol=MIN_NEW_SHARE, hermitian=True)
+def _basis(evidence: Evidence, chosen: Sequence[int]) -> list[Tensor]:
+    """Return orthonormal vectors (O, n) that span the chosen candidates in units of the errors, for each row.
+
+    A candidate without a share of its own in a row is zero there. Normal equations would lose what few precise coordinates do
+    not show: the weights of a row differ by up to ten orders of magnitude.
+    """
+    basis: list[Tensor] = []
+    for candidate in evidence.candidates[list(chosen)]:
+        scaled = evidence.weights.sqrt() * candidate
+        new = _outside(basis, _outside(basis, scaled))  # twice, against rounding
+        size = new.norm(dim=1, keepdim=True)
+        informative = size.square() > MIN_NEW_SHARE * scaled.square().sum(1, keepdim=True)
+        basis.append(torch.where(informative, new / torch.where(informative, size, 1), 0))
+    return basis
+
+
+def _outside(basis: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """Return the part of rows (O, n) that is orthogonal to a basis."""
+    for vector in basis:
+        rows = rows - (rows * vector).sum(1, keepdim=True) * vector
+    return rows

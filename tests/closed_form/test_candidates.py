@@ -16,7 +16,7 @@ def evidence_of(chosen, share=1.0, std=0.1, seed=0):
     rows = torch.randn(20, len(chosen), generator=generator, dtype=torch.float64) @ CANDIDATES[list(chosen)]
     known = (torch.rand(rows.shape, generator=generator) < share).double()
     noisy = known * (rows + std * torch.randn(rows.shape, generator=generator, dtype=torch.float64))
-    return Evidence(noisy, known / std**2, CANDIDATES)
+    return Evidence(noisy, known / std**2 if std else known, CANDIDATES)
 
 
 def slow_misfit(evidence, chosen):
@@ -38,6 +38,16 @@ def test_the_fit_is_the_best_pair_of_all(share):
     assert set(found.chosen) == set(best) == {3, 8}
     assert found.misfit == pytest.approx(misfits[best], rel=1e-6)
     assert found.log_ratio == pytest.approx((misfits[second] - misfits[best]) / 2, rel=1e-6)
+
+
+def test_errors_of_very_different_size_leave_the_truth_plausible():
+    """The first step of Adam leaves errors that grow with the square of a coordinate."""
+    exact, generator = evidence_of((3, 8), std=0.0), stream(1, "errors")
+    std = torch.full_like(exact.rows, 1e-2)
+    std[:, 0] = 1e-6
+    errors = std * torch.randn(std.shape, generator=generator, dtype=torch.float64)
+    found = fit([Evidence(exact.rows + errors, 1 / std.square(), CANDIDATES)], 2)
+    assert set(found.chosen) == {3, 8} and found.plausible
 
 
 def test_layers_add_their_evidence():
