@@ -59,7 +59,8 @@ def diagnose(observation: Observation) -> Diagnosis:
         time_layers=tuple(layer for layer in spectra if layer.name in time_names),
         zeros=_zeros(observation.update),
         levels=_levels(observation.update),
-        noise_ratio=_noise_ratio(observation.update, spectra),
+        read=None if observation.is_gradient else _read(observation),
+        noise_ratio=_noise_ratio(observation.update, spectra) if observation.is_gradient else None,
     )
 
 
@@ -97,6 +98,12 @@ def _singular_values(rows: Tensor) -> Tensor:
     gram = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
     values: Tensor = torch.linalg.eigvalsh(gram)
     return values.clamp(min=0).sqrt().flip(0)
+
+
+def _read(observation: Observation) -> float:
+    """Return the share of the gradient's coordinates that are known, 0 if nothing can be read."""
+    known = [measurement.known for measurement in measurements(observation).values()]
+    return sum(int(part.sum()) for part in known) / sum(part.numel() for part in known) if known else 0.0
 
 
 def _zeros(update: Update) -> float:

@@ -106,6 +106,8 @@ class Diagnosis:
         time_layers: the layers that take the time embedding.
         zeros: share of the coordinates that are exactly zero.
         levels: number of distinct values in the largest tensor if it shows rounding, else None.
+        read: share of the coordinates of the gradient that can be read through the client's optimiser and the rounding of its
+            message; None if the update is the gradient itself, up to what a defense did.
         noise_ratio: root mean square of the noise, divided by that of the update without it, estimated from the singular values
             that no image explains; infinite if nothing else is left, None if every layer's rank can be full.
     """
@@ -127,6 +129,7 @@ class Diagnosis:
     time_layers: tuple[Layer, ...]
     zeros: float
     levels: int | None
+    read: float | None
     noise_ratio: float | None
 
     @property
@@ -172,7 +175,9 @@ class Diagnosis:
 
     @property
     def disturbed(self) -> bool:
-        """Return whether noise, pruning or rounding by a defense shows in the values or in the singular values."""
+        """Return whether the update is no gradient, or noise, pruning or rounding shows in its values or singular values."""
+        if self.read is not None:
+            return True
         floors = [layer.floor for layer in (*self.convolutions, *self.time_layers) if layer.floor is not None]
         return self.levels is not None or self.zeros >= 0.5 or any(floor > ROUNDING for floor in floors)
 
@@ -204,6 +209,8 @@ def disturbance(diagnosis: Diagnosis, success_db: float) -> Outlook | None:
     The noise is compared with the error that it causes in a least-squares estimate of all unknowns. A rule that is near the
     threshold gives "unknown".
     """
+    if diagnosis.read is not None:
+        return unknown(f"the update is no gradient: {diagnosis.read:.0%} of the gradient's coordinates can be read from it")
     if diagnosis.zeros >= PRUNED:
         return Outlook(Prediction.NOT_RECOVERED, f"{diagnosis.zeros:.0%} of the coordinates are zero")
     if not diagnosis.noise_ratio:

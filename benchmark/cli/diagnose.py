@@ -86,9 +86,11 @@ def _estimate(diagnosis: Diagnosis) -> str:
 
 
 def _disturbances(diagnosis: Diagnosis) -> Iterator[str]:
-    """Yield what a defense did to the values. Noise is named only where the singular values show more than rounding."""
+    """Yield what optimiser, message and defense did to the values. Noise is named only where the singular values show more than rounding."""
     if not diagnosis.disturbed:
         return
+    if diagnosis.read is not None:
+        yield f"the update is no gradient: {diagnosis.read:.1%} of the gradient's coordinates can be read from it"
     if diagnosis.zeros:
         yield f"{diagnosis.zeros:.1%} of {diagnosis.coordinates} coordinates are zero"
     if diagnosis.levels is not None:

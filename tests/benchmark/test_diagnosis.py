@@ -87,6 +87,17 @@ def test_pruning_and_rounding_show_in_the_values():
     assert rounded.levels is not None and rounded.levels <= 2**4 - 1 and rounded.disturbed
 
 
+def test_a_step_of_adam_is_no_gradient_and_no_noise():
+    """Nothing is expected of it, and the share that can be read falls with the step size."""
+    shares = []
+    for lr in (1e-3, 1e-4, 1e-9):
+        found = diagnose(wide(optimiser="adamw", local_lr=lr, message="weights", eps=1e-6).observe(PlainDefense()))
+        assert found.disturbed and found.noise_ratio is None and found.estimated_images is None
+        assert all(attack.outlook(found, 30.0).prediction is Prediction.UNKNOWN for attack in (Spans(), DLG(), Residual()))
+        shares.append(found.read)
+    assert shares[0] > shares[1] > 0.01 > shares[2]  # biases that start at zero are rounded hardly at all
+
+
 def test_timesteps_are_granted_or_read_or_the_reason_is_given():
     scene = wide(2, timesteps=(7, 500))
     granted, private = diagnose(scene.observe(PlainDefense())), diagnose(scene.observe(PrivateTimestep()))
