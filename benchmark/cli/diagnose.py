@@ -86,7 +86,7 @@ def _estimate(diagnosis: Diagnosis) -> str:
 
 
 def _disturbances(diagnosis: Diagnosis) -> Iterator[str]:
-    """Yield what optimiser, message and defense did to the values. Noise is named only where the singular values show more than rounding."""
+    """Yield what optimiser, message and defense did. Noise is named only where singular values show more than rounding."""
     if not diagnosis.disturbed:
         return
     if diagnosis.read is not None:
