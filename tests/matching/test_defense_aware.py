@@ -92,7 +92,7 @@ def test_a_value_counts_by_its_distance_to_the_rounding_cell():
 
 def test_the_laplace_distance_grows_linearly_with_large_differences():
     """Without a difference it is zero."""
-    observed, distance_of = {"a": torch.ones(1, 100)}, laplace_distance(0.1)
+    observed, distance_of = {"a": torch.ones(1, 100)}, laplace_distance(lambda observed: relative_noise(0.1, observed))
     near, far, farther = (float(distance_of({"a": torch.full((1, 100), value)}, observed)) for value in (1.0, 11.0, 21.0))
     assert near == pytest.approx(0, abs=1e-4)
     assert farther - far == pytest.approx(10 * 100, rel=1e-3)
