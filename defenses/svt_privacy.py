@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmark.base.errors import UserError
 from benchmark.base.ranges import Positive, Share
 from benchmark.plugins import Defense
 from benchmark.scenario import Scenario
@@ -34,6 +35,9 @@ from benchmark.types import PublicParameters, Update
 
 Values = NDArray[np.float64]
 """Values of some coordinates, float64."""
+
+MAX_PASSES = 100
+"""Largest number of passes over the coordinates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,18 +93,24 @@ class SVTPrivacy(Defense):
         return found
 
     def _accepted(self, changes: Mapping[str, Values], needed: int, draw: np.random.RandomState) -> dict[str, NDArray[Any]]:
-        """Return the places of at least `needed` accepted coordinates."""
+        """Return the places of at least `needed` accepted coordinates.
+
+        Raises:
+            UserError: too few coordinates exceed the threshold. NVFlare would try forever.
+        """
         query_epsilon = self.epsilon - self.epsilon / (1 + (2 * needed) ** (2 / 3))
         threshold = self.tau + draw.laplace(scale=self.gamma / (self.epsilon - query_epsilon))
         scale = 2 * self.gamma * needed / query_epsilon
         masks = {name: np.zeros(change.size, dtype=bool) for name, change in changes.items()}
-        while sum(int(mask.sum()) for mask in masks.values()) < needed:
+        for _ in range(MAX_PASSES):
             for name, mask in masks.items():
                 rest = np.flatnonzero(~mask)
                 response = np.minimum(np.abs(changes[name][rest]), self.gamma)
                 response += draw.laplace(scale=scale, size=rest.size)
                 mask[rest[response >= threshold]] = True
-        return {name: np.flatnonzero(mask) for name, mask in masks.items()}
+            if sum(int(mask.sum()) for mask in masks.values()) >= needed:
+                return {name: np.flatnonzero(mask) for name, mask in masks.items()}
+        raise UserError(f"svt_privacy: after {MAX_PASSES} passes fewer than {needed} coordinates exceed tau = {self.tau:g}")
 
     def public(self, scenario: Scenario) -> PublicParameters:
         """See `Defense.public`.

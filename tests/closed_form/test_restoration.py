@@ -12,6 +12,7 @@ from benchmark.closed_form.sites import sites
 from benchmark.defenses.gaussian_noise import GaussianNoise
 from benchmark.defenses.laplace_noise import LaplaceNoise
 from benchmark.defenses.none import NoDefense
+from benchmark.defenses.percentile_privacy import PercentilePrivacy
 from benchmark.defenses.private_noise import PrivateNoise
 from benchmark.defenses.quantisation import Quantisation
 from benchmark.defenses.random_pruning import RandomPruning
@@ -25,7 +26,7 @@ SMALL = SITES["unet.conv_in"]
 
 MAX_ERROR = 0.01
 
-LOSSY = [RandomPruning(keep=0.3), Quantisation(bits=8), GaussianNoise(ratio=0.05), LaplaceNoise(ratio=0.05)]
+LOSSY = [RandomPruning(keep=0.3), Quantisation(bits=8), GaussianNoise(ratio=0.05), LaplaceNoise(ratio=0.05), PercentilePrivacy(percentile=60)]
 
 
 def error(values, truth):
