@@ -2,8 +2,8 @@
 
 Source: flwr 1.42.0, clientapp/mod/localdp_mod.py and supercore/differential_privacy.py
 
-The standard deviation of the noise is sensitivity sqrt(2 ln(1.25 / delta)) / epsilon. Two facts separate the stated epsilon from
-the real one:
+The standard deviation of the noise is sensitivity sqrt(2 ln(1.25 / delta)) / epsilon. Two facts separate the stated epsilon
+from the real one:
 
 - The formula's proof needs epsilon below 1. Above it, the real epsilon may be larger than the stated one, as it is at 10.
 - `sensitivity` is free, but the change is clipped to `clipping_norm`, so that norm is the sensitivity for a client's update or

@@ -3,17 +3,17 @@
 Source: nvflare 2.9.0, app_common/filters/svt_privacy.py
 
 The filter clips each coordinate of the change per step to +-`gamma`. A coordinate is accepted if its magnitude plus Laplace
-noise exceeds a noisy threshold near `tau`. Passes over the other coordinates follow until there are enough. Of the accepted ones,
-n = ceil(`fraction` times all) are drawn, with replacement by default, and sent with Laplace noise of scale 2 `gamma` /
+noise exceeds a noisy threshold near `tau`. Passes over the other coordinates follow until there are enough. Of the accepted
+ones, n = ceil(`fraction` times all) are drawn, with replacement by default, and sent with Laplace noise of scale 2 `gamma` /
 `noise_var`. All others are zero. The noise of the choice has a scale of about 2 n `gamma` / `epsilon`. For a whole network this
 exceeds `gamma` by orders of magnitude, so the choice hardly depends on the coordinates.
 
-`epsilon` covers the choice only. NVFlare's own accountant adds n `noise_var` for the values that are sent: 100 000 in each round
-for ten million weights and the defaults. No epsilon is stated here.
+`epsilon` covers the choice only. NVFlare's own accountant adds n `noise_var` for the values that are sent: 100 000 in each
+round for ten million weights and the defaults. No epsilon is stated here.
 
-The change of one step is -lr times the update. With the same numpy random numbers, the result is NVFlare's for tensors of up to a
-million coordinates; larger ones are drawn in parts there. Left out: `epsilon_threshold`, `epsilon_query` and `epsilon_release`,
-which are unset by default, and parameters without dimensions. Cost: a few random numbers for each coordinate.
+The change of one step is -lr times the update. With the same numpy random numbers, the result is NVFlare's for tensors of up to
+a million coordinates; larger ones are drawn in parts there. Left out: `epsilon_threshold`, `epsilon_query` and
+`epsilon_release`, which are unset by default, and parameters without dimensions. Cost: a few random numbers per coordinate.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ class SVTPrivacy(Defense):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tau > self.gamma:
-            raise ValueError(f"tau must be at most gamma ({self.gamma:g}), the largest magnitude after clipping, not {self.tau:g}")
+            raise ValueError(
+                f"tau must be at most gamma ({self.gamma:g}), the largest magnitude after clipping, not {self.tau:g}"
+            )
 
     def release(self, update: Update, scenario: Scenario, generator: torch.Generator) -> Update:
         """See `Defense.release`."""
@@ -119,9 +121,7 @@ class SVTPrivacy(Defense):
         """
         kept = 1 - math.exp(-self.fraction) if self.replace else self.fraction
         limit = self.gamma / scenario.local_lr
-        return PublicParameters(
-            kept_share=kept, coordinate_limit=limit, laplace_std=math.sqrt(2) * 2 * limit / self.noise_var
-        )
+        return PublicParameters(kept_share=kept, coordinate_limit=limit, laplace_std=math.sqrt(2) * 2 * limit / self.noise_var)
 
 
 def _split(total: int, sizes: list[int], replace: bool, draw: np.random.RandomState) -> list[int]:

@@ -2,8 +2,8 @@
 
 The public parameters of the defense state how coordinates were lost. Pruned coordinates are zero in the update, and the others
 are known. Coordinates that were clipped to a limit are lost, too: only a bound is left. A rounded coordinate lies within half a
-cell, so its error has a standard deviation of about the width / sqrt(12). The size of added noise is public, or follows from its
-ratio to the update. Several losses add up.
+cell, so its error has a standard deviation of about the width / sqrt(12). The size of added noise is public, or follows from
+its ratio to the update. Several losses add up.
 
 The first step of Adam, and weights that were rounded, give an interval for each coordinate (`first_step`). Where it is narrow,
 the coordinate is known. Pruning and limits leave the other coordinates readable. If a defense adds noise or rounds, nothing is

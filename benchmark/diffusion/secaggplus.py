@@ -7,8 +7,9 @@ A client multiplies its weights by its number of examples over 1000, clips them 
 up or down at random. The server divides by the factor again. So the step is 2^-18 only for a client of 1000 examples; for 16
 examples it is 2.4e-4.
 
-Left out: the masks, which cancel in the sum; dropped clients; clients with unequal numbers of examples. The server learns the sum
-over clients only. Without the defense `secure_aggregation`, the benchmark shows each client's rounded weights.
+Left out: the masks, which cancel in the sum; dropped clients; clients with unequal numbers of examples. In SecAgg+ the server
+learns only the sum over clients. Here that is the defense `secure_aggregation`. Without it the server sees each client's
+rounded weights.
 """
 
 from __future__ import annotations

@@ -68,7 +68,9 @@ def test_svt_sends_few_coordinates_under_the_stated_noise():
     assert int((sent != 0).sum()) == math.ceil(0.3 * len(sent))
     assert public.laplace_std > 20 * public.coordinate_limit == pytest.approx(20 * 1e-4)
     assert float(sent[sent != 0].std()) == pytest.approx(public.laplace_std, rel=0.1)
-    assert int((released(SVTPrivacy(fraction=0.3), scenario) != 0).sum()) < SVTPrivacy(fraction=0.3).public(scenario).kept_share * len(sent)
+    assert int((released(SVTPrivacy(fraction=0.3), scenario) != 0).sum()) < SVTPrivacy(fraction=0.3).public(
+        scenario
+    ).kept_share * len(sent)
 
 
 def test_svt_prefers_large_coordinates_only_if_epsilon_is_huge():
@@ -77,7 +79,10 @@ def test_svt_prefers_large_coordinates_only_if_epsilon_is_huge():
     limit = float(size.quantile(0.95))
 
     def mean_of_sent(epsilon):
-        sent = released(SVTPrivacy(epsilon=epsilon, gamma=0.1 * limit, tau=0.1 * limit, fraction=0.02, replace=False), scenario) != 0
+        sent = (
+            released(SVTPrivacy(epsilon=epsilon, gamma=0.1 * limit, tau=0.1 * limit, fraction=0.02, replace=False), scenario)
+            != 0
+        )
         return float(size[sent].mean() / size.mean())
 
     assert mean_of_sent(1e9) > 3 and mean_of_sent(0.1) == pytest.approx(1, abs=0.2)
@@ -109,7 +114,9 @@ def test_local_dp_states_its_clip_and_its_noise_in_the_units_of_the_update(steps
     assert float(sent.norm()) * scenario.scale == pytest.approx(1e-3, rel=1e-5)
     noise = released(noisy, scenario) - sent
     assert float(noise.std()) == pytest.approx(noisy.public(scenario).noise_std, rel=0.05)
-    assert noisy.public(dataclasses.replace(scenario, clients=4)).noise_std == pytest.approx(noisy.public(scenario).noise_std / 2)
+    assert noisy.public(dataclasses.replace(scenario, clients=4)).noise_std == pytest.approx(
+        noisy.public(scenario).noise_std / 2
+    )
 
 
 @pytest.mark.parametrize(

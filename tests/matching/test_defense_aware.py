@@ -153,7 +153,12 @@ def reconstructed_psnr(attack, observation):
 
 @pytest.mark.parametrize(
     ("defense", "evaluations", "by"),
-    [(Clipping(clip=1e-3), 30, 1.0), (Quantisation(bits=1), 30, 1.0), (LaplaceNoise(ratio=0.3), 80, 0), (PercentilePrivacy(gamma=1e-5), 30, 1.0)],
+    [
+        (Clipping(clip=1e-3), 30, 1.0),
+        (Quantisation(bits=1), 30, 1.0),
+        (LaplaceNoise(ratio=0.3), 80, 0),
+        (PercentilePrivacy(gamma=1e-5), 30, 1.0),
+    ],
 )
 def test_knowing_the_defense_helps(defense, evaluations, by):
     """The same attack runs with and without the disclosed parameters.
@@ -243,7 +248,15 @@ def test_an_attack_uses_the_public_parameters_that_it_declares(attack, defense, 
 
 def test_aggregated_clients_disclose_no_parameters_of_their_own_updates():
     scene = toy(batch=1, clients=3)
-    for defense in (Clipping(), GradientPruning(), Quantisation(), GaussianNoise(), LaplaceNoise(), PercentilePrivacy(), SVTPrivacy()):
+    for defense in (
+        Clipping(),
+        GradientPruning(),
+        Quantisation(),
+        GaussianNoise(),
+        LaplaceNoise(),
+        PercentilePrivacy(),
+        SVTPrivacy(),
+    ):
         assert not scene.observe(defense).public.disclosed
 
 
