@@ -119,7 +119,7 @@ class Scenario:
 
     @property
     def client_images(self) -> int:
-        """Return the number of images that a client trains on, which it reports to the server."""
+        """Return the number of a client's images, which it reports to the server."""
         return round(self.local_steps * self.batch_size / self.sample_rate)
 
     @property
