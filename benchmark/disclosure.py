@@ -19,9 +19,10 @@ class Release(IntEnum):
     """The steps of a release, which turn a client's gradient into what it sends. A stack of defenses must keep this order."""
 
     CLIP = 1
-    NOISE = 2
-    PRUNE = 3
-    ROUND = 4
+    LIMIT = 2
+    NOISE = 3
+    PRUNE = 4
+    ROUND = 5
 
 
 class User(Enum):

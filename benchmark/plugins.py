@@ -130,7 +130,7 @@ class Defense(_Checked):
     """A defense changes what an honest client does. By default, no method changes anything.
 
     A defense overrides the methods for the points of a round where it acts. The methods are listed in the order in which
-    they are called. A plugin sets `hides` and `aggregates` as class attributes.
+    they are called. A plugin sets `hides`, `aggregates` and `uses_lr` as class attributes.
     """
 
     @property
@@ -141,6 +141,11 @@ class Defense(_Checked):
     @property
     def aggregates(self) -> bool:
         """Return whether the server sees only the mean of the clients' updates, and no single update."""
+        return False
+
+    @property
+    def uses_lr(self) -> bool:
+        """Return whether the step size decides what the defense does, because it acts on the change of the weights."""
         return False
 
     def prepare(self, network: Denoiser, generator: torch.Generator) -> Denoiser:
@@ -169,8 +174,14 @@ class Defense(_Checked):
         """Return the combined gradient of all examples at one local step; by default, the gradient of their mean loss."""
         return step.gradient()
 
-    def release(self, update: Update, generator: torch.Generator) -> Update:
-        """Return what one client sends. `update` is the mean of its combined gradients; by default it is sent unchanged."""
+    def release(self, update: Update, scenario: Scenario, generator: torch.Generator) -> Update:
+        """Return what one client sends. By default the update is sent unchanged.
+
+        Args:
+            update: (theta_0 - theta_E) / (lr E), by default the mean of the client's combined gradients.
+            scenario: the clients' practice. The change of the weights is -`scenario.scale` times the update.
+            generator: the random stream of the defense.
+        """
         return update
 
     def disclose(self, noise: Tensor, generator: torch.Generator) -> Tensor:

@@ -34,7 +34,7 @@ class Scenario:
         batch_size: number of private images B in a batch (under Poisson sampling: the expected number).
         local_steps: number of steps E that a client takes before it sends its update.
         local_lr: step size of a client's optimiser, above 0. It has no effect if a client takes one step of plain SGD and
-            sends its update.
+            sends its update, unless a defense acts on the change of the weights.
         optimiser: `sgd` without momentum, `adam`, `adamw` or `amsgrad` (Adam with amsgrad), each as in torch. The state of the
             optimiser is fresh.
         beta1: first decay rate of Adam; without effect for `sgd`, as `beta2` and `eps`.
@@ -43,7 +43,8 @@ class Scenario:
         weight_decay: weight decay of the optimiser.
         max_norm: l2 norm to which the gradient of each local step is clipped; None for no clipping.
         message: what a client sends: its `update`, i.e. the change of its weights, or its `weights`.
-        precision: type of the numbers that a client sends.
+        precision: type of the numbers that a client sends. `secaggplus` is the rounding of weights before Flower's secure
+            aggregation (`benchmark.diffusion.secaggplus`).
         clients: number of clients K that take part. The server sees the update of each client. Under a defense that
             aggregates, it sees only their mean.
         order: order of the granted timesteps and noise. `known`: the order of clients, steps and batch. `unknown`: a random
@@ -89,6 +90,8 @@ class Scenario:
             raise ValueError(
                 f"batch_size / sample_rate is the number of the client's images and must be whole, not {local_images:g}"
             )
+        if self.precision == "secaggplus" and self.message != "weights":
+            raise ValueError("'precision: secaggplus' rounds weights, so it needs 'message: weights'")
         if self.sampling == "poisson":
             self._check_poisson()
         if self.order == "unknown" and self.batches == 1:
@@ -115,6 +118,16 @@ class Scenario:
         return self.batches * self.batch_size
 
     @property
+    def client_images(self) -> int:
+        """Return the number of a client's images, which it reports to the server."""
+        return round(self.local_steps * self.batch_size / self.sample_rate)
+
+    @property
+    def scale(self) -> float:
+        """Return lr E. The change of a client's weights is minus this number times its update."""
+        return self.local_lr * self.local_steps
+
+    @property
     def local_optimiser(self) -> Optimiser:
         """Return the optimiser of a client."""
         return Optimiser(self.optimiser, self.local_lr, self.beta1, self.beta2, self.eps, self.weight_decay, self.max_norm)
@@ -122,20 +135,23 @@ class Scenario:
     @property
     def sent(self) -> Message:
         """Return what a client sends."""
-        return Message(self.message, self.precision)
+        return Message(self.message, self.precision, self.client_images)
 
     @property
     def lr_matters(self) -> bool:
-        """Return whether the step size changes what the server receives."""
+        """Return whether the step size changes what the server receives if no defense uses it."""
         return self.local_steps > 1 or not self.local_optimiser.is_plain or self.message == "weights"
 
-    @property
-    def effective(self) -> Scenario:
-        """Return the scenario with the usual value of every setting that has no effect."""
+    def effective(self, uses_lr: bool) -> Scenario:
+        """Return the scenario with the usual value of every setting that has no effect.
+
+        Args:
+            uses_lr: whether the defense uses the step size (`Defense.uses_lr`).
+        """
         scenario = self
         if self.optimiser == "sgd":
             scenario = dataclasses.replace(scenario, beta1=Scenario.beta1, beta2=Scenario.beta2, eps=Scenario.eps)
-        return scenario if self.lr_matters else dataclasses.replace(scenario, local_lr=Scenario.local_lr)
+        return scenario if self.lr_matters or uses_lr else dataclasses.replace(scenario, local_lr=Scenario.local_lr)
 
     def of_one_client(self) -> Scenario:
         """Return the scenario of a single client."""
@@ -189,7 +205,8 @@ def label(record: Mapping[str, Any]) -> str:
     optimiser, message = record.get("optimiser", "sgd"), record.get("message", "update")
     parts += [optimiser] if optimiser != "sgd" else []
     parts += [f"E={steps}"] if steps > 1 else []
-    parts += [f"lr={record['local_lr']:g}"] if steps > 1 or optimiser != "sgd" or message == "weights" else []
+    shows_lr = steps > 1 or optimiser != "sgd" or message == "weights" or record["local_lr"] != Scenario.local_lr
+    parts += [f"lr={record['local_lr']:g}"] if shows_lr else []
     parts += [f"{name}={record[name]:g}" for name, usual in USUAL.items() if record.get(name, usual) != usual]
     precision = record.get("precision", "float32")
     parts += [f"sends {precision} {message}"] if (message, precision) != ("update", "float32") else []

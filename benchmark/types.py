@@ -45,7 +45,9 @@ class PublicParameters:
         kept_share: share of the coordinates of each client's update that is kept, in (0, 1]; the others are zero.
         clip_norm: l2 norm that each example's gradient is clipped to, at every local step.
         update_clip_norm: l2 norm that each client's update is clipped to.
+        coordinate_limit: largest magnitude of a coordinate of each client's update. Coordinates beyond it are clipped to it.
         noise_std: standard deviation of the Gaussian noise on each coordinate of the update.
+        laplace_std: standard deviation of the Laplace noise on each coordinate of each client's update that is kept.
         gaussian_ratio: root mean square of the Gaussian noise on each client's update, divided by the root mean square of
             the update.
         laplace_ratio: the same ratio for Laplace noise.
@@ -61,7 +63,9 @@ class PublicParameters:
     kept_share: float | None = parameter(User.COMPARISON, User.RESTORATION, scope=Scope.CLIENT, release=Release.PRUNE)
     clip_norm: float | None = parameter(User.COMPARISON, release=Release.CLIP)
     update_clip_norm: float | None = parameter(User.COMPARISON, scope=Scope.CLIENT, release=Release.CLIP)
+    coordinate_limit: float | None = parameter(User.COMPARISON, User.RESTORATION, scope=Scope.CLIENT, release=Release.LIMIT)
     noise_std: float | None = parameter(User.LIKELIHOOD, User.RESTORATION, release=Release.NOISE)
+    laplace_std: float | None = parameter(User.DISTANCE, User.RESTORATION, scope=Scope.CLIENT, release=Release.NOISE)
     gaussian_ratio: float | None = parameter(User.LIKELIHOOD, User.RESTORATION, scope=Scope.CLIENT, release=Release.NOISE)
     laplace_ratio: float | None = parameter(User.DISTANCE, User.RESTORATION, scope=Scope.CLIENT, release=Release.NOISE)
     bits: int | None = parameter(User.DISTANCE, User.RESTORATION, scope=Scope.CLIENT, release=Release.ROUND)
@@ -138,7 +142,7 @@ class Observation:
         batch_size: number of private images B in the batch of one local step.
         mean_colour: (C,) mean over public images, in [-1, 1].
         local_steps: number E of steps that each client took, each on a different batch.
-        local_lr: step size eta of these steps; None where it has no effect (`Scenario.lr_matters`).
+        local_lr: step size eta of these steps; None where it has no effect (`Scenario.lr_matters`, `Defense.uses_lr`).
         optimiser: the optimiser of these steps.
         message: what the client sent. `update` was computed from it.
         clients: number of clients K whose updates are averaged in `update`.

@@ -14,6 +14,10 @@ Draw = Callable[[Sequence[int], torch.Generator], Tensor]
 """A function that draws independent values of mean 0 and variance 1, given a shape and a generator."""
 
 
+REACHED = 0.999
+"""Share of a limit from which a value counts as clipped to it. The rounding of a message moves clipped values a little."""
+
+
 def norm(update: Update) -> float:
     """Return the l2 norm over all coordinates."""
     return math.sqrt(sum(float(value.double().square().sum()) for value in update.values()))

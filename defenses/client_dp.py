@@ -31,7 +31,7 @@ from benchmark.vectors import add_noise, clip_to_norm, gaussian
 class ClientDP(GaussianMechanism, Defense):
     """The hyper-parameters of `GaussianMechanism`, and no others."""
 
-    def release(self, update: Update, generator: torch.Generator) -> Update:
+    def release(self, update: Update, scenario: Scenario, generator: torch.Generator) -> Update:
         """See `Defense.release`."""
         return add_noise(clip_to_norm(update, self.clip), self.noise_multiplier * self.clip, gaussian, generator)
 

@@ -29,7 +29,7 @@ class Clipping(Defense):
 
     clip: Positive = 0.1
 
-    def release(self, update: Update, generator: torch.Generator) -> Update:
+    def release(self, update: Update, scenario: Scenario, generator: torch.Generator) -> Update:
         """See `Defense.release`."""
         return clip_to_norm(update, self.clip)
 

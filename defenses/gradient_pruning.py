@@ -31,7 +31,7 @@ class GradientPruning(Defense):
 
     keep: Share = 0.1
 
-    def release(self, update: Update, generator: torch.Generator) -> Update:
+    def release(self, update: Update, scenario: Scenario, generator: torch.Generator) -> Update:
         """See `Defense.release`: exactly max(1, round(keep * n)) of the n coordinates keep their values."""
         return keep_highest(update, torch.cat([value.abs().flatten() for value in update.values()]), self.keep)
 

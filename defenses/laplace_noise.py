@@ -30,7 +30,7 @@ class LaplaceNoise(Defense):
 
     ratio: NonNegative = 1.0
 
-    def release(self, update: Update, generator: torch.Generator) -> Update:
+    def release(self, update: Update, scenario: Scenario, generator: torch.Generator) -> Update:
         """See `Defense.release`."""
         return add_relative_noise(update, self.ratio, laplace, generator)
 

@@ -36,7 +36,7 @@ class Quantisation(Defense):
 
     bits: Annotated[int, Range(1, MAX_BITS)] = 8
 
-    def release(self, update: Update, generator: torch.Generator) -> Update:
+    def release(self, update: Update, scenario: Scenario, generator: torch.Generator) -> Update:
         """See `Defense.release`."""
         return {name: self._rounded(value) for name, value in update.items()}
 

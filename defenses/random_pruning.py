@@ -29,7 +29,7 @@ class RandomPruning(Defense):
 
     keep: Share = 0.1
 
-    def release(self, update: Update, generator: torch.Generator) -> Update:
+    def release(self, update: Update, scenario: Scenario, generator: torch.Generator) -> Update:
         """See `Defense.release`: exactly max(1, round(keep * n)) of the n coordinates keep their values."""
         return keep_highest(update, torch.rand(size(update), generator=generator), self.keep)
 

@@ -9,7 +9,7 @@ OptimiserName = Literal["sgd", "adam", "adamw", "amsgrad"]
 
 MessageKind = Literal["update", "weights"]
 
-Precision = Literal["float32", "float16", "bfloat16"]
+Precision = Literal["float32", "float16", "bfloat16", "secaggplus"]
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,15 @@ class Message:
 
     Attributes:
         kind: `update`: the change of the weights. `weights`: the weights themselves.
-        precision: the type of the numbers sent.
+        precision: the type of the numbers sent. `secaggplus`: weights as Flower's secure aggregation rounds them.
+        examples: number of images that the client reports. Secure aggregation weighs the client's message by it.
     """
 
     kind: MessageKind = "update"
     precision: Precision = "float32"
+    examples: int = 1
 
     @property
     def is_exact(self) -> bool:
         """Return whether the server receives the update as the client computed it."""
-        return self == Message()
+        return (self.kind, self.precision) == (Message.kind, Message.precision)

@@ -53,8 +53,10 @@ class Round:
         for batch in batches:
             step = ClientStep(training.network, self.schedule, batch, scenario, least_timestep)
             training.step(defense.gradient(step, generator))
-        sent = defense.release(training.update(), generator)
-        return sent if scenario.sent.is_exact else received(scenario.sent, self.network, sent, scenario.local_lr * len(batches))
+        released = defense.release(training.update(), scenario, generator)
+        if scenario.sent.is_exact:
+            return released
+        return received(scenario.sent, self.network, released, scenario.scale, generator)
 
 
 def _subset(victim: Victim, batch: slice) -> Victim:
@@ -159,7 +161,7 @@ def observe(
         batch_size=count // scenario.batches,
         mean_colour=granted.mean_colour.clone(),
         local_steps=scenario.local_steps,
-        local_lr=scenario.local_lr if scenario.lr_matters else None,
+        local_lr=scenario.local_lr if scenario.lr_matters or defense.uses_lr else None,
         optimiser=scenario.local_optimiser,
         message=scenario.sent,
         clients=scenario.clients,

@@ -134,6 +134,11 @@ class Stacked(Defense):
         """Return whether at least one member aggregates. See `Defense.aggregates`."""
         return any(member.aggregates for member in self.members)
 
+    @property
+    def uses_lr(self) -> bool:
+        """Return whether the step size decides what at least one member does. See `Defense.uses_lr`."""
+        return any(member.uses_lr for member in self.members)
+
     def prepare(self, network: Denoiser, generator: torch.Generator) -> Denoiser:
         """Apply all members' `prepare`, one after the other. See `Defense.prepare`."""
         return reduce(lambda result, member: member.prepare(result, generator), self.members, network)
@@ -147,9 +152,9 @@ class Stacked(Defense):
         deciding = next((member for member in self.members if "gradient" in _points(member)), self.members[0])
         return deciding.gradient(step, generator)
 
-    def release(self, update: Update, generator: torch.Generator) -> Update:
+    def release(self, update: Update, scenario: Scenario, generator: torch.Generator) -> Update:
         """Apply all members' `release`, one after the other. See `Defense.release`."""
-        return reduce(lambda result, member: member.release(result, generator), self.members, update)
+        return reduce(lambda result, member: member.release(result, scenario, generator), self.members, update)
 
     def disclose(self, noise: Tensor, generator: torch.Generator) -> Tensor:
         """Apply all members' `disclose`, one after the other. See `Defense.disclose`."""

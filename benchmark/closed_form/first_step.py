@@ -10,6 +10,8 @@ only the sign and a lower bound are left. Where e exceeds |s|, only an upper bou
 
 AdamW's weight decay moves a weight by eta lambda theta more, which is known. The L2 decay of Adam adds lambda theta to the
 gradient. Clipping multiplies all gradients by one unknown number, which stays in the result.
+
+A defense may set coordinates to zero, or clip them to a limit. Nothing is known of the former. Of the latter one bound is left.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmark.types import Observation
+from benchmark.diffusion import secaggplus
+from benchmark.types import Observation, PublicParameters
+from benchmark.vectors import REACHED, norm
 
 MANTISSA_BITS: Mapping[str, int] = {"float32": 24, "float16": 11, "bfloat16": 8}
 """Bits of the significand, with the hidden one."""
@@ -56,6 +60,9 @@ def why_unreadable(observation: Observation) -> str | None:
     """Return why no gradient can be read from the steps behind an update; None if it can."""
     if observation.optimiser.name == "sgd":
         return None
+    clip = observation.public.update_clip_norm
+    if clip and norm(observation.update) > REACHED * clip:
+        return f"the step of {observation.optimiser.name} was clipped, so it has another size"
     if observation.clients > 1:
         return f"the update is the mean of {observation.clients} clients' steps of {observation.optimiser.name}"
     if observation.local_steps > 1:
@@ -80,14 +87,32 @@ def _interval(observation: Observation, name: str, update: Tensor) -> Interval:
     moved = update.double()  # (theta_0 - theta_E) / (eta E)
     if optimiser.name == "adamw":
         moved = moved - optimiser.weight_decay * weight
-    error = _rounding(observation, weight, update, scale) / scale + ARITHMETIC * moved.abs()
+    rounding = _rounding(observation, weight, update, scale) / scale
+    error = rounding + ARITHMETIC * moved.abs()
     value, low, high = moved, moved - error, moved + error
     if optimiser.name != "sgd":
         inside = moved.clamp(ARITHMETIC - 1, 1 - ARITHMETIC)
         value, low, high = (_inverse(share, optimiser.eps) for share in (inside, low, high))
     decay = optimiser.weight_decay * weight if optimiser.name != "adamw" else torch.zeros_like(weight)
     summed = ARITHMETIC * decay.abs()  # the rounding of the gradient plus its decay
+    low, high = _without_losses(observation.public, update.double(), rounding, (low, high))
     return Interval(value - decay, low - decay - summed, high - decay + summed)
+
+
+def _without_losses(
+    public: PublicParameters, update: Tensor, rounding: Tensor, bounds: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return bounds that also hold for coordinates that the defense pruned or clipped, by the update up to its rounding."""
+    low, high = bounds
+    pruned, limit = torch.zeros_like(update, dtype=torch.bool), math.inf
+    if public.kept_share is not None and public.kept_share < 1:
+        pruned = update.abs() <= rounding
+    if public.coordinate_limit is not None:
+        limit = (1 - ARITHMETIC) * public.coordinate_limit
+    return (
+        torch.where(pruned | (update - rounding <= -limit), -math.inf, low),
+        torch.where(pruned | (update + rounding >= limit), math.inf, high),
+    )
 
 
 def _inverse(share: Tensor, eps: float) -> Tensor:
@@ -110,6 +135,8 @@ def _rounding(observation: Observation, weight: Tensor, update: Tensor, scale: f
         local = observation.local_steps * local
     if message.precision == "float32":
         return local
+    if message.precision == "secaggplus":
+        return local + secaggplus.largest_error(weight - scale * update.double(), message.examples)
     if message.kind == "update":
         return local + scale * unit(update.abs().double(), message.precision) / 2
     sent = (weight - scale * update.double()).float().to(getattr(torch, message.precision))

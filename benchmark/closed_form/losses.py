@@ -1,11 +1,13 @@
 """What an update still says about the client's gradient: after Adam or rounding, or after a defense pruned or disturbed it.
 
 The public parameters of the defense state how coordinates were lost. Pruned coordinates are zero in the update, and the others
-are known. A rounded coordinate lies within half a cell, so its error has a standard deviation of about the width / sqrt(12).
-The size of added noise is public, or follows from its ratio to the update. Several losses add up.
+are known. Coordinates that were clipped to a limit are lost, too: only a bound is left. A rounded coordinate lies within half a
+cell, so its error has a standard deviation of about the width / sqrt(12). The size of added noise is public, or follows from
+its ratio to the update. Several losses add up.
 
 The first step of Adam, and weights that were rounded, give an interval for each coordinate (`first_step`). Where it is narrow,
-the coordinate is known. If a defense loses more, nothing is read through both.
+the coordinate is known. Pruning and limits leave the other coordinates readable. If a defense adds noise or rounds, nothing is
+read through both. Under noise, nobody sees which coordinates were clipped to a limit, so nothing is read either.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from benchmark.closed_form.first_step import Interval, gradient_intervals, why_u
 from benchmark.disclosure import User
 from benchmark.matching.objectives import relative_noise
 from benchmark.types import Observation, PublicParameters
-from benchmark.vectors import level_width
+from benchmark.vectors import REACHED, level_width
 
 RESTORATION_PARAMETERS = PublicParameters.used_by(User.RESTORATION)
 """The public parameters that `measurements` uses."""
@@ -40,7 +42,7 @@ class Measurement:
 
     Attributes:
         values: the transmitted tensor, or what was read from it; 0 where nothing is known.
-        known: bool, of the same shape: False where the coordinate was pruned or cannot be read.
+        known: bool, of the same shape: False where the coordinate was pruned, clipped to a limit, or cannot be read.
         std: standard deviation of the errors of the known coordinates; 0 if they are exact.
         noise: the part of it that comes from noise, which does not depend on the values. Rounding errors do.
         errors: the standard deviations of single coordinates where they differ.
@@ -63,27 +65,28 @@ def measurements(observation: Observation) -> Mapping[str, Measurement]:
     """Return the tensors of an update as measurements, by name.
 
     The result is empty if the update is the gradient itself, or if nothing can be read: the defense sends signs only, whose
-    error is as large as the gradient, or it loses more than the optimiser or the message did, or several steps of Adam lie
+    error is as large as the gradient, or it disturbs what the optimiser or the message left, or several steps of Adam lie
     behind the update.
     """
-    public = observation.public
+    public, noise = observation.public, _noise(observation)
     pruned = public.kept_share is not None and public.kept_share < 1
-    noise = _noise(observation)
-    if not (pruned or noise or public.bits):
-        return _read(observation)
-    if public.bits == 1 or not observation.is_gradient:
+    limit = public.coordinate_limit
+    if not observation.is_gradient:
+        return {} if noise or public.bits else _read(observation)
+    if not (pruned or limit or noise or public.bits) or public.bits == 1 or (limit and noise):
         return {}
     found = {}
     for name, value in observation.update.items():
         cell = float(level_width(value, public.bits)) / math.sqrt(12) if public.bits else 0.0
         known = value != 0 if pruned else torch.ones_like(value, dtype=torch.bool)
+        known = known & (value.abs() < REACHED * limit) if limit else known
         found[name] = Measurement(value, known, math.hypot(noise, cell), noise)
     return found
 
 
 def _read(observation: Observation) -> Mapping[str, Measurement]:
     """Return the coordinates that can be read through the optimiser's only step and the rounding of the message."""
-    if observation.is_gradient or why_unreadable(observation):
+    if why_unreadable(observation):
         return {}
     return {name: _of_interval(interval) for name, interval in gradient_intervals(observation).items()}
 
@@ -101,8 +104,9 @@ def _of_interval(interval: Interval) -> Measurement:
 def _noise(observation: Observation) -> float:
     """Return the standard deviation of the noise on each coordinate of the update."""
     public = observation.public
+    known = math.hypot(public.noise_std or 0.0, public.laplace_std or 0.0)
     ratio = public.gaussian_ratio or public.laplace_ratio
     if not ratio:
-        return public.noise_std or 0.0
+        return known
     relative = relative_noise(ratio, {name: value[None] for name, value in observation.update.items()})
-    return math.hypot(public.noise_std or 0.0, float(relative))
+    return math.hypot(known, float(relative))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.base.practice import Message, Optimiser
+from benchmark.diffusion import secaggplus
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.sgd import mean_update
 
@@ -75,7 +76,9 @@ def torch_optimiser(optimiser: Optimiser, parameters: Iterable[nn.Parameter]) ->
 
 
 @torch.no_grad()
-def received(message: Message, network: nn.Module, update: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+def received(
+    message: Message, network: nn.Module, update: Mapping[str, Tensor], scale: float, generator: torch.Generator
+) -> dict[str, Tensor]:
     """Return the update as the server computes it from a client's message.
 
     Args:
@@ -83,13 +86,22 @@ def received(message: Message, network: nn.Module, update: Mapping[str, Tensor],
         network: the network with the global weights.
         update: the client's update, (theta_0 - theta_E) / scale.
         scale: number of steps times step size.
+        generator: the random stream of rounding at random.
     """
-    dtype: torch.dtype = getattr(torch, message.precision)
     if message.kind == "update":
-        return {name: value.to(dtype).to(value.dtype) for name, value in update.items()}
+        return {name: _rounded(message, value, generator).to(value.dtype) for name, value in update.items()}
     computed = {}
     for name, value in update.items():
         weight = network.get_parameter(name).detach().double()
-        sent = (weight - scale * value.double()).to(value.dtype).to(dtype)
+        sent = _rounded(message, (weight - scale * value.double()).to(value.dtype), generator)
         computed[name] = ((weight - sent.double()) / scale).to(value.dtype)
     return computed
+
+
+def _rounded(message: Message, value: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a tensor with the precision of the message."""
+    if message.precision == "secaggplus":
+        uniform = torch.rand(value.shape, generator=generator, dtype=torch.float64).to(value.device)
+        return secaggplus.received(value, message.examples, uniform)
+    dtype: torch.dtype = getattr(torch, message.precision)
+    return value.to(dtype)

@@ -131,7 +131,7 @@ class _Planner:
         return [oracle, *(self._choice("attack", spec) for spec in expand(attacks))]
 
     def cell(self, dataset: _Choice, scenario: Scenario, model: Model, trial: int, defense: _Choice, attack: _Choice) -> Cell:
-        scenario = self._fit(scenario, model)
+        scenario = self._fit(scenario, model, defense.value.uses_lr)
         self._check_size(scenario)
         for trained in (model, *([model.prior] if model.prior else [])):
             if (trained.label, dataset.label) not in self._compared:
@@ -188,7 +188,7 @@ class _Planner:
                 f"and this machine has {total / 2**30:.0f} GiB"
             )
 
-    def _fit(self, scenario: Scenario, model: Model) -> Scenario:
+    def _fit(self, scenario: Scenario, model: Model, uses_lr: bool) -> Scenario:
         """Return the scenario with an image size and timesteps that fit the model. Drop settings that have no effect."""
         size = scenario.image_size or model.image_size
         if size % model.stride:
@@ -200,7 +200,7 @@ class _Planner:
             )
         fixed = scenario.fixed_timesteps
         timesteps = fixed[0] if len(set(fixed)) == 1 else scenario.timesteps
-        return dataclasses.replace(scenario.effective, image_size=size, timesteps=timesteps)
+        return dataclasses.replace(scenario.effective(uses_lr), image_size=size, timesteps=timesteps)
 
     def _choice(self, kind: str, spec: Spec) -> _Choice:
         from benchmark.registry import load

@@ -14,10 +14,12 @@ from benchmark.disclosure import User
 from benchmark.matching.engine import Guessing, Task, match
 from benchmark.matching.objectives import (
     Distance,
+    clamped,
     clipped,
     distance_to_cells,
     gaussian_nll,
     laplace_distance,
+    limited,
     masked,
     profile_nll,
     relative_noise,
@@ -54,10 +56,10 @@ def match_defense_aware(
 def distance(public: PublicParameters) -> Distance:
     """Return the squared distance, adapted to the defense.
 
-    The guessed update is clipped as the client clips its own. Pruned coordinates are left out. For rounded coordinates, the
-    distance to their cells counts. Under Laplace noise it is nearly the absolute distance, the negative log-likelihood. The
-    clipping is exact for one image in one step. With several images the mean's gradient is clipped, while `dp_sgd` clips the
-    gradient of each image.
+    The guessed update is clipped as the client clips its own. A coordinate at a known limit is a bound. Pruned coordinates are
+    left out. For rounded coordinates, the distance to their cells counts. Under Laplace noise it is nearly the absolute
+    distance, the negative log-likelihood. The clipping is exact for one image in one step. With several images the mean's
+    gradient is clipped, while `dp_sgd` clips the gradient of each image.
     """
     return as_released(public, uncorrected_distance(public))
 
@@ -71,33 +73,44 @@ def likelihood(public: PublicParameters) -> Distance:
     plain = uncorrected_distance(public)
     if public.noise_std:
         return as_released(public, gaussian_nll(public.noise_std, plain))
-    if ratio := public.laplace_ratio or public.gaussian_ratio:
-        return as_released(public, _scaled_by_noise(ratio, bool(public.laplace_ratio), plain))
+    if laplace := _laplace_std(public):
+        return as_released(public, _divided(plain, lambda observed: laplace(observed) / math.sqrt(2)))
+    if ratio := public.gaussian_ratio:
+        return as_released(public, _divided(plain, lambda observed: 2 * relative_noise(ratio, observed).square()))
     return as_released(public, profile_nll(plain))
 
 
 def uncorrected_distance(public: PublicParameters) -> Distance:
     """Return the distance before clipping and pruning. Noise is assumed to be larger than the cells of a later rounding."""
-    if public.laplace_ratio:
-        return laplace_distance(public.laplace_ratio)
-    noisy = public.noise_std or public.gaussian_ratio
-    return distance_to_cells(public.bits) if public.bits and not noisy else squared_distance
+    if laplace := _laplace_std(public):
+        return laplace_distance(laplace)
+    return distance_to_cells(public.bits) if public.bits and not _noisy(public) else squared_distance
 
 
 def as_released(public: PublicParameters, compare: Distance) -> Distance:
     """Return the comparison with the client's own clipping applied to the guess, over the coordinates that were not pruned."""
     if public.kept_share is not None and public.kept_share < 1:
         compare = masked(compare)
+    if limit := public.coordinate_limit:
+        compare = clamped(compare, limit) if _noisy(public) else limited(compare, limit)
     for norm in (public.update_clip_norm, public.clip_norm):
         compare = clipped(compare, norm) if norm else compare
     return compare
 
 
-def _scaled_by_noise(ratio: float, laplace: bool, compare: Distance) -> Distance:
+def _noisy(public: PublicParameters) -> bool:
+    return bool(public.noise_std or public.gaussian_ratio or public.laplace_std or public.laplace_ratio)
+
+
+def _laplace_std(public: PublicParameters) -> Callable[[Update], Tensor] | None:
+    """Return the standard deviation of Laplace noise, (P,) or (1,), as a function of the observed update; None without it."""
+    if std := public.laplace_std:
+        return lambda observed: next(iter(observed.values())).new_tensor([std])
+    if ratio := public.laplace_ratio:
+        return lambda observed: relative_noise(ratio, observed)
+    return None
+
+
+def _divided(compare: Distance, scale: Callable[[Update], Tensor]) -> Distance:
     """Return the comparison divided by the noise scale in its log-density: sigma / sqrt(2) for Laplace, 2 sigma^2 for Gauss."""
-
-    def scaled(update: Update, observed: Update) -> Tensor:
-        sigma = relative_noise(ratio, observed)
-        return compare(update, observed) / (sigma / math.sqrt(2) if laplace else 2 * sigma.square())
-
-    return scaled
+    return lambda update, observed: compare(update, observed) / scale(observed)

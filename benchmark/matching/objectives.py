@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from benchmark.types import Update
-from benchmark.vectors import level_width
+from benchmark.vectors import REACHED, level_width
 
 Distance = Callable[[Update, Update], Tensor]
 """A function that returns distances (P,) between the first update, the guess, and the second, the observed update."""
@@ -56,6 +56,30 @@ def layerwise_cosine_distance(update: Update, observed: Update) -> Tensor:
 def masked(distance: Distance) -> Distance:
     """Return the distance over the coordinates that were not pruned: those that are not zero in the observed update."""
     return lambda update, observed: distance({name: update[name] * (value != 0) for name, value in observed.items()}, observed)
+
+
+def limited(distance: Distance, limit: float) -> Distance:
+    """Return the distance for an observed update whose coordinates were clipped to +-limit.
+
+    A clipped coordinate is a bound: a guess beyond it, on the same side, agrees with it.
+    """
+
+    def one_sided(update: Update, observed: Update) -> Tensor:
+        agreeing = {}
+        for name, value in observed.items():
+            beyond = (value.abs() >= REACHED * limit) & (update[name] * value.sign() > value.abs())
+            agreeing[name] = torch.where(beyond, value, update[name])
+        return distance(agreeing, observed)
+
+    return one_sided
+
+
+def clamped(distance: Distance, limit: float) -> Distance:
+    """Return the distance after clipping each coordinate of the guessed update to +-limit, as the client does.
+
+    Under noise the observed update does not show which coordinates were clipped, as `limited` needs it.
+    """
+    return lambda update, observed: distance({name: update[name].clamp(-limit, limit) for name in observed}, observed)
 
 
 def weighted(distance: Distance, weights: Callable[[Update], Update]) -> Distance:
@@ -108,15 +132,15 @@ def profile_nll(distance: Distance = squared_distance) -> Distance:
     return profiled
 
 
-def laplace_distance(ratio: float) -> Distance:
+def laplace_distance(std: Callable[[Update], Tensor]) -> Distance:
     """Return sum (sqrt((g - g*)^2 + d^2) - d): close to the absolute value for large differences, as under Laplace noise.
 
-    It is smooth at 0, since L-BFGS needs a gradient that changes smoothly. d is `SMOOTHING_SHARE` times the most likely
-    standard deviation of the noise (`relative_noise`).
+    It is smooth at 0, since L-BFGS needs a gradient that changes smoothly. d is `SMOOTHING_SHARE` times the standard deviation
+    of the noise, which `std` returns, (P,) or (1,), for an observed update.
     """
 
     def smooth(update: Update, observed: Update) -> Tensor:
-        d = SMOOTHING_SHARE * relative_noise(ratio, observed)
+        d = SMOOTHING_SHARE * std(observed)
         each = [(update[name] - value).square() + _broadcast(d, value).square() for name, value in observed.items()]
         return torch.stack([(value.sqrt() - _broadcast(d, value)).flatten(1).sum(1) for value in each]).sum(0)
 

@@ -26,7 +26,7 @@ class More(PublicParameters):
 
 @dataclass(frozen=True)
 class Dropping(Defense):
-    def release(self, update, generator):
+    def release(self, update, scenario, generator):
         return update
 
     def public(self, scenario):

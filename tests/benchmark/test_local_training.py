@@ -122,7 +122,7 @@ def test_a_defense_acts_on_every_step_and_then_on_what_leaves_each_client():
             events.append((copy.deepcopy(step.network), step.victim))
             return step.gradient()
 
-        def release(self, update, generator):
+        def release(self, update, scenario, generator):
             events.append(update)
             return {name: value * len(events) for name, value in update.items()}
 

@@ -26,9 +26,9 @@ def planned(*defenses):
 
 def test_releases_act_from_left_to_right():
     update = toy().step().gradient()
-    noisy_last = Stacked((Clipping(clip=0.01), GaussianNoise(ratio=2.0))).release(update, stream(0, "d"))
+    noisy_last = Stacked((Clipping(clip=0.01), GaussianNoise(ratio=2.0))).release(update, Scenario(), stream(0, "d"))
     assert norm(noisy_last) == pytest.approx(0.01 * 5**0.5, rel=0.05)
-    rounded_last = Stacked((GradientPruning(keep=0.1), Quantisation(bits=2))).release(update, stream(0, "d"))
+    rounded_last = Stacked((GradientPruning(keep=0.1), Quantisation(bits=2))).release(update, Scenario(), stream(0, "d"))
     assert all(value.unique().numel() <= 3 for value in rounded_last.values())
 
 

@@ -1,12 +1,18 @@
 """The first step of Adam inverted: every coordinate of the true gradient lies inside its interval."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 
 from benchmark.clients.toy import PlainDefense, toy
 from benchmark.closed_form.first_step import gradient_intervals, unit, why_unreadable
+from benchmark.closed_form.losses import measurements
+from benchmark.defenses.clipping import Clipping
+from benchmark.defenses.local_dp import LocalDP
+from benchmark.defenses.percentile_privacy import PercentilePrivacy
+from benchmark.defenses.random_pruning import RandomPruning
 from benchmark.diffusion.loss import training_loss
 
 ADAM = [
@@ -57,6 +63,49 @@ def test_intervals_hold_the_gradient_where_messages_are_rounded(precision, messa
 def test_intervals_hold_the_update_of_several_steps_of_sgd(precision):
     practice = {"local_steps": 3, "local_lr": 0.1, "batch": 1}
     check(observed(message="weights", precision=precision, **practice), observed(**practice).update)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+@pytest.mark.parametrize("batch", [2, 500])
+def test_intervals_hold_the_gradient_where_secure_aggregation_rounds_weights(optimiser, batch):
+    """The step of the rounding shrinks with the number of images, here from 2e-3 to 8e-6."""
+    scene = toy(precision="secaggplus", message="weights", optimiser=optimiser, local_lr=0.1)
+    known = check(toy_with_examples(scene, batch).observe(PlainDefense()))
+    assert (known > 0.01) is (batch == 500 and optimiser == "sgd")
+
+
+def toy_with_examples(scene, examples):
+    """Return the same round of a client that reports another number of images: it is the expected one of a Poisson batch."""
+    practice = dataclasses.replace(scene.scenario, sampling="poisson", sample_rate=2 / examples)
+    return dataclasses.replace(scene, scenario=practice)
+
+
+LOSSY = [PercentilePrivacy(), PercentilePrivacy(percentile=50, gamma=5e-5), RandomPruning(keep=0.3)]
+
+
+@pytest.mark.parametrize("defense", LOSSY)
+@pytest.mark.parametrize("practice", [*ADAM, {"message": "weights", "precision": "float16", "local_lr": 0.1}])
+def test_intervals_hold_the_gradient_where_coordinates_are_lost(defense, practice):
+    check(toy(**practice).observe(defense))
+
+
+def test_a_filter_that_drops_a_tenth_leaves_the_other_coordinates_of_a_step_of_adam_readable():
+    """NVFlare's defaults drop the smallest tenth. No step of this size reaches their limit."""
+    practice = {"optimiser": "adam", "local_lr": 1e-4, "eps": 1e-4}
+    plain, filtered = (measurements(toy(**practice).observe(defense)) for defense in (PlainDefense(), PercentilePrivacy()))
+    before, after = (torch.cat([one.known.flatten() for one in found.values()]) for found in (plain, filtered))
+    assert not (after & ~before).any()
+    assert int((before & ~after).sum()) <= 0.1 * len(before) + 1
+    for name, one in filtered.items():
+        errors = (one.values - TRUTH[name]).abs()[one.known]
+        assert (errors <= 2 * one.errors[one.known] + 1e-12).all()
+
+
+def test_a_clipped_step_of_adam_is_not_read():
+    """Its size is unknown. A clip that changed nothing is no obstacle."""
+    assert "was clipped" in why_unreadable(toy(optimiser="adam").observe(Clipping(clip=0.1)))
+    assert why_unreadable(toy(optimiser="adam").observe(Clipping(clip=1e6))) is None
+    assert not measurements(toy(optimiser="adam").observe(LocalDP(clipping_norm=1e6)))
 
 
 def test_large_eps_leaves_almost_all_coordinates_readable_and_a_tiny_step_none():

@@ -12,6 +12,7 @@ from benchmark.closed_form.sites import sites
 from benchmark.defenses.gaussian_noise import GaussianNoise
 from benchmark.defenses.laplace_noise import LaplaceNoise
 from benchmark.defenses.none import NoDefense
+from benchmark.defenses.percentile_privacy import PercentilePrivacy
 from benchmark.defenses.private_noise import PrivateNoise
 from benchmark.defenses.quantisation import Quantisation
 from benchmark.defenses.random_pruning import RandomPruning
@@ -60,12 +61,20 @@ def test_exact_coordinates_stay_as_they_are():
     assert torch.equal(estimate.values, tensor) and estimate.error == 0
 
 
-@pytest.mark.parametrize("defense", LOSSY)
+@pytest.mark.parametrize("defense", [*LOSSY, PercentilePrivacy(percentile=60)])
 def test_the_stated_size_of_the_errors_is_the_true_one(defense):
     measured = measurements(SCENE.observe(defense))
     for name in (f"{WIDE.name}.weight", "unet.time_embedding.linear_2.weight"):
         errors = (measured[name].values - TRUTH[name])[measured[name].known]
         assert float(errors.square().mean()) ** 0.5 == pytest.approx(measured[name].std, rel=0.1, abs=1e-12)
+
+
+def test_clipped_coordinates_are_unknown_and_the_others_are_exact():
+    defense = PercentilePrivacy(percentile=0, gamma=1e-6)
+    limit = defense.public(SCENE.scenario).coordinate_limit
+    for name, one in measurements(SCENE.observe(defense)).items():
+        assert torch.equal(one.values[one.known], TRUTH[name][one.known])
+        assert (TRUTH[name][~one.known].abs() >= 0.99 * limit).all() and one.std == 0
 
 
 @pytest.mark.parametrize("defense", [PrivateNoise(), Quantisation(bits=1), Stacked((Quantisation(bits=1), PrivateNoise()))])

@@ -13,7 +13,7 @@ SIZE = sum(value.numel() for value in UPDATE.values())
 
 
 def prune(keep):
-    return GradientPruning(keep=keep).release(UPDATE, stream(0, "unused"))
+    return GradientPruning(keep=keep).release(UPDATE, Scenario(), stream(0, "unused"))
 
 
 @given(st.floats(1e-6, 1))
@@ -33,7 +33,7 @@ def test_keeping_everything_changes_no_bit():
 
 def test_ties_do_not_keep_more_than_the_share():
     flat = {"a": torch.ones(10), "b": -torch.ones(10)}
-    pruned = GradientPruning(keep=0.25).release(flat, stream(0, "unused"))
+    pruned = GradientPruning(keep=0.25).release(flat, Scenario(), stream(0, "unused"))
     assert sum(int((value != 0).sum()) for value in pruned.values()) == 5
 
 

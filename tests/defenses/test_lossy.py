@@ -22,7 +22,7 @@ UPDATE = toy().step().gradient()
 
 
 def released(defense, seed=0):
-    return defense.release(UPDATE, stream(seed, "defense"))
+    return defense.release(UPDATE, Scenario(), stream(seed, "defense"))
 
 
 def flat(update):
@@ -69,7 +69,7 @@ def test_one_bit_keeps_the_signs_and_one_magnitude_per_tensor():
 def test_a_tensor_of_zeros_is_rounded_to_zeros():
     zeros = {"a": torch.zeros(3)}
     for bits in (1, 8):
-        assert torch.equal(Quantisation(bits=bits).release(zeros, stream(0, "d"))["a"], zeros["a"])
+        assert torch.equal(Quantisation(bits=bits).release(zeros, Scenario(), stream(0, "d"))["a"], zeros["a"])
 
 
 def test_a_clipped_update_keeps_its_direction_and_is_as_long_as_the_clip():

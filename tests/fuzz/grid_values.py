@@ -47,7 +47,7 @@ SCENARIO = {
     "weight_decay": (0, 0.01, -1),
     "max_norm": (None, 1, 0),
     "message": ("update", "weights", "gradient"),
-    "precision": ("float32", "float16", "bfloat16", "float64"),
+    "precision": ("float32", "float16", "bfloat16", "secaggplus", "float64"),
     "clients": (1, 2, 10**9),
     "order": ("known", "known", "unknown", "Known"),
     "timesteps": ("uniform", 0, 200, 999, 1000, -1, [1, 2], [5], []),

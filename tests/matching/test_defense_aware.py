@@ -19,9 +19,11 @@ from benchmark.defenses.gaussian_noise import GaussianNoise
 from benchmark.defenses.gradient_pruning import GradientPruning
 from benchmark.defenses.laplace_noise import LaplaceNoise
 from benchmark.defenses.none import NoDefense
+from benchmark.defenses.percentile_privacy import PercentilePrivacy
 from benchmark.defenses.private_timestep import PrivateTimestep
 from benchmark.defenses.quantisation import Quantisation
 from benchmark.defenses.random_pruning import RandomPruning
+from benchmark.defenses.svt_privacy import SVTPrivacy
 from benchmark.defenses.timestep_range import TimestepRange
 from benchmark.defenses.withhold import Withhold
 from benchmark.disclosure import User
@@ -45,6 +47,7 @@ PRUNED_OR_CLIPPED = [
     RandomPruning(keep=0.1),
     Clipping(clip=1e-3),
     Stacked((Clipping(clip=1e-3), GradientPruning(keep=0.1))),
+    PercentilePrivacy(percentile=20, gamma=1e-5),
 ]
 LOSSY = [
     *PRUNED_OR_CLIPPED,
@@ -52,6 +55,7 @@ LOSSY = [
     Quantisation(bits=4),
     Stacked((Clipping(clip=1e-3), Quantisation(bits=1))),
     Stacked((GradientPruning(keep=0.1), Quantisation(bits=4))),
+    Stacked((PercentilePrivacy(percentile=20, gamma=1e-5), Quantisation(bits=4))),
 ]
 
 
@@ -90,9 +94,19 @@ def test_a_value_counts_by_its_distance_to_the_rounding_cell():
     assert float(cells(outside, observed)) == pytest.approx(0.1**2 + 0.2**2)
 
 
+def test_a_clipped_coordinate_is_a_bound_and_the_others_are_values():
+    """Under noise the bound is unknown, so the guess is clipped instead."""
+    observed = {"a": torch.tensor([[0.5, -0.5, 0.5, 0.1]])}
+    guess = {"a": torch.tensor([[2.0, -0.7, 0.3, 0.4]])}
+    assert float(distance(PublicParameters(coordinate_limit=0.5))(guess, observed)) == pytest.approx(0.2**2 + 0.3**2)
+    under_noise = distance(PublicParameters(coordinate_limit=0.5, noise_std=0.1))
+    far = {"a": torch.tensor([[2.0, -0.7, 0.3, 0.9]])}
+    assert float(under_noise(far, observed)) == pytest.approx(0.2**2 + 0.4**2)
+
+
 def test_the_laplace_distance_grows_linearly_with_large_differences():
     """Without a difference it is zero."""
-    observed, distance_of = {"a": torch.ones(1, 100)}, laplace_distance(0.1)
+    observed, distance_of = {"a": torch.ones(1, 100)}, laplace_distance(lambda observed: relative_noise(0.1, observed))
     near, far, farther = (float(distance_of({"a": torch.full((1, 100), value)}, observed)) for value in (1.0, 11.0, 21.0))
     assert near == pytest.approx(0, abs=1e-4)
     assert farther - far == pytest.approx(10 * 100, rel=1e-3)
@@ -139,7 +153,12 @@ def reconstructed_psnr(attack, observation):
 
 @pytest.mark.parametrize(
     ("defense", "evaluations", "by"),
-    [(Clipping(clip=1e-3), 30, 1.0), (Quantisation(bits=1), 30, 1.0), (LaplaceNoise(ratio=0.3), 80, 0)],
+    [
+        (Clipping(clip=1e-3), 30, 1.0),
+        (Quantisation(bits=1), 30, 1.0),
+        (LaplaceNoise(ratio=0.3), 80, 0),
+        (PercentilePrivacy(gamma=1e-5), 30, 1.0),
+    ],
 )
 def test_knowing_the_defense_helps(defense, evaluations, by):
     """The same attack runs with and without the disclosed parameters.
@@ -205,6 +224,8 @@ def without(observation, field):
 USES = [
     (Residual(evaluations=4), GradientPruning(keep=0.1), "kept_share"),
     (Residual(evaluations=4), Clipping(clip=1e-3), "update_clip_norm"),
+    (Residual(evaluations=4), PercentilePrivacy(percentile=0, gamma=1e-5), "coordinate_limit"),
+    (Residual(evaluations=4), SVTPrivacy(gamma=1e-2), "laplace_std"),
     (Residual(evaluations=4), DPSGD(clip=1e-3), "clip_norm"),
     (Residual(evaluations=4), Quantisation(bits=2), "bits"),
     (Residual(evaluations=4), LaplaceNoise(ratio=1.0), "laplace_ratio"),
@@ -227,7 +248,15 @@ def test_an_attack_uses_the_public_parameters_that_it_declares(attack, defense, 
 
 def test_aggregated_clients_disclose_no_parameters_of_their_own_updates():
     scene = toy(batch=1, clients=3)
-    for defense in (Clipping(), GradientPruning(), Quantisation(), GaussianNoise(), LaplaceNoise()):
+    for defense in (
+        Clipping(),
+        GradientPruning(),
+        Quantisation(),
+        GaussianNoise(),
+        LaplaceNoise(),
+        PercentilePrivacy(),
+        SVTPrivacy(),
+    ):
         assert not scene.observe(defense).public.disclosed
 
 
