@@ -174,7 +174,9 @@ class Spans(MatchingAttack):
                 solved = _solved(observation, precise, images, self.evaluations - images.spent, generator)
                 if undecided:
                     solved = dataclasses.replace(solved, timesteps=images.timesteps)
-                if lossy:  # no step predicts the error that lossy spans leave in x_t
+                if (
+                    lossy or observation.dropout
+                ):  # no step predicts the error of lossy spans, or of a network that drops nothing
                     solved = dataclasses.replace(solved, predicted_psnr=torch.zeros(observation.image_count))
                 rebuilt[place] = solved
         return [rebuilt[place] for place in range(len(found))]
@@ -255,9 +257,9 @@ def _solved(
     signs = [2.0 * torch.randint(0, 2, value.shape, generator=generator).to(value) - 1 for value in missing]
     flipped = [a * b for a, b in zip(missing, signs, strict=True)]
     disturbed = solve(linear, weights, flipped, min(CHECKING_ROUNDS, rounds - rounds // 2))
-    third = (len(path) - 1) // 3
+    third, loss_weight = (len(path) - 1) // 3, observation.schedule.loss_weight(t).view(-1, 1, 1, 1)
     (x_0, eps), (before, _), (first, _), (other, _) = (
-        observation.schedule.denoised(found.x, t, linear.output - residuals)
+        observation.schedule.denoised(found.x, t, linear.output - residuals / loss_weight)
         for residuals in (path[-1], path[-1 - third], path[-1 - 2 * third], path[-1] + disturbed[-1])
     )
     linear.close()

@@ -60,6 +60,8 @@ def why_unreadable(observation: Observation) -> str | None:
         return f"the update is the mean of {observation.clients} clients' steps of {observation.optimiser.name}"
     if observation.local_steps > 1:
         return f"{observation.local_steps} steps of {observation.optimiser.name} lie behind the update"
+    if earlier := observation.optimiser.earlier_steps:
+        return f"the state of {observation.optimiser.name} was kept from {earlier} earlier steps, which were not observed"
     return None
 
 
@@ -75,7 +77,8 @@ def gradient_intervals(observation: Observation) -> dict[str, Interval]:
 
 
 def _interval(observation: Observation, name: str, update: Tensor) -> Interval:
-    optimiser, scale = observation.optimiser, (observation.local_lr or 1.0) * observation.local_steps
+    optimiser = observation.optimiser
+    scale = (observation.local_lr or 1.0) * observation.message.gain(observation.local_steps)
     weight = observation.network.get_parameter(name).detach().double()
     moved = update.double()  # (theta_0 - theta_E) / (eta E)
     if optimiser.name == "adamw":
@@ -99,15 +102,18 @@ def _inverse(share: Tensor, eps: float) -> Tensor:
 def _rounding(observation: Observation, weight: Tensor, update: Tensor, scale: float) -> Tensor:
     """Return the largest error of theta_E by rounding: in the client's arithmetic at each step, and in the message.
 
-    AdamW multiplies the weights by 1 - eta lambda before it steps. That number and the product are rounded, too.
+    AdamW multiplies the weights by 1 - eta lambda before it steps. That number and the product are rounded, too. The average of
+    weights inherits the share `Message.gain` of these errors, and is rounded after each step itself.
     """
     optimiser, message = observation.optimiser, observation.message
-    if optimiser.name == "sgd" and optimiser.is_plain and message.kind == "update":
+    if optimiser.is_plain and message.kind == "update" and message.ema is None:
         local = torch.zeros_like(weight)
     else:
-        size = torch.maximum(weight.abs(), (weight - scale * update.double()).abs()) * (1 + ARITHMETIC)
-        local = unit(size, "float32") * (1.5 if optimiser.name == "adamw" and optimiser.weight_decay else 0.5)
-        local = observation.local_steps * local
+        walked = scale * observation.local_steps / message.gain(observation.local_steps)  # of theta_E, not of the average
+        size = torch.maximum(weight.abs(), (weight - walked * update.double()).abs()) * (1 + ARITHMETIC)
+        step = 1.5 if optimiser.name == "adamw" and optimiser.weight_decay else 0.5
+        averages = 0.0 if message.ema is None else 0.5 * observation.local_steps
+        local = unit(size, "float32") * (step * message.gain(observation.local_steps) + averages)
     if message.precision == "float32":
         return local
     if message.kind == "update":

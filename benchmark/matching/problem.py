@@ -72,7 +72,8 @@ class CleanGuess(Guess):
 class NoisyGuess(Guess):
     """Noisy images, timesteps and residuals. A gradient is linear in the residual; image and noise need not be known.
 
-    With r = net(x_t, t) - target, mean(r^2) has the same derivative in the parameters as 2 mean(r net(x_t, t)) at fixed r.
+    With r = net(x_t, t) - target, mean(r^2) has the same derivative in the parameters as 2 mean(r net(x_t, t)) at fixed r. The
+    weight of the loss multiplies both.
 
     Attributes:
         x_t: (P, N, C, H, W) noisy images.
@@ -87,7 +88,7 @@ class NoisyGuess(Guess):
     def losses(self, network: Forward, schedule: Process) -> Tensor:
         """See `Guess.losses`: return numbers with the gradient of the losses, not the losses themselves."""
         x_t, t, residual = (part.flatten(0, 1) for part in self.parts())
-        each: Tensor = (2 * residual * network(x_t, t)).flatten(1).mean(1)
+        each = schedule.weighted((2 * residual * network(x_t, t)).flatten(1).mean(1), t)
         return each.view(self.x_t.shape[:2])
 
 
@@ -136,7 +137,8 @@ def unrolls_local_steps(observation: Observation) -> bool:
     treated as one batch at the global weights. That is exact for clients that take one step of plain SGD, and has an error of
     the order of the step size if they take several. For other optimisers no error bound is known.
     """
-    return observation.local_steps > 1 and observation.order_known and observation.optimiser.is_plain
+    known = observation.order_known and observation.message.ema is None  # the average of weights is another mean of gradients
+    return observation.local_steps > 1 and known and observation.optimiser.is_plain
 
 
 class Backend(StrEnum):
