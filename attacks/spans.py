@@ -24,7 +24,8 @@ rows to find text.
 If the update is lossy, steps 2 and 3 use restored gradients only (`benchmark.closed_form.restoration`). It is lossy if the
 defense states that it prunes, rounds or adds noise, if the client took one step of Adam, or if the message was rounded
 (`benchmark.closed_form.losses`). Step 4 then uses the tensors that are known precisely. If these are too few, or the noise is
-granted, the search of `residual` from the noisy images found replaces it. Nothing is accepted.
+granted, the search of `residual` from the noisy images found replaces it. Nothing is accepted. Nothing is accepted either if
+the client's network dropped activations.
 
 If there is no such layer, or no image is found, the rest of the budget goes to the search of `residual`, which is adapted to
 the defense.
@@ -137,6 +138,10 @@ class Spans(MatchingAttack):
             some = [observations[place] for place in places]
             found = self._rebuild(some, [spans[place] for place in places], generator)
             rebuilt.update(zip(places, found, strict=True))
+        for place, observation in enumerate(observations):
+            if observation.dropout:  # no step predicts the error that unknown masks leave
+                nothing = torch.zeros(observation.image_count)
+                rebuilt[place] = dataclasses.replace(rebuilt[place], predicted_psnr=nothing)
         return [rebuilt[place] for place in range(len(observations))]
 
     def _rebuild(
@@ -174,9 +179,7 @@ class Spans(MatchingAttack):
                 solved = _solved(observation, precise, images, self.evaluations - images.spent, generator)
                 if undecided:
                     solved = dataclasses.replace(solved, timesteps=images.timesteps)
-                if (
-                    lossy or observation.dropout
-                ):  # no step predicts the error of lossy spans, or of a network that drops nothing
+                if lossy:  # no step predicts the error that lossy spans leave in x_t
                     solved = dataclasses.replace(solved, predicted_psnr=torch.zeros(observation.image_count))
                 rebuilt[place] = solved
         return [rebuilt[place] for place in range(len(found))]

@@ -162,9 +162,7 @@ class Scenario:
         if self.batches > 1:
             raise ValueError("local_steps or clients above 1 need 'sampling: fixed', since Poisson batches vary in size")
         if self.client_images is not None:
-            raise ValueError(
-                "client_images needs 'sampling: fixed': Poisson batches are drawn from batch_size / sample_rate images"
-            )
+            raise ValueError("client_images need 'sampling: fixed', since sample_rate already states the client's images")
         if isinstance(self.timesteps, tuple):
             raise ValueError("timesteps per image need 'sampling: fixed', since Poisson batches vary in size")
 
@@ -270,7 +268,8 @@ def label(record: Mapping[str, Any]) -> str:
     optimiser, message = record.get("optimiser", "sgd"), record.get("message", "update")
     parts += [optimiser] if optimiser != "sgd" else []
     parts += [f"E={steps}"] if steps > 1 else []
-    parts += [f"lr={record['local_lr']:g}"] if steps > 1 or optimiser != "sgd" or message == "weights" else []
+    lr_matters = steps > 1 or optimiser != "sgd" or message == "weights" or record.get("ema") is not None
+    parts += [f"lr={record['local_lr']:g}"] if lr_matters else []
     parts += ["kept state"] if record.get("state", "fresh") == "kept" else []
     parts += [f"{name}={record[name]:g}" for name, usual in USUAL.items() if record.get(name, usual) != usual]
     augment, precision = record.get("augment", "none"), record.get("precision", "float32")
