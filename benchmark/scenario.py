@@ -20,7 +20,7 @@ MAX_LOCAL_IMAGES = 10_000_000
 TRAINING_FIELDS = frozenset(
     (
         *("local_lr", "optimiser", "beta1", "beta2", "eps", "weight_decay", "max_norm", "state", "round", "accumulation"),
-        *("augment", "dropout", "min_snr", "ema", "message", "precision", "order"),
+        *("augment", "dropout", "min_snr", "ema", "sent_parameters", "message", "precision", "order"),
     )
 )
 """The fields of a scenario that do not change which timesteps and noise the clients draw."""
@@ -64,6 +64,8 @@ class Scenario:
         dropout: probability of the network's dropout layers while a client trains. The attack's network drops nothing.
         min_snr: gamma of the loss weights by the signal-to-noise ratio (`Process.min_snr`); None for equal weights.
         ema: decay of the averaged weights that a client sends (`Message.ema`); None if it sends the last weights.
+        sent_parameters: part of the names of the parameters that a client sends; None if it sends all that it trains. The other
+            parameters are trained and stay with the client.
         message: what a client sends: its `update`, i.e. the change of its weights, or its `weights`.
         precision: type of the numbers that a client sends.
         clients: number of clients K that take part. The server sees the update of each client. Under a defense that
@@ -97,6 +99,7 @@ class Scenario:
     dropout: Decay = 0.0
     min_snr: Positive | None = None
     ema: Decay | None = None
+    sent_parameters: str | None = None
     message: MessageKind = "update"
     precision: Precision = "float32"
     clients: Count = 1
@@ -147,6 +150,8 @@ class Scenario:
         object.__setattr__(self, "local_steps", steps)
 
     def _check_steps(self) -> None:
+        if self.sent_parameters == "":
+            raise ValueError("sent_parameters must be a part of the names of the parameters that are sent, e.g. attentions")
         if self.state == "kept" and self.round == 1:
             raise ValueError("'state: kept' needs a round above 1: before the first round there is no state to keep")
         if self.earlier_steps * self.batch_size > MAX_IMAGES:
@@ -272,6 +277,7 @@ def label(record: Mapping[str, Any]) -> str:
     parts += [f"lr={record['local_lr']:g}"] if lr_matters else []
     parts += ["kept state"] if record.get("state", "fresh") == "kept" else []
     parts += [f"{name}={record[name]:g}" for name, usual in USUAL.items() if record.get(name, usual) != usual]
+    parts += [f"only {record['sent_parameters']}"] if record.get("sent_parameters") else []
     augment, precision = record.get("augment", "none"), record.get("precision", "float32")
     parts += [augment] if augment != "none" else []
     parts += [f"sends {precision} {message}"] if (message, precision) != ("update", "float32") else []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from benchmark.base.errors import UserError, shown
 from benchmark.clients.local_data import walk
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.local_training import LocalTraining, dropout, received
@@ -72,9 +73,22 @@ class Round:
             training.remember(gradient(batch))
         for batch in batches:
             training.step(gradient(batch))
-        sent = defense.release(training.update(), generator)
+        sent = defense.release(sent_part(training.update(), scenario), generator)
         scale = scenario.local_lr * scenario.sent.gain(len(batches))
         return sent if scenario.sent.is_exact else received(scenario.sent, self.network, sent, scale)
+
+
+def sent_part(update: Mapping[str, Tensor], scenario: Scenario) -> dict[str, Tensor]:
+    """Return the parameters of an update that the clients send, by name.
+
+    Raises:
+        UserError: there are none.
+    """
+    part = scenario.sent_parameters or ""
+    sent = {name: value for name, value in update.items() if part in name}
+    if not sent:
+        raise UserError(f"sent_parameters names none: no trained parameter of the model has {shown(part)} in its name")
+    return sent
 
 
 def _subset(victim: Victim, batch: slice) -> Victim:

@@ -25,6 +25,7 @@ from benchmark.clients.federation import (
     image_counts,
     observe,
     public_parameters,
+    sent_part,
     split_victim,
 )
 from benchmark.clients.local_data import augmented
@@ -197,8 +198,12 @@ def check_inputs(cells: Sequence[Cell], cache: Cache) -> None:
     for model, seed in {(model, cell.seed) for cell in cells for model in (cell.model, cell.model.prior) if model}:
         build_process(model)
         cache.network(model, seed)
-    for cell in {(cell.model, cell.keys.defense, cell.scenario.dropout): cell for cell in cells}.values():
-        with dropout(Scene(cell, cache).prepared_network(), cell.scenario.dropout, torch.Generator()):
+    for cell in {
+        (cell.model, cell.keys.defense, cell.scenario.dropout, cell.scenario.sent_parameters): cell for cell in cells
+    }.values():
+        network = Scene(cell, cache).prepared_network()
+        sent_part({name: value for name, value in network.named_parameters() if value.requires_grad}, cell.scenario)
+        with dropout(network, cell.scenario.dropout, torch.Generator()):
             pass  # a network without dropout layers is refused
     for cell in {(cell.model.steps, cell.keys.scenario, cell.keys.defense): cell for cell in cells}.values():
         cell.defense.least_timestep(cell.scenario, cell.model.steps)

@@ -195,6 +195,25 @@ def test_clients_drop_and_the_attacker_does_not(defense):
     assert torch.equal(observation.network(*batch), plain.network(*batch))
 
 
+def test_parameters_that_are_trained_but_not_sent_move_the_others():
+    practice = {"batch": 1, "local_steps": 2, "local_lr": 0.5}
+    scene, whole = toy(**practice, sent_parameters="time_emb"), update_of(toy(**practice))
+    observation, victim = scene.observe(PlainDefense()), scene.victim
+    assert set(observation.update) == {name for name in whole if "time_emb" in name}
+    sent = {name: whole[name] for name in observation.update}
+    assert relative(observation.update, sent) == 0
+    truth = CleanGuess(victim.images[None], victim.timesteps[None], victim.noise[None])
+    found = {name: value[0].detach() for name, value in Updates(observation, choose_backend(observation))(truth).items()}
+    assert relative(found, sent) < 1e-5
+    others = [name for name, _ in scene.network.named_parameters() if "time_emb" not in name]
+    frozen = dataclasses.replace(scene, network=copy.deepcopy(scene.network))
+    for name in others:
+        frozen.network.get_parameter(name).requires_grad_(False)
+    assert relative(update_of(frozen), sent) > 1e-3, "frozen layers are another practice"
+    with pytest.raises(UserError, match="no trained parameter of the model has 'layer x' in its name"):
+        check(cells(Scenario(sent_parameters="layer x")))
+
+
 def snr(process, t):
     return float(process.signal[t] ** 2 / process.noise[t] ** 2)
 
@@ -282,10 +301,10 @@ def test_steps_of_one_gradient_move_the_average_by_the_gain():
 
 
 def test_practice_keeps_the_draws_and_has_its_own_label_and_identity():
-    changes = ({"dropout": 0.1}, {"min_snr": 5.0}, {"ema": 0.9}, {"augment": "flip_crop"}, {"accumulation": 2}, {})
+    changes = ({"dropout": 0.1}, {"min_snr": 5.0}, {"ema": 0.9}, {"augment": "flip_crop"}, {"sent_parameters": "conv"}, {})
     found = cells(*(Scenario(batch_size=2, **change) for change in changes))
     assert len({cell.identity for cell in found}) == len({label(cell.scenario.record) for cell in found}) == len(changes)
     assert len({cell.keys.scenario for cell in found}) == 1
     names = [label(cell.scenario.record) for cell in found]
     assert names[0] == "16x16 t=uniform B=2 dropout=0.1" and names[2] == "16x16 t=uniform B=2 lr=0.01 ema=0.9"
-    assert names[3] == "16x16 t=uniform B=2 flip_crop"
+    assert names[3:5] == ["16x16 t=uniform B=2 flip_crop", "16x16 t=uniform B=2 only conv"]
