@@ -54,6 +54,8 @@ class Interval:
 
 def why_unreadable(observation: Observation) -> str | None:
     """Return why no gradient can be read from the steps behind an update; None if it can."""
+    if observation.message.ema is not None and observation.local_steps > 1:  # the path is longer than its ends show
+        return f"the average of the weights of {observation.local_steps} steps was sent, and its rounding has no bound"
     if observation.optimiser.name == "sgd":
         return None
     if observation.clients > 1:
@@ -103,7 +105,7 @@ def _rounding(observation: Observation, weight: Tensor, update: Tensor, scale: f
     """Return the largest error of theta_E by rounding: in the client's arithmetic at each step, and in the message.
 
     AdamW multiplies the weights by 1 - eta lambda before it steps. That number and the product are rounded, too. The average of
-    weights inherits the share `Message.gain` of these errors, and is rounded after each step itself.
+    weights inherits the share `Message.gain` of these errors, and is rounded itself. It is read after one step only.
     """
     optimiser, message = observation.optimiser, observation.message
     if optimiser.is_plain and message.kind == "update" and message.ema is None:
@@ -112,8 +114,8 @@ def _rounding(observation: Observation, weight: Tensor, update: Tensor, scale: f
         walked = scale * observation.local_steps / message.gain(observation.local_steps)  # of theta_E, not of the average
         size = torch.maximum(weight.abs(), (weight - walked * update.double()).abs()) * (1 + ARITHMETIC)
         step = 1.5 if optimiser.name == "adamw" and optimiser.weight_decay else 0.5
-        averages = 0.0 if message.ema is None else 0.5 * observation.local_steps
-        local = unit(size, "float32") * (step * message.gain(observation.local_steps) + averages)
+        average = 0.0 if message.ema is None else 0.5
+        local = unit(size, "float32") * (step * message.gain(observation.local_steps) + average)
     if message.precision == "float32":
         return local
     if message.kind == "update":
