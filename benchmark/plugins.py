@@ -21,7 +21,7 @@ from benchmark.base.ranges import check_fields
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.process import Process, draw_timesteps
-from benchmark.diffusion.sgd import mean_update
+from benchmark.diffusion.sgd import local_batches, mean_update
 from benchmark.disclosure import User
 from benchmark.outlook import Diagnosis, Outlook, unknown
 from benchmark.scenario import Scenario
@@ -110,20 +110,9 @@ class ClientStep:
 
     def gradient(self) -> Update:
         """Return the gradient of the mean loss, one tensor per trainable parameter: the mean over the accumulated parts."""
-        parts = self.scenario.accumulation
-        return mean_update([parameter_gradient(self.network, step.loss(self.network)) for step in self._parts(parts)])
-
-    def _parts(self, count: int) -> list[ClientStep]:
-        """Return `count` steps on equal parts of the batch."""
-        size, victim = len(self.victim.images) // count, self.victim
-        places = [slice(start, start + size) for start in range(0, count * size, size)]
-        return [
-            dataclasses.replace(
-                self,
-                victim=Victim(victim.images[own], victim.timesteps[own], victim.noise[own], victim.sources[own]),
-            )
-            for own in places
-        ]
+        (places,) = local_batches(len(self.victim.images), 1, self.scenario.accumulation)
+        parts = [dataclasses.replace(self, victim=self.victim.part(own)) for own in places]
+        return mean_update([parameter_gradient(self.network, part.loss(self.network)) for part in parts])
 
     def redrawn(self, draws: int, generator: torch.Generator) -> ClientStep:
         """Return this step with each image repeated `draws` times in a row.

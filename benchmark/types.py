@@ -211,6 +211,10 @@ class Victim:
     noise: Tensor
     sources: tuple[str, ...]
 
+    def part(self, places: slice) -> Victim:
+        """Return some of the images, with their draws."""
+        return Victim(self.images[places], self.timesteps[places], self.noise[places], self.sources[places])
+
     def on(self, device: str) -> Victim:
         """Return a copy on the given device."""
         images, timesteps, noise = (tensor.clone().to(device) for tensor in (self.images, self.timesteps, self.noise))

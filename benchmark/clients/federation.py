@@ -42,7 +42,7 @@ class Round:
     def batches(self) -> list[list[Victim]]:
         """Return one list per client with the private batch of each local step."""
         clients = local_batches(len(self.victim.images), self.scenario.clients, self.scenario.local_steps)
-        return [[_subset(self.victim, batch) for batch in steps] for steps in clients]
+        return [[self.victim.part(batch) for batch in steps] for steps in clients]
 
     def update(self, defense: Defense, generator: torch.Generator) -> Update:
         """Return the update that the server receives: the mean of the clients' updates."""
@@ -89,10 +89,6 @@ def sent_part(update: Mapping[str, Tensor], scenario: Scenario) -> dict[str, Ten
     if not sent:
         raise UserError(f"sent_parameters names none: no trained parameter of the model has {shown(part)} in its name")
     return sent
-
-
-def _subset(victim: Victim, batch: slice) -> Victim:
-    return Victim(victim.images[batch], victim.timesteps[batch], victim.noise[batch], victim.sources[batch])
 
 
 def image_counts(scenario: Scenario, victims: int, generator: torch.Generator) -> list[int]:
@@ -164,7 +160,7 @@ def draw_history(
 
 def split_victim(victim: Victim, parts: int) -> list[Victim]:
     """Split the victim of a round into equal parts, for example one per client."""
-    return [_subset(victim, batch) for (batch,) in local_batches(len(victim.images), parts, 1)]
+    return [victim.part(batch) for (batch,) in local_batches(len(victim.images), parts, 1)]
 
 
 def public_parameters(defense: Defense, practice: Scenario) -> PublicParameters:

@@ -133,12 +133,13 @@ MAX_DISAGREEMENT, NEGLIGIBLE_SHARE = 1e-2, 1e-4
 def unrolls_local_steps(observation: Observation) -> bool:
     """Return whether the updates of guesses go through the clients' local steps, one after the other.
 
-    This is exact, but requires knowing which example belongs to which step, and steps of plain SGD. Otherwise all N images are
-    treated as one batch at the global weights. That is exact for clients that take one step of plain SGD, and has an error of
-    the order of the step size if they take several. For other optimisers no error bound is known.
+    This is exact, but requires knowing which example belongs to which step, steps of plain SGD, and no average of weights.
+    Otherwise all N images are treated as one batch at the global weights. That is exact for clients that take one step of plain
+    SGD, and has an error of the order of the step size if they take several. For other optimisers, and for averages of several
+    steps, no error bound is known.
     """
-    known = observation.order_known and observation.message.ema is None  # the average of weights is another mean of gradients
-    return observation.local_steps > 1 and known and observation.optimiser.is_plain
+    last_weights = observation.message.ema is None
+    return observation.local_steps > 1 and observation.order_known and observation.optimiser.is_plain and last_weights
 
 
 class Backend(StrEnum):
