@@ -1,9 +1,9 @@
 """The scene of a cell: the private images behind its updates, the observations, and the run of the attack on them.
 
 The private images depend only on the dataset, their number and size, and the trial. Flips and crops, timesteps and noise also
-depend on the scenario, and a defense may restrict the timesteps. The defense's randomness also depends on the defense. The attack's
-randomness depends on the same axes as the noise, the model and the attack, but not on the defense: rows that differ only in
-the defense are paired in these draws too.
+depend on the scenario, and a defense may restrict the timesteps. The defense's randomness also depends on the defense. The
+attack's randomness depends on the same axes as the noise, the model and the attack, but not on the defense: rows that differ
+only in the defense are paired in these draws too.
 """
 
 from __future__ import annotations
