@@ -24,7 +24,8 @@ rows to find text.
 If the update is lossy, steps 2 and 3 use restored gradients only (`benchmark.closed_form.restoration`). It is lossy if the
 defense states that it prunes, rounds or adds noise, if the client took one step of Adam, or if the message was rounded
 (`benchmark.closed_form.losses`). Step 4 then uses the tensors that are known precisely. If these are too few, or the noise is
-granted, the search of `residual` from the noisy images found replaces it. Nothing is accepted.
+granted, the search of `residual` from the noisy images found replaces it. Nothing is accepted. Nothing is accepted either if
+the client's network dropped activations.
 
 If there is no such layer, or no image is found, the rest of the budget goes to the search of `residual`, which is adapted to
 the defense.
@@ -137,6 +138,10 @@ class Spans(MatchingAttack):
             some = [observations[place] for place in places]
             found = self._rebuild(some, [spans[place] for place in places], generator)
             rebuilt.update(zip(places, found, strict=True))
+        for place, observation in enumerate(observations):
+            if observation.dropout:  # no step predicts the error that unknown masks leave
+                nothing = torch.zeros(observation.image_count)
+                rebuilt[place] = dataclasses.replace(rebuilt[place], predicted_psnr=nothing)
         return [rebuilt[place] for place in range(len(observations))]
 
     def _rebuild(
@@ -255,9 +260,9 @@ def _solved(
     signs = [2.0 * torch.randint(0, 2, value.shape, generator=generator).to(value) - 1 for value in missing]
     flipped = [a * b for a, b in zip(missing, signs, strict=True)]
     disturbed = solve(linear, weights, flipped, min(CHECKING_ROUNDS, rounds - rounds // 2))
-    third = (len(path) - 1) // 3
+    third, loss_weight = (len(path) - 1) // 3, observation.schedule.loss_weight(t).view(-1, 1, 1, 1)
     (x_0, eps), (before, _), (first, _), (other, _) = (
-        observation.schedule.denoised(found.x, t, linear.output - residuals)
+        observation.schedule.denoised(found.x, t, linear.output - residuals / loss_weight)
         for residuals in (path[-1], path[-1 - third], path[-1 - 2 * third], path[-1] + disturbed[-1])
     )
     linear.close()

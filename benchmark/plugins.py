@@ -21,6 +21,7 @@ from benchmark.base.ranges import check_fields
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.loss import parameter_gradient, training_loss
 from benchmark.diffusion.process import Process, draw_timesteps
+from benchmark.diffusion.sgd import local_batches, mean_update
 from benchmark.disclosure import User
 from benchmark.outlook import Diagnosis, Outlook, unknown
 from benchmark.scenario import Scenario
@@ -108,8 +109,10 @@ class ClientStep:
         return training_loss(network, self.schedule, x_0, self.victim.timesteps, self.victim.noise)
 
     def gradient(self) -> Update:
-        """Return the gradient of the mean loss, one tensor per trainable parameter."""
-        return parameter_gradient(self.network, self.loss(self.network))
+        """Return the gradient of the mean loss, one tensor per trainable parameter: the mean over the accumulated parts."""
+        (places,) = local_batches(len(self.victim.images), 1, self.scenario.accumulation)
+        parts = [dataclasses.replace(self, victim=self.victim.part(own)) for own in places]
+        return mean_update([parameter_gradient(self.network, part.loss(self.network)) for part in parts])
 
     def redrawn(self, draws: int, generator: torch.Generator) -> ClientStep:
         """Return this step with each image repeated `draws` times in a row.

@@ -9,12 +9,16 @@ OptimiserName = Literal["sgd", "adam", "adamw", "amsgrad"]
 
 MessageKind = Literal["update", "weights"]
 
+State = Literal["fresh", "kept"]
+
+Augmentation = Literal["none", "flip", "flip_crop"]
+
 Precision = Literal["float32", "float16", "bfloat16", "secaggplus"]
 
 
 @dataclass(frozen=True)
 class Optimiser:
-    """An optimiser of torch with its settings. Its state is fresh at the start of every round.
+    """An optimiser of torch with its settings.
 
     Attributes:
         name: `sgd` without momentum, `adam` and `amsgrad` with weight decay in the gradient (L2), or `adamw`.
@@ -24,6 +28,7 @@ class Optimiser:
         eps: number that is added to the root of the mean of squared gradients.
         weight_decay: weight decay.
         max_norm: l2 norm to which the gradient of each step is clipped, over all parameters; None for no clipping.
+        earlier_steps: number of steps of earlier rounds whose state the client has kept; 0 for a fresh state.
     """
 
     name: OptimiserName = "sgd"
@@ -33,6 +38,7 @@ class Optimiser:
     eps: float = 1e-8
     weight_decay: float = 0.0
     max_norm: float | None = None
+    earlier_steps: int = 0
 
     @property
     def is_plain(self) -> bool:
@@ -48,11 +54,22 @@ class Message:
         kind: `update`: the change of the weights. `weights`: the weights themselves.
         precision: the type of the numbers sent. `secaggplus`: weights as Flower's secure aggregation rounds them.
         examples: number of images that the client reports. Secure aggregation weighs the client's message by it.
+        ema: decay d of the averaged weights that are sent instead of the last ones; None if the last ones are sent. The average
+            starts at theta_0 and becomes d average + (1 - d) theta after each step.
     """
 
     kind: MessageKind = "update"
     precision: Precision = "float32"
     examples: int = 1
+    ema: float | None = None
+
+    def gain(self, steps: int) -> float:
+        """Return the change of the sent weights in units of the step size, if E steps had one gradient of size 1.
+
+        Without an average this is E. Step i of E moves the average by 1 - d^(E - i + 1) of its size.
+        """
+        decay = self.ema or 0.0
+        return sum(1 - decay**left for left in range(1, steps + 1))
 
     @property
     def is_exact(self) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from benchmark.base.errors import UserError, shown
+from benchmark.clients.local_data import walk
 from benchmark.diffusion.denoiser import Denoiser
-from benchmark.diffusion.local_training import LocalTraining, received
+from benchmark.diffusion.local_training import LocalTraining, dropout, received
 from benchmark.diffusion.process import Process, draw_timesteps
 from benchmark.diffusion.sgd import local_batches, mean_update
 from benchmark.plugins import ClientStep, Defense, Picture
@@ -27,44 +29,73 @@ class Round:
         schedule: the diffusion process.
         victim: the private images of all clients and steps, with their timesteps and noise.
         scenario: the clients' practice.
+        history: one record per client of the public images of its earlier steps, if it has kept the state of its optimiser.
     """
 
     network: Denoiser
     schedule: Process
     victim: Victim
     scenario: Scenario
+    history: tuple[Victim, ...] = ()
 
     @property
     def batches(self) -> list[list[Victim]]:
         """Return one list per client with the private batch of each local step."""
         clients = local_batches(len(self.victim.images), self.scenario.clients, self.scenario.local_steps)
-        return [[_subset(self.victim, batch) for batch in steps] for steps in clients]
+        return [[self.victim.part(batch) for batch in steps] for steps in clients]
 
     def update(self, defense: Defense, generator: torch.Generator) -> Update:
         """Return the update that the server receives: the mean of the clients' updates."""
-        return mean_update([self._client_update(batches, defense, generator) for batches in self.batches])
+        histories: Sequence[Sequence[Victim]] = [[]] * self.scenario.clients
+        if steps := self.scenario.earlier_steps:
+            histories = [split_victim(earlier, steps) for earlier in self.history]
+        return mean_update(
+            [
+                self._client_update(history, batches, defense, generator)
+                for history, batches in zip(histories, self.batches, strict=True)
+            ]
+        )
 
-    def _client_update(self, batches: Sequence[Victim], defense: Defense, generator: torch.Generator) -> Update:
-        """Train one client on its batches and return the update that it sends."""
+    def _client_update(
+        self, history: Sequence[Victim], batches: Sequence[Victim], defense: Defense, generator: torch.Generator
+    ) -> Update:
+        """Train one client on its batches and return the update that it sends. `history` are the batches before the round."""
         scenario = self.scenario
-        training = LocalTraining(self.network, scenario.local_optimiser, len(batches))
+        training = LocalTraining(self.network, scenario.local_optimiser, scenario.sent, len(batches))
         # Fixed timesteps need no least timestep, since none are drawn. A defense may even refuse fixed timesteps.
         least_timestep = 0 if self.scenario.fixed_timesteps else defense.least_timestep(self.scenario, self.schedule.steps)
+
+        def gradient(batch: Victim) -> Update:
+            with dropout(training.network, scenario.dropout, generator):
+                return defense.gradient(ClientStep(training.network, self.schedule, batch, scenario, least_timestep), generator)
+
+        for batch in history:
+            training.remember(gradient(batch))
         for batch in batches:
-            step = ClientStep(training.network, self.schedule, batch, scenario, least_timestep)
-            training.step(defense.gradient(step, generator))
-        released = defense.release(training.update(), scenario, generator)
+            training.step(gradient(batch))
+        released = defense.release(sent_part(training.update(), scenario), scenario, generator)
         if scenario.sent.is_exact:
             return released
         return received(scenario.sent, self.network, released, scenario.scale, generator)
 
 
-def _subset(victim: Victim, batch: slice) -> Victim:
-    return Victim(victim.images[batch], victim.timesteps[batch], victim.noise[batch], victim.sources[batch])
+def sent_part(update: Mapping[str, Tensor], scenario: Scenario) -> dict[str, Tensor]:
+    """Return the parameters of an update that the clients send, by name.
+
+    Raises:
+        UserError: there are none.
+    """
+    part = scenario.sent_parameters or ""
+    sent = {name: value for name, value in update.items() if part in name}
+    if not sent:
+        raise UserError(f"sent_parameters names none: no trained parameter of the model has {shown(part)} in its name")
+    return sent
 
 
 def image_counts(scenario: Scenario, victims: int, generator: torch.Generator) -> list[int]:
     """Return the number of images of each victim, as the scenario fixes it or by Poisson sampling. It is never 0.
+
+    An image counts at each use.
 
     Args:
         scenario: the clients' practice.
@@ -84,15 +115,16 @@ def image_counts(scenario: Scenario, victims: int, generator: torch.Generator) -
 def draw_victim(
     pictures: Sequence[Picture], scenario: Scenario, schedule: Process, generator: torch.Generator, least_timestep: int = 0
 ) -> Victim:
-    """Draw the timesteps and the noise of all images of a round, on the CPU.
+    """Draw the timesteps and the noise of all images of a round, on the CPU, and the order of later epochs.
 
     Args:
-        pictures: the private images of the round.
+        pictures: the private images of the round, each once.
         scenario: the clients' practice, which may fix the timesteps.
         schedule: the diffusion process.
         generator: the random stream of timesteps and noise.
         least_timestep: the smallest timestep that may be drawn.
     """
+    pictures = walk(pictures, scenario, generator)
     images = torch.stack([picture.image for picture in pictures])
     fixed = scenario.fixed_timesteps
     if fixed:
@@ -103,9 +135,33 @@ def draw_victim(
     return Victim(images, timesteps, noise, tuple(picture.source for picture in pictures))
 
 
+def draw_history(
+    public: Sequence[Picture], scenario: Scenario, schedule: Process, generator: torch.Generator, least_timestep: int = 0
+) -> tuple[Victim, ...]:
+    """Draw the earlier steps that the kept states of the clients' optimisers remember, with images of public pictures.
+
+    Args:
+        public: the pictures to draw from, with replacement.
+        scenario: the clients' practice. A list of fixed timesteps belongs to the private images; others are drawn here.
+        schedule: the diffusion process.
+        generator: the random stream of pictures, timesteps and noise.
+        least_timestep: the smallest timestep that may be drawn.
+
+    Returns:
+        One record per client; none if the state is fresh.
+    """
+    count = scenario.earlier_steps * scenario.batch_size
+    practice = Scenario(timesteps=scenario.timesteps if isinstance(scenario.timesteps, int) else "uniform")
+    drawn: list[Victim] = []
+    while count and len(drawn) < scenario.clients:
+        chosen = torch.randint(len(public), (count,), generator=generator).tolist()
+        drawn.append(draw_victim([public[place] for place in chosen], practice, schedule, generator, least_timestep))
+    return tuple(drawn)
+
+
 def split_victim(victim: Victim, parts: int) -> list[Victim]:
     """Split the victim of a round into equal parts, for example one per client."""
-    return [_subset(victim, batch) for (batch,) in local_batches(len(victim.images), parts, 1)]
+    return [victim.part(batch) for (batch,) in local_batches(len(victim.images), parts, 1)]
 
 
 def public_parameters(defense: Defense, practice: Scenario) -> PublicParameters:
@@ -165,6 +221,8 @@ def observe(
         optimiser=scenario.local_optimiser,
         message=scenario.sent,
         clients=scenario.clients,
+        epochs=scenario.epochs,
+        dropout=scenario.dropout,
         order_known=order_known,
         public=granted.public,
         timesteps=None if Capability.TIMESTEP in defense.hides else victim.timesteps[order],

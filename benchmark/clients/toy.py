@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from benchmark.base.seeds import stream
-from benchmark.clients.federation import AttackerKnowledge, Round, draw_victim, observe, public_parameters
+from benchmark.clients.federation import AttackerKnowledge, Round, draw_history, draw_victim, observe, public_parameters
+from benchmark.clients.local_data import augmented
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.families.unet2d import UNet2D
 from benchmark.diffusion.process import Process
@@ -18,6 +19,9 @@ from benchmark.diffusion.schedulers import read_process
 from benchmark.plugins import ClientStep, Defense, Picture
 from benchmark.scenario import Scenario
 from benchmark.types import Observation, Prior, Victim
+
+EARLIER_PICTURES = 8
+"""Number of pictures from which the earlier steps of a kept state are drawn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +42,16 @@ class Toy:
 
     def step(self) -> ClientStep:
         """Return the step of a single client that trains once on all images of the round."""
-        practice = dataclasses.replace(self.scenario, batch_size=len(self.victim.images), local_steps=1, clients=1)
+        images = len(self.victim.images)
+        practice = dataclasses.replace(self.scenario, batch_size=images, local_steps=1, clients=1, client_images=None, epochs=1)
         return ClientStep(self.network, self.schedule, self.victim, practice)
 
     def round(self) -> Round:
         """Return the round. Its update is the mean over all clients."""
-        return Round(self.network, self.schedule, self.victim, self.scenario)
+        draw = stream(0, "toy history")
+        public = _pictures(EARLIER_PICTURES, self.victim.images.shape[-1], draw)
+        history = draw_history(public, self.scenario, self.schedule, draw)
+        return Round(self.network, self.schedule, self.victim, self.scenario, history)
 
     def observe(self, defense: Defense, seed: int = 0) -> Observation:
         """Return the observation of this round under a defense. A copy of the undefended network serves as the prior."""
@@ -83,7 +91,12 @@ def toy(size: int = 8, batch: int = 2, channels: tuple[int, int] = (4, 8), **pra
             attention_head_dim=4,
         )
     scenario = Scenario(**{"image_size": size, "batch_size": batch, "timesteps": 200, **practice})
-    schedule = read_process(DDPMScheduler(num_train_timesteps=1000))
+    schedule = dataclasses.replace(read_process(DDPMScheduler(num_train_timesteps=1000)), min_snr=scenario.min_snr)
     draw = stream(0, "toy")
-    pictures = [Picture(2 * torch.rand(3, size, size, generator=draw) - 1, f"toy-{i}") for i in range(scenario.images)]
-    return Toy(UNet2D(unet, schedule.times), schedule, draw_victim(pictures, scenario, schedule, draw), scenario)
+    pictures = _pictures(scenario.images // scenario.epochs, size, draw)
+    victim = augmented(draw_victim(pictures, scenario, schedule, draw), scenario.augment, stream(0, "toy augment"))
+    return Toy(UNet2D(unet, schedule.times), schedule, victim, scenario)
+
+
+def _pictures(count: int, size: int, generator: torch.Generator) -> list[Picture]:
+    return [Picture(2 * torch.rand(3, size, size, generator=generator) - 1, f"toy-{i}") for i in range(count)]

@@ -58,6 +58,8 @@ class Interval:
 
 def why_unreadable(observation: Observation) -> str | None:
     """Return why no gradient can be read from the steps behind an update; None if it can."""
+    if observation.message.ema is not None and observation.local_steps > 1:  # the path is longer than its ends show
+        return f"the average of the weights of {observation.local_steps} steps was sent, and its rounding has no bound"
     if observation.optimiser.name == "sgd":
         return None
     clip = observation.public.update_clip_norm
@@ -67,6 +69,8 @@ def why_unreadable(observation: Observation) -> str | None:
         return f"the update is the mean of {observation.clients} clients' steps of {observation.optimiser.name}"
     if observation.local_steps > 1:
         return f"{observation.local_steps} steps of {observation.optimiser.name} lie behind the update"
+    if earlier := observation.optimiser.earlier_steps:
+        return f"the state of {observation.optimiser.name} was kept from {earlier} earlier steps, which were not observed"
     return None
 
 
@@ -82,7 +86,8 @@ def gradient_intervals(observation: Observation) -> dict[str, Interval]:
 
 
 def _interval(observation: Observation, name: str, update: Tensor) -> Interval:
-    optimiser, scale = observation.optimiser, (observation.local_lr or 1.0) * observation.local_steps
+    optimiser = observation.optimiser
+    scale = (observation.local_lr or 1.0) * observation.message.gain(observation.local_steps)
     weight = observation.network.get_parameter(name).detach().double()
     moved = update.double()  # (theta_0 - theta_E) / (eta E)
     if optimiser.name == "adamw":
@@ -124,15 +129,18 @@ def _inverse(share: Tensor, eps: float) -> Tensor:
 def _rounding(observation: Observation, weight: Tensor, update: Tensor, scale: float) -> Tensor:
     """Return the largest error of theta_E by rounding: in the client's arithmetic at each step, and in the message.
 
-    AdamW multiplies the weights by 1 - eta lambda before it steps. That number and the product are rounded, too.
+    AdamW multiplies the weights by 1 - eta lambda before it steps. That number and the product are rounded, too. The average of
+    weights inherits the share `Message.gain` of these errors, and is rounded itself. It is read after one step only.
     """
     optimiser, message = observation.optimiser, observation.message
-    if optimiser.name == "sgd" and optimiser.is_plain and message.kind == "update":
+    if optimiser.is_plain and message.kind == "update" and message.ema is None:
         local = torch.zeros_like(weight)
     else:
-        size = torch.maximum(weight.abs(), (weight - scale * update.double()).abs()) * (1 + ARITHMETIC)
-        local = unit(size, "float32") * (1.5 if optimiser.name == "adamw" and optimiser.weight_decay else 0.5)
-        local = observation.local_steps * local
+        walked = scale * observation.local_steps / message.gain(observation.local_steps)  # of theta_E, not of the average
+        size = torch.maximum(weight.abs(), (weight - walked * update.double()).abs()) * (1 + ARITHMETIC)
+        step = 1.5 if optimiser.name == "adamw" and optimiser.weight_decay else 0.5
+        average = 0.0 if message.ema is None else 0.5
+        local = unit(size, "float32") * (step * message.gain(observation.local_steps) + average)
     if message.precision == "float32":
         return local
     if message.precision == "secaggplus":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from benchmark.base.errors import UserError
 from benchmark.base.practice import Message, Optimiser
 from benchmark.diffusion import secaggplus
 from benchmark.diffusion.denoiser import Denoiser
@@ -21,23 +23,49 @@ class LocalTraining:
         network: the network with the weights of the next step. The network with the global weights is never changed.
     """
 
-    def __init__(self, network: Denoiser, optimiser: Optimiser, steps: int) -> None:
+    def __init__(self, network: Denoiser, optimiser: Optimiser, message: Message, steps: int) -> None:
         """Start from the global weights.
 
         Args:
             network: the network with the global weights.
             optimiser: the client's optimiser.
+            message: what the client sends.
             steps: number E of steps.
         """
-        self.network, self._start, self._optimiser, self._steps = network, network, optimiser, steps
+        self.network, self._start, self._optimiser, self._message, self._steps = network, network, optimiser, message, steps
         self._gradients: list[Mapping[str, Tensor]] = []
+        self._averages: dict[str, Tensor] = {}
         self._torch: torch.optim.Optimizer | None = None
+
+    def remember(self, gradient: Mapping[str, Tensor]) -> None:
+        """Take a step of an earlier round: the state of the optimiser changes, and the weights stay the global ones."""
+        self._apply(gradient)
+        with torch.no_grad():
+            for name, weight in self.network.named_parameters():
+                weight.copy_(self._start.get_parameter(name))
 
     def step(self, gradient: Mapping[str, Tensor]) -> None:
         """Take one step. Parameters without a gradient do not change."""
         self._gradients.append(gradient)
-        if self._optimiser.is_plain and len(self._gradients) == self._steps:
+        if self._is_mean and len(self._gradients) == self._steps:
             return  # nobody needs the weights after the last step
+        self._apply(gradient)
+        if self._message.ema is not None:
+            self._average(gradient, self._message.ema)
+
+    @property
+    def _is_mean(self) -> bool:
+        """Return whether the update is the mean of the gradients."""
+        return self._optimiser.is_plain and self._message.ema is None
+
+    @torch.no_grad()
+    def _average(self, names: Iterable[str], decay: float) -> None:
+        """Move the averages towards the weights, as diffusers' `EMAModel.step` does with a fixed decay."""
+        for name in names:
+            average = self._averages.setdefault(name, self._start.get_parameter(name).detach().clone())
+            average.sub_((1 - decay) * (average - self.network.get_parameter(name)))
+
+    def _apply(self, gradient: Mapping[str, Tensor]) -> None:
         if self._torch is None:
             self.network = copy.deepcopy(self._start)
             self._torch = torch_optimiser(self._optimiser, [p for p in self.network.parameters() if p.requires_grad])
@@ -51,13 +79,15 @@ class LocalTraining:
 
     @torch.no_grad()
     def update(self) -> dict[str, Tensor]:
-        """Return (theta_0 - theta_E) / (eta E). For plain SGD this is the mean of the gradients, and computed so."""
-        if self._optimiser.is_plain:
+        """Return (theta_0 - theta_E) / (eta E). For plain SGD this is the mean of the gradients, and computed so.
+
+        Averaged weights replace theta_E, and their `Message.gain` replaces E.
+        """
+        if self._is_mean:
             return mean_update(self._gradients)
-        scale = self._optimiser.lr * len(self._gradients)
-        return {
-            name: (self._start.get_parameter(name) - self.network.get_parameter(name)) / scale for name in self._gradients[0]
-        }
+        scale = self._optimiser.lr * self._message.gain(len(self._gradients))
+        sent = self._averages or dict(self.network.named_parameters())
+        return {name: (self._start.get_parameter(name) - sent[name]) / scale for name in self._gradients[0]}
 
 
 def torch_optimiser(optimiser: Optimiser, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -75,6 +105,34 @@ def torch_optimiser(optimiser: Optimiser, parameters: Iterable[nn.Parameter]) ->
     )
 
 
+@contextmanager
+def dropout(network: nn.Module, probability: float, generator: torch.Generator) -> Iterator[None]:
+    """Let the dropout layers of a network drop with this probability, although it stays in evaluation mode.
+
+    Args:
+        network: the network. It draws nothing from the generator if the probability is 0.
+        probability: probability in [0, 1) of each entry to become 0; the others are divided by 1 - probability.
+        generator: the random stream of the masks, on the CPU.
+
+    Raises:
+        UserError: the network has no dropout layer, and the probability is above 0.
+    """
+
+    def drop(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        kept = torch.rand(output.shape, generator=generator).to(output.device) >= probability
+        return output * kept / (1 - probability)
+
+    layers = [module for module in network.modules() if isinstance(module, nn.Dropout)] if probability else []
+    if probability and not layers:
+        raise UserError("dropout needs a model with dropout layers, and this one has none")
+    handles = [layer.register_forward_hook(drop) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @torch.no_grad()
 def received(
     message: Message, network: nn.Module, update: Mapping[str, Tensor], scale: float, generator: torch.Generator
@@ -85,7 +143,7 @@ def received(
         message: what the client sends.
         network: the network with the global weights.
         update: the client's update, (theta_0 - theta_E) / scale.
-        scale: number of steps times step size.
+        scale: step size times `Message.gain`.
         generator: the random stream of rounding at random.
     """
     if message.kind == "update":

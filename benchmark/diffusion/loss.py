@@ -14,7 +14,9 @@ Forward = Callable[[Tensor, Tensor | Mixture], Tensor]
 
 
 def losses(network: Forward, schedule: Process, x_0: Tensor, t: Tensor | Mixture, eps: Tensor) -> Tensor:
-    """Return the loss (B,) of each example: the mean of (net(x_t, t) - target)^2 over channels and pixels.
+    """Return the loss (B,) of each example: the weighted mean of (net(x_t, t) - target)^2 over channels and pixels.
+
+    The weights are `Process.loss_weight`.
 
     Args:
         network: the function that predicts.
@@ -25,7 +27,7 @@ def losses(network: Forward, schedule: Process, x_0: Tensor, t: Tensor | Mixture
     """
     prediction = network(schedule.add_noise(x_0, t, eps), t)
     difference: Tensor = schedule.target(x_0, t, eps) - prediction
-    return difference.square().flatten(1).mean(1)
+    return schedule.weighted(difference.square().flatten(1).mean(1), t)
 
 
 def training_loss(network: Forward, schedule: Process, x_0: Tensor, t: Tensor | Mixture, eps: Tensor) -> Tensor:

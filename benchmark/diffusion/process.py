@@ -76,12 +76,14 @@ class Process:
         path: gives the scales of signal and noise for a level.
         prediction_type: a name in `TARGETS`.
         times: (T,) input of the network for each timestep.
+        min_snr: gamma of the loss weights of Hang et al. 2023 (arXiv 2303.09556), see `loss_weight`; None for equal weights.
     """
 
     level: Tensor
     path: Path
     prediction_type: PredictionType
     times: Tensor
+    min_snr: float | None = None
 
     @property
     def steps(self) -> int:
@@ -117,6 +119,23 @@ class Process:
         """Return p_t x_0 + q_t eps (B, C, H, W), the training target of the network; see `add_noise` for the arguments."""
         p, q, _ = TARGETS[self.prediction_type](*self._scales(t))
         return _weighted_sum((q, eps), (p, x_0))
+
+    def weighted(self, losses: Tensor, t: Tensor | Mixture) -> Tensor:
+        """Return the losses (B,) times their weights at timesteps `t`; see `loss_weight`."""
+        return losses if self.min_snr is None else self.loss_weight(t) * losses
+
+    def loss_weight(self, t: Tensor | Mixture) -> Tensor:
+        """Return the weights (B,) of the losses at B timesteps; 1 without `min_snr`.
+
+        The weight min(SNR, gamma), with SNR = alpha^2 / sigma^2, belongs to the loss of the image. The image that a prediction
+        implies has (sigma / determinant)^2 times the error of the prediction. So for noise the weight is min(SNR, gamma) / SNR,
+        for velocity min(SNR, gamma) / (SNR + 1).
+        """
+        alpha, sigma = (scale.flatten() for scale in self._scales(t))
+        if self.min_snr is None:
+            return torch.ones_like(alpha)
+        _, _, determinant = TARGETS[self.prediction_type](alpha, sigma)
+        return torch.minimum((alpha / determinant).square(), self.min_snr * (sigma / determinant).square())
 
     def denoised(self, x_t: Tensor, t: Tensor | Mixture, prediction: Tensor) -> tuple[Tensor, Tensor]:
         """Return (x_0, eps), computed from x_t and the network's prediction: the inverse of `add_noise` and `target`.

@@ -1,14 +1,15 @@
 """The scene of a cell: the private images behind its updates, the observations, and the run of the attack on them.
 
-The private images depend only on the dataset, their number and size, and the trial. Timesteps and noise also depend on the
-scenario, and a defense may restrict the timesteps. The defense's randomness also depends on the defense. The attack's
-randomness depends on the same axes as the noise, the model and the attack, but not on the defense: rows that differ only in
-the defense are paired in these draws too.
+The private images depend only on the dataset, their number and size, and the trial. Flips and crops, timesteps and noise also
+depend on the scenario, and a defense may restrict the timesteps. The defense's randomness also depends on the defense. The
+attack's randomness depends on the same axes as the noise, the model and the attack, but not on the defense: rows that differ
+only in the defense are paired in these draws too.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,14 +20,18 @@ from benchmark.base.seeds import stream
 from benchmark.clients.federation import (
     AttackerKnowledge,
     Round,
+    draw_history,
     draw_victim,
     image_counts,
     observe,
     public_parameters,
+    sent_part,
     split_victim,
 )
+from benchmark.clients.local_data import augmented
 from benchmark.diffusion.codec import Codec
 from benchmark.diffusion.denoiser import Denoiser
+from benchmark.diffusion.local_training import dropout
 from benchmark.diffusion.models import build_process
 from benchmark.diffusion.process import Process
 from benchmark.experiment.cache import Cache
@@ -93,8 +98,12 @@ class Scene:
         draw.set_state(state)
         scenario, schedule = self.cell.scenario, self.schedule
         least_timestep = self.cell.defense.least_timestep(scenario, schedule.steps)
-        pictures = iter(self.pictures)
-        rounds = [draw_victim([next(pictures) for _ in range(n)], scenario, schedule, draw, least_timestep) for n in counts]
+        pictures, changes = iter(self.pictures), stream(self.cell.seed, "augment", *self._scene_axes)
+        uses = [
+            draw_victim([next(pictures) for _ in range(n // scenario.epochs)], scenario, schedule, draw, least_timestep)
+            for n in counts
+        ]
+        rounds = [augmented(victim, scenario.augment, changes) for victim in uses]
         return [part for victim in rounds for part in split_victim(victim, self.updates_per_round)]
 
     @cached_property
@@ -107,7 +116,7 @@ class Scene:
             UserError: the data set has too few images, or one cannot be read.
         """
         draw = stream(self.cell.seed, "pictures", self.cell.keys.dataset, self.cell.trial)
-        return self.cell.dataset.victims(self.image_count, self.cell.image_size, draw)
+        return self.cell.dataset.victims(self.image_count // self.cell.scenario.epochs, self.cell.image_size, draw)
 
     @cached_property
     def observations(self) -> list[Observation]:
@@ -122,8 +131,21 @@ class Scene:
         granted = AttackerKnowledge(granted_network, colour, self.public, self._prior())
         defense_stream = stream(cell.seed, "defense", cell.keys.defense, *self._scene_axes)
         order_stream = stream(cell.seed, "order", *self._scene_axes)
-        rounds = [Round(network, self.schedule.to(device), victim.on(device), self.practice) for victim in self.victims]
+        rounds = [
+            Round(network, self.schedule.to(device), victim.on(device), self.practice, tuple(one.on(device) for one in history))
+            for victim, history in zip(self.victims, self._histories, strict=True)
+        ]
         return [observe(training, cell.defense, granted, defense_stream, order_stream) for training in rounds]
+
+    @property
+    def _histories(self) -> list[tuple[Victim, ...]]:
+        """Return the earlier steps behind the kept states of each update's clients."""
+        cell, practice = self.cell, self.practice
+        if not practice.earlier_steps:
+            return [()] * len(self.victims)
+        public, draw = cell.dataset.public(cell.image_size), stream(cell.seed, "history", *self._scene_axes)
+        least_timestep = cell.defense.least_timestep(cell.scenario, self.schedule.steps)
+        return [draw_history(public, practice, self.schedule, draw, least_timestep) for _ in self.victims]
 
     def attack(self) -> list[Reconstruction]:
         """Run the cell's attack on the observations and return one reconstruction, in codes, per update.
@@ -154,8 +176,8 @@ class Scene:
 
     @cached_property
     def schedule(self) -> Process:
-        """Return the diffusion process of the attacked model."""
-        return build_process(self.cell.model)
+        """Return the diffusion process of the attacked model, with the clients' weights of the loss."""
+        return dataclasses.replace(build_process(self.cell.model), min_snr=self.cell.scenario.min_snr)
 
     @property
     def _scene_axes(self) -> tuple[object, ...]:
@@ -176,8 +198,13 @@ def check_inputs(cells: Sequence[Cell], cache: Cache) -> None:
     for model, seed in {(model, cell.seed) for cell in cells for model in (cell.model, cell.model.prior) if model}:
         build_process(model)
         cache.network(model, seed)
-    for cell in {(cell.model, cell.keys.defense): cell for cell in cells}.values():
-        Scene(cell, cache).prepared_network()
+    for cell in {
+        (cell.model, cell.keys.defense, cell.scenario.dropout, cell.scenario.sent_parameters): cell for cell in cells
+    }.values():
+        network = Scene(cell, cache).prepared_network()
+        sent_part({name: value for name, value in network.named_parameters() if value.requires_grad}, cell.scenario)
+        with dropout(network, cell.scenario.dropout, torch.Generator()):
+            pass  # a network without dropout layers is refused
     for cell in {(cell.model.steps, cell.keys.scenario, cell.keys.defense): cell for cell in cells}.values():
         cell.defense.least_timestep(cell.scenario, cell.model.steps)
     for cell in {(cell.keys.dataset, cell.keys.scenario, cell.trial): cell for cell in cells}.values():

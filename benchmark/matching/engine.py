@@ -92,7 +92,7 @@ def _kind(task: Task) -> object:
     """Return what tasks must have in common to be evaluated together."""
     observation = task.observation
     schedule = observation.schedule
-    process = (schedule.prediction_type, schedule.path, schedule.level.cpu().numpy().tobytes())
+    process = (schedule.prediction_type, schedule.path, schedule.level.cpu().numpy().tobytes(), schedule.min_snr)
     shapes = tuple((name, value.shape) for name, value in task.start.items())
     practice = (
         observation.batch_shape,

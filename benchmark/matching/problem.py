@@ -72,7 +72,8 @@ class CleanGuess(Guess):
 class NoisyGuess(Guess):
     """Noisy images, timesteps and residuals. A gradient is linear in the residual; image and noise need not be known.
 
-    With r = net(x_t, t) - target, mean(r^2) has the same derivative in the parameters as 2 mean(r net(x_t, t)) at fixed r.
+    With r = net(x_t, t) - target, mean(r^2) has the same derivative in the parameters as 2 mean(r net(x_t, t)) at fixed r. The
+    weight of the loss multiplies both.
 
     Attributes:
         x_t: (P, N, C, H, W) noisy images.
@@ -87,7 +88,7 @@ class NoisyGuess(Guess):
     def losses(self, network: Forward, schedule: Process) -> Tensor:
         """See `Guess.losses`: return numbers with the gradient of the losses, not the losses themselves."""
         x_t, t, residual = (part.flatten(0, 1) for part in self.parts())
-        each: Tensor = (2 * residual * network(x_t, t)).flatten(1).mean(1)
+        each = schedule.weighted((2 * residual * network(x_t, t)).flatten(1).mean(1), t)
         return each.view(self.x_t.shape[:2])
 
 
@@ -132,11 +133,13 @@ MAX_DISAGREEMENT, NEGLIGIBLE_SHARE = 1e-2, 1e-4
 def unrolls_local_steps(observation: Observation) -> bool:
     """Return whether the updates of guesses go through the clients' local steps, one after the other.
 
-    This is exact, but requires knowing which example belongs to which step, and steps of plain SGD. Otherwise all N images are
-    treated as one batch at the global weights. That is exact for clients that take one step of plain SGD, and has an error of
-    the order of the step size if they take several. For other optimisers no error bound is known.
+    This is exact, but requires knowing which example belongs to which step, steps of plain SGD, and no average of weights.
+    Otherwise all N images are treated as one batch at the global weights. That is exact for clients that take one step of plain
+    SGD, and has an error of the order of the step size if they take several. For other optimisers, and for averages of several
+    steps, no error bound is known.
     """
-    return observation.local_steps > 1 and observation.order_known and observation.optimiser.is_plain
+    last_weights = observation.message.ema is None
+    return observation.local_steps > 1 and observation.order_known and observation.optimiser.is_plain and last_weights
 
 
 class Backend(StrEnum):

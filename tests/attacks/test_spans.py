@@ -278,6 +278,21 @@ def test_an_error_of_one_noisy_image_lowers_what_is_predicted_for_all(batch, obs
     assert max(excess) < 3 and max(sample.predicted_psnr for sample in samples) > 3
 
 
+def test_the_weights_of_the_losses_are_divided_out_of_the_residuals():
+    scene = toy(batch=2, channels=(16, 64), timesteps=(150, 400), min_snr=0.5)
+    observation, t = scene.observe(PlainDefense()), scene.victim.timesteps
+    assert float(scene.schedule.loss_weight(t).min()) < 0.5
+    found = Found(noisy_images(scene), t, torch.full((2,), 1e-9), torch.zeros(2), spent=0)
+    rebuilt = _solved(observation, _precise(observation, found), found, 150, stream(10, "signs"))
+    assert min(sample.measured["psnr"] for sample in judge([scene.victim], [rebuilt], 30)) > 30
+
+
+def test_unknown_masks_accept_nothing():
+    scene = toy(batch=1, channels=(16, 64), dropout=0.1)
+    (rebuilt,) = Spans(evaluations=40).run([scene.observe(PrivateNoise())], stream(0, "attack"))
+    assert not rebuilt.predicted_psnr.any()
+
+
 def test_what_is_left_of_the_budget_makes_found_images_more_exact(batch, observation):
     known = dataclasses.replace(observation, timesteps=batch.victim.timesteps)
     search = BatchSearch([known], [spans_of(observation)], budget=200)

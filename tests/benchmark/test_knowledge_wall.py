@@ -120,8 +120,8 @@ def test_streams_of_victim_defense_and_attack_differ(cells, monkeypatch):
 
     monkeypatch.setattr("benchmark.experiment.scene.stream", recording)
     run_cell(cells["dlg", "dp_sgd"])
-    assert {axes[1] for axes in opened} == {"victims", "pictures", "prepare", "defense", "order", "attack"}
-    assert len(set(opened.values())) == len(opened) == 6
+    assert {axes[1] for axes in opened} == {"victims", "pictures", "prepare", "defense", "order", "augment", "attack"}
+    assert len(set(opened.values())) == len(opened) == 7
 
 
 def test_a_start_does_not_depend_on_the_private_noise(cells):

@@ -108,6 +108,20 @@ def test_a_clipped_step_of_adam_is_not_read():
     assert not measurements(toy(optimiser="adam").observe(LocalDP(clipping_norm=1e6)))
 
 
+@pytest.mark.parametrize("message", ["update", "weights"])
+@pytest.mark.parametrize(
+    "practice", [{"optimiser": "sgd", "local_lr": 0.1}, *ADAM[1:3]], ids=lambda practice: practice["optimiser"]
+)
+def test_intervals_hold_the_gradient_behind_an_average_of_weights_and_are_wider(practice, message):
+    averaged, last = (observed(message=message, **practice, **average) for average in ({"ema": 0.99}, {}))
+    assert check(averaged) <= check(last)
+    widths = [
+        torch.cat([(one.high - one.low).flatten() for one in gradient_intervals(observation).values()])
+        for observation in (averaged, last)
+    ]
+    assert (widths[0] >= widths[1])[widths[0].isfinite() & widths[1].isfinite()].double().mean() > 0.9
+
+
 def test_large_eps_leaves_almost_all_coordinates_readable_and_a_tiny_step_none():
     readable = check(observed(optimiser="adam", local_lr=1e-2, eps=1e-2))
     hidden = check(observed(optimiser="adam", local_lr=1e-9, eps=1e-2))
@@ -119,6 +133,12 @@ def test_steps_that_cannot_be_inverted_say_why():
     assert why_unreadable(several) == "2 steps of adam lie behind the update"
     with pytest.raises(ValueError, match="2 steps of adam"):
         gradient_intervals(several)
+    kept = observed(optimiser="adam", state="kept", round=3)
+    assert why_unreadable(kept) == "the state of adam was kept from 2 earlier steps, which were not observed"
+    with pytest.raises(ValueError, match="2 earlier steps"):
+        gradient_intervals(kept)
+    averaged = observed(ema=0.9, local_steps=2, batch=1)
+    assert why_unreadable(averaged) == "the average of the weights of 2 steps was sent, and its rounding has no bound"
     assert why_unreadable(observed(local_steps=2, batch=1)) is None
 
 
