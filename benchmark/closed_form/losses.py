@@ -11,14 +11,14 @@ the coordinate is known. If a defense loses more, nothing is read through both.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from benchmark.closed_form.first_step import Interval, gradient_intervals, why_unreadable
 from benchmark.disclosure import User
+from benchmark.matching.first_step import Interval, gradient_interval, why_unreadable
 from benchmark.matching.objectives import relative_noise
 from benchmark.types import Observation, PublicParameters
 from benchmark.vectors import level_width
@@ -59,33 +59,42 @@ class Measurement:
         return self.std / size if size and bool(self.known.all()) else math.inf
 
 
-def measurements(observation: Observation) -> Mapping[str, Measurement]:
-    """Return the tensors of an update as measurements, by name.
+def is_lossy(observation: Observation) -> bool:
+    """Return whether an update has `measurements`, without computing them.
 
-    The result is empty if the update is the gradient itself, or if nothing can be read: the defense sends signs only, whose
-    error is as large as the gradient, or it loses more than the optimiser or the message did, or several steps of Adam lie
-    behind the update.
+    It has none if it is the gradient itself, or if nothing can be read: the defense sends signs only, whose error is as large as
+    the gradient, or it loses more than the optimiser or the message did, or several steps of Adam lie behind the update.
     """
     public = observation.public
-    pruned = public.kept_share is not None and public.kept_share < 1
-    noise = _noise(observation)
-    if not (pruned or noise or public.bits):
-        return _read(observation)
-    if public.bits == 1 or not observation.is_gradient:
-        return {}
-    found = {}
-    for name, value in observation.update.items():
-        cell = float(level_width(value, public.bits)) / math.sqrt(12) if public.bits else 0.0
-        known = value != 0 if pruned else torch.ones_like(value, dtype=torch.bool)
-        found[name] = Measurement(value, known, math.hypot(noise, cell), noise)
-    return found
+    if _is_pruned(public) or public.bits or public.noise_std or public.gaussian_ratio or public.laplace_ratio:
+        return public.bits != 1 and observation.is_gradient
+    return not observation.is_gradient and why_unreadable(observation) is None
 
 
-def _read(observation: Observation) -> Mapping[str, Measurement]:
-    """Return the coordinates that can be read through the optimiser's only step and the rounding of the message."""
-    if observation.is_gradient or why_unreadable(observation):
+def measurements(observation: Observation, names: Collection[str] | None = None) -> Mapping[str, Measurement]:
+    """Return the tensors of an update as measurements, by name; empty if the update has none (`is_lossy`).
+
+    Args:
+        observation: the update.
+        names: the tensors to return, those that were sent; None for all. A tensor of Adam costs some passes over it.
+    """
+    if not is_lossy(observation):
         return {}
-    return {name: _of_interval(interval) for name, interval in gradient_intervals(observation).items()}
+    wanted = [name for name in observation.update if names is None or name in names]
+    if observation.is_gradient:
+        noise = _noise(observation)
+        return {name: _of_defense(observation.public, observation.update[name], noise) for name in wanted}
+    return {name: _of_interval(gradient_interval(observation, name)) for name in wanted}
+
+
+def _is_pruned(public: PublicParameters) -> bool:
+    return public.kept_share is not None and public.kept_share < 1
+
+
+def _of_defense(public: PublicParameters, value: Tensor, noise: float) -> Measurement:
+    cell = float(level_width(value, public.bits)) / math.sqrt(12) if public.bits else 0.0
+    known = value != 0 if _is_pruned(public) else torch.ones_like(value, dtype=torch.bool)
+    return Measurement(value, known, math.hypot(noise, cell), noise)
 
 
 def _of_interval(interval: Interval) -> Measurement:

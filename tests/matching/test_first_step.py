@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmark.clients.toy import PlainDefense, toy
-from benchmark.closed_form.first_step import gradient_intervals, unit, why_unreadable
+from benchmark.matching.first_step import gradient_intervals, unit, why_unreadable
 from benchmark.diffusion.loss import training_loss
 
 ADAM = [

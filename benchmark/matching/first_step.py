@@ -64,23 +64,23 @@ def why_unreadable(observation: Observation) -> str | None:
 
 
 def gradient_intervals(observation: Observation) -> dict[str, Interval]:
-    """Return bounds of the gradient of the client's only step, by parameter.
+    """Return bounds of the gradient of the client's only step, by parameter (`gradient_interval`)."""
+    return {name: gradient_interval(observation, name) for name in observation.update}
+
+
+def gradient_interval(observation: Observation, name: str) -> Interval:
+    """Return bounds of one parameter's gradient at the client's only step.
 
     Raises:
         ValueError: the gradient cannot be read (`why_unreadable`); the message is one sentence.
     """
     if problem := why_unreadable(observation):
         raise ValueError(problem)
-    return {name: _interval(observation, name, value) for name, value in observation.update.items()}
-
-
-def _interval(observation: Observation, name: str, update: Tensor) -> Interval:
-    optimiser, scale = observation.optimiser, (observation.local_lr or 1.0) * observation.local_steps
+    optimiser, moved = observation.optimiser, observation.update[name].double()
     weight = observation.network.get_parameter(name).detach().double()
-    moved = update.double()  # (theta_0 - theta_E) / (eta E)
     if optimiser.name == "adamw":
         moved = moved - optimiser.weight_decay * weight
-    error = _rounding(observation, weight, update, scale) / scale + ARITHMETIC * moved.abs()
+    error = _rounding(observation, name) + ARITHMETIC * moved.abs()
     value, low, high = moved, moved - error, moved + error
     if optimiser.name != "sgd":
         inside = moved.clamp(ARITHMETIC - 1, 1 - ARITHMETIC)
@@ -90,30 +90,40 @@ def _interval(observation: Observation, name: str, update: Tensor) -> Interval:
     return Interval(value - decay, low - decay - summed, high - decay + summed)
 
 
+def update_interval(observation: Observation, name: str) -> Interval:
+    """Return bounds of one parameter of the update before the rounding of weights and message, for any number of steps."""
+    value = observation.update[name].double()
+    error = _rounding(observation, name) + ARITHMETIC * value.abs()
+    return Interval(value, value - error, value + error)
+
+
 def _inverse(share: Tensor, eps: float) -> Tensor:
     """Return the gradient at which a step is this share of the step size; infinite from a share of 1 on."""
     size = share.abs()
     return torch.where(size < 1, eps * share / (1 - size), share.sign() * math.inf)
 
 
-def _rounding(observation: Observation, weight: Tensor, update: Tensor, scale: float) -> Tensor:
-    """Return the largest error of theta_E by rounding: in the client's arithmetic at each step, and in the message.
+def _rounding(observation: Observation, name: str) -> Tensor:
+    """Return the largest error of the update by rounding: in the client's arithmetic at each step, and in the message.
 
     AdamW multiplies the weights by 1 - eta lambda before it steps. That number and the product are rounded, too.
     """
-    optimiser, message = observation.optimiser, observation.message
+    optimiser, message, update = observation.optimiser, observation.message, observation.update[name].double()
+    weight = observation.network.get_parameter(name).detach().double()
+    scale = (observation.local_lr or 1.0) * observation.local_steps
+    end = weight - scale * update
     if optimiser.name == "sgd" and optimiser.is_plain and message.kind == "update":
         local = torch.zeros_like(weight)
     else:
-        size = torch.maximum(weight.abs(), (weight - scale * update.double()).abs()) * (1 + ARITHMETIC)
+        size = torch.maximum(weight.abs(), end.abs()) * (1 + ARITHMETIC)
         local = unit(size, "float32") * (1.5 if optimiser.name == "adamw" and optimiser.weight_decay else 0.5)
-        local = observation.local_steps * local
+        local = observation.local_steps * local / scale
     if message.precision == "float32":
         return local
     if message.kind == "update":
-        return local + scale * unit(update.abs().double(), message.precision) / 2
-    sent = (weight - scale * update.double()).float().to(getattr(torch, message.precision))
-    return local + unit(sent.abs().double(), message.precision) / 2
+        return local + unit(update.abs(), message.precision) / 2
+    sent = end.float().to(getattr(torch, message.precision))
+    return local + unit(sent.abs().double(), message.precision) / (2 * scale)
 
 
 def unit(size: Tensor, precision: str) -> Tensor:
