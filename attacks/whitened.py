@@ -18,8 +18,8 @@ evaluations at most. The attack runs a single search. Several searches, of which
 tried with growing stages only once, on four photographs of 32x32 pixels with 100 evaluations.
 
 The distance is adapted to pruning and clipping, to one step of Adam and to rounded messages, but not to noise on the update or
-to a defense that rounds. Whitening amplifies both, as it amplifies all small components. After local steps in known order the covariances treat them as one batch, but the search is
-exact.
+to a defense that rounds. Whitening amplifies both, as it amplifies all small components. After local steps in known order the
+covariances treat them as one batch, but the search is exact.
 
 A private timestep is read in closed form (`benchmark.closed_form.timesteps`); if that is refused, nothing is reconstructed.
 The attack needs the noise. The victims of a call share one stream of fields, so a victim's fields depend on which other

@@ -62,8 +62,8 @@ class Measurement:
 def is_lossy(observation: Observation) -> bool:
     """Return whether an update has `measurements`, without computing them.
 
-    It has none if it is the gradient itself, or if nothing can be read: the defense sends signs only, whose error is as large as
-    the gradient, or it loses more than the optimiser or the message did, or several steps of Adam lie behind the update.
+    It has none if it is the gradient itself, or if nothing can be read: the defense sends signs only, whose error is as large
+    as the gradient, or it loses more than the optimiser or the message did, or several steps of Adam lie behind the update.
     """
     public = observation.public
     if _is_pruned(public) or public.bits or public.noise_std or public.gaussian_ratio or public.laplace_ratio:

@@ -1,4 +1,4 @@
-"""The batches of local training and the mean of updates. Clients and attackers use the same functions, so order and mean agree."""
+"""Batches of local training, and means of updates. Clients and attackers use the same functions, so order and mean agree."""
 
 from __future__ import annotations
 

@@ -134,10 +134,10 @@ def unrolls_local_steps(observation: Observation) -> bool:
     """Return whether the updates of guesses go through the clients' local steps, one after the other.
 
     This is exact for every optimiser, but requires knowing which example belongs to which step. Otherwise all N images are
-    treated as one batch at the global weights, and the guess gives the gradient of its mean loss. That is exact for clients that
-    take one step of plain SGD, and has an error of the order of the step size if they take several. After one step of another
-    optimiser, the update is no gradient. Attacks that allow for it compare the guess with what can be read of the client's
-    gradient (`defense_aware.match_defense_aware`). All others take the update for a gradient.
+    treated as one batch at the global weights, and the guess gives the gradient of its mean loss. That is exact for clients
+    that take one step of plain SGD, and has an error of the order of the step size if they take several. After one step of
+    another optimiser, the update is no gradient. Attacks that allow for it compare the guess with what can be read of the
+    client's gradient (`defense_aware.match_defense_aware`). All others take the update for a gradient.
     """
     return observation.local_steps > 1 and observation.order_known
 

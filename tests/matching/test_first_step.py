@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmark.clients.toy import PlainDefense, toy
-from benchmark.matching.first_step import gradient_intervals, unit, why_unreadable
 from benchmark.diffusion.loss import training_loss
+from benchmark.matching.first_step import gradient_intervals, unit, why_unreadable
 
 ADAM = [
     {"optimiser": "adam", "local_lr": 1e-4},

@@ -6,7 +6,6 @@ import functools
 import pytest
 import torch
 
-from benchmark.attacks.dlg import DLG
 from benchmark.attacks.posterior_mode import PosteriorMode
 from benchmark.attacks.residual import Residual
 from benchmark.attacks.whitened import Whitened
@@ -96,13 +95,3 @@ def rebuild(attack, observation):
     (found,) = attack.run([observation], stream(0, "a"))
     assert found.diverged is None
     return found.images[0]
-
-
-@pytest.mark.parametrize("name", ["adam", "adamw", "amsgrad"])
-def test_images_behind_two_steps_of_adam_are_recovered(name):
-    """By following the steps, which an attack that takes the update for a gradient cannot."""
-    scene, observation = observed(optimiser=name, local_lr=1e-3, local_steps=2)
-    blind = dataclasses.replace(observation, optimiser=Optimiser())
-    found, lost = (rebuild(DLG(evaluations=100), view) for view in (observation, blind))
-    followed, taken = (psnr(image.clamp(-1, 1), scene.victim.images[0]) for image in (found, lost))
-    assert followed > taken + 5
