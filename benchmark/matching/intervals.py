@@ -6,9 +6,10 @@ Where the interval is narrow, the coordinate is read, and this is the usual diff
 left, the difference is what the guess lacks to the bound. A comparison through Adam's step itself would tell the search
 nothing there: the step hardly depends on the gradient.
 
-On `tiny` with eps = 1e-8 only 8% of the coordinates could be read up to 5% of their value, and this distance still led to the
-image. Dividing each tensor by its size gave no better images, nor did a comparison of g / (|g| + c), with c of the tensor's
-size.
+Trials of `tiny` at 16x16, t = 200, one step of Adam (lr 1e-4, eps 1e-8), noise granted, 100 evaluations: on two photographs
+with random weights, where 8% of the coordinates could be read up to 5%, this distance reached 73 and 78 dB. With each tensor
+divided by its size it reached 57 and 56 dB. On the one photograph with trained weights both stood at 9 dB, below the cosine
+distance that takes the update for a gradient (14 dB).
 """
 
 from __future__ import annotations
