@@ -30,7 +30,7 @@ from torch.autograd import grad
 from torch.nn import functional as F
 
 from benchmark.diffusion.loss import training_loss
-from benchmark.matching.defense_aware import as_released
+from benchmark.matching.defense_aware import as_released, as_trained
 from benchmark.matching.objectives import Distance
 from benchmark.matching.plans import plan_for
 from benchmark.matching.problem import Updates, clean_guess, stack
@@ -73,6 +73,7 @@ class Factors:
 def whitened_distance(observation: Observation, guesses: Tensor, damping: float) -> Distance:
     """Return the whitened distance for guesses x_0 (G, N, C, H, W), adapted to pruning and clipping. Its mean over them is 1.
 
+    After one step of Adam, or where the message is rounded, differences count from the intervals that are left of the gradient.
     It compares only plain convolutions, linear layers and normalisations. It leaves out layers without places (in the time
     embedding, whose information other layers carry too), layers whose weight did not leave the client, and layers whose update
     is zero at all guesses.
@@ -96,9 +97,11 @@ def whitened_distance(observation: Observation, guesses: Tensor, damping: float)
         difference = {name: update[name] - value for name, value in other.items()}
         return torch.stack([layer.whitened(difference).square().mean((1, 2)) for layer in factors], 1)
 
+    compare = as_trained(observation, mean_squares) or as_released(observation.public, mean_squares)
+
     def mean_squares_at(x_0: Tensor) -> Tensor:
         own = {name: value.detach() for name, value in updates(clean_guess({"x_0": x_0[None]}, known)).items()}
-        return as_released(observation.public, mean_squares)(own, known.update)[0]
+        return compare(own, known.update)[0]
 
     at_guesses = torch.stack([mean_squares_at(x_0) for x_0 in guesses]).mean(0)
     sizes = torch.tensor([float(len(layer.left) * len(layer.right)) for layer in factors], device=at_guesses.device)
@@ -106,7 +109,7 @@ def whitened_distance(observation: Observation, guesses: Tensor, damping: float)
     if not informative.any():
         raise NothingToCompare("no layer distinguishes these images from the observed update")
     weights = torch.where(informative, sizes / at_guesses, 0) / sizes[informative].sum()
-    return as_released(observation.public, lambda update, other: mean_squares(update, other) @ weights)
+    return lambda update, other: compare(update, other) @ weights
 
 
 def layer_factors(observation: Observation, guesses: Tensor, damping: float) -> list[Factors]:

@@ -9,6 +9,8 @@ two differ in the optimiser alone.
 The attack assumes that the timestep is known, as `dlg` does. A private timestep is read in closed form, and private noise is
 searched jointly with the images, as in `dlg`.
 
+A client's update after one step of Adam is taken for a gradient. Several steps are simulated (`problem.unrolls_local_steps`).
+
 Shapes: images (B, C, H, W), unbounded during the search. Cost: one double backward through the network per evaluation.
 """
 

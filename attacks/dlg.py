@@ -8,6 +8,8 @@ The attack needs the timestep. A private one is read in closed form (ours, `benc
 refused, nothing is reconstructed. Private noise is a second dummy variable, optimised together with the images, as the paper
 does with labels.
 
+A client's update after one step of Adam is taken for a gradient. Several steps are simulated (`problem.unrolls_local_steps`).
+
 Deviations, ours: a strong Wolfe line search (the reference code has none). The budget counts evaluations (one loss with
 gradient); the reference takes 300 steps of up to 20 iterations each. Restarts share the budget, and the lowest matching loss
 wins (the reference has one start).

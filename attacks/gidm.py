@@ -16,6 +16,8 @@ the budget. It starts at the latent of one flat colour, the mean of public image
 Without a prior, phase 2 starts at that colour. We chose this preset on three training images of CIFAR-10 at 16x16, t = 20.
 First trials used crops of the photographs of `photos` at 16x16: other crops than the tables show, but of the same photographs.
 
+A client's update after one step of Adam is taken for a gradient. Several steps are simulated (`problem.unrolls_local_steps`).
+
 Deviations, ours: both phases use one network and one noise, those of the observation (the reference code draws new ones for
 each phase). The best iterate by the matching loss is kept, not the last. The sampler clips each step's image to [-1, 1]. The
 sampler's gradient keeps the activations of one step in memory at a time. The loss in a row is the loss of the last phase.

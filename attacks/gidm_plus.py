@@ -19,6 +19,8 @@ scene.
 The attack uses no prior: with a latent in place of pixels, the first phase missed timesteps in the same trials. Granted values
 are used as they are. If the timestep is granted, the second phase has the whole budget.
 
+A client's update after one step of Adam is taken for a gradient. Several steps are simulated (`problem.unrolls_local_steps`).
+
 Shapes: images (B, C, H, W), unbounded. Cost: one double backward through the network per evaluation.
 """
 

@@ -10,6 +10,8 @@ after each one. A restart is scored by its matching loss.
 The attack assumes that timestep and noise are known. A private timestep is read in closed form (ours,
 `benchmark.closed_form.timesteps`); if that is refused, nothing is reconstructed.
 
+A client's update after one step of Adam is taken for a gradient. Several steps are simulated (`problem.unrolls_local_steps`).
+
 Deviations, ours: images lie in [-1, 1]. The reference normalises by the data set's mean and standard deviation, so step and
 total variation have somewhat different weights there. Restarts share the budget. The best iterate by the regularised loss is
 returned, not the last. The weight of the total variation is chosen for images in [-1, 1] (the reference leaves it to its

@@ -60,7 +60,7 @@ from benchmark.attacks._linear_residual import COORDINATES, INEXACT_COORDINATES,
 from benchmark.attacks._residual import ENOUGH_EVALUATIONS, default_start, search
 from benchmark.attacks._span_search import SiteSpans, complete_spans
 from benchmark.base.ranges import Count, InnerShare
-from benchmark.closed_form.losses import RESTORATION_PARAMETERS, measurements
+from benchmark.closed_form.losses import RESTORATION_PARAMETERS, is_lossy, measurements
 from benchmark.closed_form.restoration import PRECISE
 from benchmark.closed_form.sites import sites_of_each
 from benchmark.closed_form.timesteps import UNDECIDED, with_timesteps
@@ -129,7 +129,7 @@ class Spans(MatchingAttack):
         groups: dict[object, list[int]] = {}
         for place, observation in enumerate(observations):
             names = tuple(site.name for site in spans[place])
-            lossy = bool(measurements(observation))
+            lossy = is_lossy(observation)
             undecided, no_noise = _is_undecided(observation), observation.noise is None
             kind = (id(observation.network), observation.batch_shape, no_noise, lossy, undecided, names)
             groups.setdefault(kind, []).append(place)
@@ -148,7 +148,7 @@ class Spans(MatchingAttack):
         self, observations: Sequence[Observation], spans: Sequence[SiteSpans], generator: torch.Generator
     ) -> list[Reconstruction]:
         """Rebuild the images behind updates of one kind."""
-        granted_noise, lossy = observations[0].noise is not None, bool(measurements(observations[0]))
+        granted_noise, lossy = observations[0].noise is not None, is_lossy(observations[0])
         undecided = _is_undecided(observations[0])
         if undecided and (lossy or not spans[0]):
             return [_refused(observation, 0) for observation in observations]

@@ -17,9 +17,9 @@ the length of stages on two of these photographs at 128x128. Equal stages of 50 
 evaluations at most. The attack runs a single search. Several searches, of which the better half continued, did worse. This was
 tried with growing stages only once, on four photographs of 32x32 pixels with 100 evaluations.
 
-The distance is adapted to pruning and clipping, but not to noise on the update or rounding. Whitening amplifies both, as it
-amplifies all small components. After local steps in known order the covariances treat them as one batch, but the search is
-exact.
+The distance is adapted to pruning and clipping, to one step of Adam and to rounded messages, but not to noise on the update or
+to a defense that rounds. Whitening amplifies both, as it amplifies all small components. After local steps in known order the
+covariances treat them as one batch, but the search is exact.
 
 A private timestep is read in closed form (`benchmark.closed_form.timesteps`); if that is refused, nothing is reconstructed.
 The attack needs the noise. The victims of a call share one stream of fields, so a victim's fields depend on which other

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from benchmark.closed_form.losses import measurements
+from benchmark.closed_form.losses import is_lossy, measurements
 from benchmark.closed_form.sites import is_signal, sites, spans_patches
 from benchmark.closed_form.timesteps import RepeatedTimesteps, UnreadableTimesteps, read_timesteps
 from benchmark.diffusion.landmarks import Landmarks, landmarks
@@ -36,7 +36,7 @@ def diagnose(observation: Observation) -> Diagnosis:
     """
     problem, (timesteps, unreadable, repeated) = why_unmatchable(observation), _timesteps(observation)
     adaptive_timesteps, adaptive_unreadable = timesteps, unreadable
-    if timesteps is None and not problem and measurements(observation):
+    if timesteps is None and not problem and is_lossy(observation):
         adaptive_timesteps, adaptive_unreadable, _ = _timesteps(observation, adaptive=True)
     marks = None if problem else landmarks(observation.network)
     spectra = dict(_spectra(observation, marks)) if marks else {}

@@ -13,14 +13,14 @@ read through both. Under noise, nobody sees which coordinates were clipped to a 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from benchmark.closed_form.first_step import Interval, gradient_intervals, why_unreadable
 from benchmark.disclosure import User
+from benchmark.matching.first_step import Interval, gradient_interval, why_unreadable
 from benchmark.matching.objectives import relative_noise
 from benchmark.types import Observation, PublicParameters
 from benchmark.vectors import REACHED, level_width
@@ -61,34 +61,46 @@ class Measurement:
         return self.std / size if size and bool(self.known.all()) else math.inf
 
 
-def measurements(observation: Observation) -> Mapping[str, Measurement]:
-    """Return the tensors of an update as measurements, by name.
+def is_lossy(observation: Observation) -> bool:
+    """Return whether an update has `measurements`, without computing them.
 
-    The result is empty if the update is the gradient itself, or if nothing can be read: the defense sends signs only, whose
-    error is as large as the gradient, or it disturbs what the optimiser or the message left, or several steps of Adam lie
-    behind the update.
+    It has none if it is the gradient itself, or if nothing can be read: the defense sends signs only, whose error is as large
+    as the gradient, or it disturbs what the optimiser or the message left, or several steps of Adam lie behind the update.
     """
-    public, noise = observation.public, _noise(observation)
-    pruned = public.kept_share is not None and public.kept_share < 1
-    limit = public.coordinate_limit
+    public = observation.public
+    noise = public.noise_std or public.gaussian_ratio or public.laplace_ratio or public.laplace_std
     if not observation.is_gradient:
-        return {} if noise or public.bits else _read(observation)
-    if not (pruned or limit or noise or public.bits) or public.bits == 1 or (limit and noise):
-        return {}
-    found = {}
-    for name, value in observation.update.items():
-        cell = float(level_width(value, public.bits)) / math.sqrt(12) if public.bits else 0.0
-        known = value != 0 if pruned else torch.ones_like(value, dtype=torch.bool)
-        known = known & (value.abs() < REACHED * limit) if limit else known
-        found[name] = Measurement(value, known, math.hypot(noise, cell), noise)
-    return found
+        return not (noise or public.bits) and why_unreadable(observation) is None
+    if public.bits == 1 or (public.coordinate_limit and noise):
+        return False
+    return bool(_is_pruned(public) or public.coordinate_limit or noise or public.bits)
 
 
-def _read(observation: Observation) -> Mapping[str, Measurement]:
-    """Return the coordinates that can be read through the optimiser's only step and the rounding of the message."""
-    if why_unreadable(observation):
+def measurements(observation: Observation, names: Collection[str] | None = None) -> Mapping[str, Measurement]:
+    """Return the tensors of an update as measurements, by name; empty if the update has none (`is_lossy`).
+
+    Args:
+        observation: the update.
+        names: the tensors to return, those that were sent; None for all. A tensor of Adam costs some passes over it.
+    """
+    if not is_lossy(observation):
         return {}
-    return {name: _of_interval(interval) for name, interval in gradient_intervals(observation).items()}
+    wanted = [name for name in observation.update if names is None or name in names]
+    if observation.is_gradient:
+        noise = _noise(observation)
+        return {name: _of_defense(observation.public, observation.update[name], noise) for name in wanted}
+    return {name: _of_interval(gradient_interval(observation, name)) for name in wanted}
+
+
+def _is_pruned(public: PublicParameters) -> bool:
+    return public.kept_share is not None and public.kept_share < 1
+
+
+def _of_defense(public: PublicParameters, value: Tensor, noise: float) -> Measurement:
+    cell = float(level_width(value, public.bits)) / math.sqrt(12) if public.bits else 0.0
+    known = value != 0 if _is_pruned(public) else torch.ones_like(value, dtype=torch.bool)
+    known = known & (value.abs() < REACHED * public.coordinate_limit) if public.coordinate_limit else known
+    return Measurement(value, known, math.hypot(noise, cell), noise)
 
 
 def _of_interval(interval: Interval) -> Measurement:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmark.closed_form.losses import Measurement, measurements
+from benchmark.closed_form.losses import Measurement, is_lossy, measurements
 from benchmark.closed_form.low_rank import Estimate, completed, overlapping, separate, shrunk
 from benchmark.closed_form.sites import Site
 from benchmark.types import Observation
@@ -46,7 +46,7 @@ def restored(observation: Observation, sites: Sequence[Site], max_error: float) 
         sites: the layers to restore.
         max_error: a layer stays as it is if its restored gradient may have a larger squared error, as a share of its square.
     """
-    measured = measurements(observation)
+    measured = measurements(observation, [f"{site.name}.weight" for site in sites])
     found = {
         site.name: restored_layer(measured[f"{site.name}.weight"], site, observation.image_count, max_error)
         for site in sites
@@ -55,7 +55,7 @@ def restored(observation: Observation, sites: Sequence[Site], max_error: float) 
     accepted = {name: estimate for name, estimate in found.items() if estimate is not None}
     update = {**observation.update, **{f"{name}.weight": estimate.values for name, estimate in accepted.items()}}
     errors = {name: estimate.error for name, estimate in accepted.items()}
-    return Restoration(dataclasses.replace(observation, update=update), errors, bool(measured))
+    return Restoration(dataclasses.replace(observation, update=update), errors, is_lossy(observation))
 
 
 def restored_layer(measurement: Measurement, site: Site, images: int, max_error: float) -> Estimate | None:

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from benchmark.closed_form.activations import ROUNDING_NOISE
 from benchmark.closed_form.candidates import EXACT_SHARE, Evidence, fit
-from benchmark.closed_form.losses import Measurement, measurements
+from benchmark.closed_form.losses import Measurement, is_lossy, measurements
 from benchmark.diffusion.landmarks import Landmarks, landmarks
 from benchmark.matching.problem import mean_colour_start, why_unmatchable
 from benchmark.types import Observation, Reconstruction
@@ -112,7 +112,6 @@ def read_timesteps(observation: Observation, adaptive: bool = False) -> Reading:
     marks = landmarks(observation.network)
     if marks is None:
         raise UnreadableTimesteps("the network does not say which layers take the time embedding")
-    measured = measurements(observation) if adaptive else {}
     *others, last = _readable_layers(observation, marks)
     for layer in others:
         with suppress(UnreadableTimesteps):
@@ -120,12 +119,12 @@ def read_timesteps(observation: Observation, adaptive: bool = False) -> Reading:
     try:
         return _read_layer(observation, last, marks.inputs(last))
     except UnreadableTimesteps:
-        if not measured:
+        if not (adaptive and is_lossy(observation)):
             raise
-    return _read_losses(observation, marks, measured)
+    return _read_losses(observation, marks)
 
 
-def _read_losses(observation: Observation, marks: Landmarks, measured: Mapping[str, Measurement]) -> Reading:
+def _read_losses(observation: Observation, marks: Landmarks) -> Reading:
     """Return the timesteps that explain the known coordinates of all layers that take the time embedding.
 
     A smaller set than the number of images is accepted only if the known coordinates are exact: noise may hide an image.
@@ -133,7 +132,9 @@ def _read_losses(observation: Observation, marks: Landmarks, measured: Mapping[s
     if observation.public.draws_per_image:
         raise UnreadableTimesteps("several timesteps lie behind each image, and the update is lossy")
     images, least = observation.image_count, observation.public.least_timestep or 0
-    layers = [layer for layer in (marks.embedding, *marks.projections) if f"{layer}.weight" in measured]
+    takers = (marks.embedding, *marks.projections)
+    measured = measurements(observation, [f"{layer}.{part}" for layer in takers for part in ("weight", "bias")])
+    layers = [layer for layer in takers if f"{layer}.weight" in measured]
     if observation.local_steps > 1:  # only the input of the first layer does not depend on weights, which move
         layers = [layer for layer in layers if layer == marks.embedding]
     if not layers:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from benchmark.disclosure import User
 from benchmark.matching.engine import Guessing, Task, match
+from benchmark.matching.intervals import bounds, within
 from benchmark.matching.objectives import (
     Distance,
     clamped,
@@ -25,8 +27,12 @@ from benchmark.matching.objectives import (
     relative_noise,
     squared_distance,
 )
+from benchmark.matching.problem import unrolls_local_steps
 from benchmark.matching.search import Optimiser, Solution, Variables
-from benchmark.types import PublicParameters, Update
+from benchmark.types import Observation, PublicParameters, Update
+
+NOTHING = PublicParameters()
+"""The public parameters of an update that no defense changes."""
 
 COMPARISON_PARAMETERS = PublicParameters.used_by(User.COMPARISON)
 """The public parameters that `as_released` uses."""
@@ -45,12 +51,33 @@ def match_defense_aware(
     optimise: Optimiser,
     regularise: Callable[[Variables], Tensor] | None = None,
 ) -> list[Solution]:
-    """Return the solutions of `match`, with the distance that `fit` builds from each task's public parameters."""
+    """Return the solutions of `match`, with the distance that `fit` builds from each task's public parameters.
+
+    After one step of Adam, or where the message is rounded, a task compares its guess with intervals (`as_trained`).
+    """
+    observations = dict.fromkeys(task.observation for task in tasks)  # restarts share one
+    own = {observation: as_trained(observation, fit(NOTHING)) for observation in observations}
+    tasks = [replace(task, distance=own[task.observation]) for task in tasks]
     found: dict[Task, Solution] = {}
     for public in dict.fromkeys(task.observation.public for task in tasks):
         alike = [task for task in tasks if task.observation.public == public]
         found |= zip(alike, match(alike, guess, fit(public), optimise, regularise), strict=True)
     return [found[task] for task in tasks]
+
+
+def as_trained(observation: Observation, compare: Distance) -> Distance | None:
+    """Return the comparison with what is known of the client's gradient, or None if that is the update itself (`bounds`).
+
+    The guess is clipped as the client clips it: each image's gradient if a defense states it, as in `as_released`, and then the
+    gradient of the step. The latter is exact if all trained parameters are sent. A comparison with intervals takes one guess.
+    """
+    known = bounds(observation)
+    if known is None:
+        return None
+    compare, norm = within(compare, known), observation.optimiser.max_norm
+    if norm is not None and not unrolls_local_steps(observation):
+        compare = clipped(compare, norm)
+    return as_released(replace(NOTHING, clip_norm=observation.public.clip_norm), compare)
 
 
 def distance(public: PublicParameters) -> Distance:

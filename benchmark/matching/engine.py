@@ -98,6 +98,7 @@ def _kind(task: Task) -> object:
         observation.batch_shape,
         observation.local_steps,
         observation.local_lr,
+        observation.optimiser,
         observation.clients,
         observation.order_known,
     )

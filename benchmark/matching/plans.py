@@ -61,5 +61,6 @@ def _kind(observation: Observation) -> object:
     network = observation.network
     layers = (repr(network), tuple(map(type, network.modules())))
     parameters = tuple((name, value.shape, value.dtype) for name, value in network.named_parameters())
-    practice = (observation.batch_shape, observation.clients, observation.local_steps, unrolls_local_steps(observation))
+    optimiser = observation.optimiser if unrolls_local_steps(observation) else None
+    practice = (observation.batch_shape, observation.clients, observation.local_steps, optimiser)
     return layers, parameters, network.device, practice, tuple(observation.update)

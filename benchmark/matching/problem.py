@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Self
 
@@ -17,7 +17,8 @@ from benchmark.base.machine import out_of_memory
 from benchmark.diffusion.denoiser import Denoiser
 from benchmark.diffusion.loss import Forward, losses, parameter_gradient
 from benchmark.diffusion.process import Process
-from benchmark.diffusion.sgd import local_batches, local_update, mean_update
+from benchmark.diffusion.sgd import local_batches, mean_update
+from benchmark.diffusion.unrolling import local_update
 from benchmark.matching.layers import per_victim
 from benchmark.types import Observation, Prior, Update
 
@@ -133,13 +134,14 @@ MAX_DISAGREEMENT, NEGLIGIBLE_SHARE = 1e-2, 1e-4
 def unrolls_local_steps(observation: Observation) -> bool:
     """Return whether the updates of guesses go through the clients' local steps, one after the other.
 
-    This is exact, but requires knowing which example belongs to which step, steps of plain SGD, and no average of weights.
-    Otherwise all N images are treated as one batch at the global weights. That is exact for clients that take one step of plain
-    SGD, and has an error of the order of the step size if they take several. For other optimisers, and for averages of several
-    steps, no error bound is known.
+    This is exact for every optimiser, but requires knowing which example belongs to which step, a fresh state, and no average
+    of weights. Otherwise all N images are treated as one batch at the global weights, and the guess gives the gradient of its
+    mean loss. That is exact for clients that take one step of plain SGD, and has an error of the order of the step size if they
+    take several. After one step of another optimiser, the update is no gradient. Attacks that allow for it compare the guess
+    with what can be read of the client's gradient (`defense_aware.match_defense_aware`). All others take it for a gradient.
     """
-    last_weights = observation.message.ema is None
-    return observation.local_steps > 1 and observation.order_known and observation.optimiser.is_plain and last_weights
+    can_be_simulated = observation.order_known and not observation.optimiser.earlier_steps and observation.message.ema is None
+    return observation.local_steps > 1 and can_be_simulated
 
 
 class Backend(StrEnum):
@@ -196,10 +198,11 @@ class Updates:
         def loss(forward: Forward, batch: slice) -> Tensor:
             return guess.examples(batch).losses(forward, self.schedule).mean()
 
-        observation, lr = self.observation, self.observation.local_lr
-        assert lr is not None
+        observation = self.observation
+        assert observation.local_lr is not None
+        optimiser = replace(observation.optimiser, lr=observation.local_lr)
         clients = local_batches(observation.image_count, observation.clients, observation.local_steps)
-        return mean_update([local_update(network, loss, batches, lr) for batches in clients])
+        return mean_update([local_update(network, loss, batches, optimiser) for batches in clients])
 
     def _stack(self, updates: Sequence[Update]) -> Update:
         return {name: torch.stack([update[name] for update in updates]) for name in self.names}

@@ -186,6 +186,15 @@ def test_unrolling_the_local_steps_gives_the_update(clients, steps, batch):
     assert relative(at_the_truth(scene, observation), observation.update) < 2e-6
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "amsgrad"])
+def test_unrolling_gives_the_update_of_every_optimiser(name):
+    """With an eps far above the rounding of gradients, which Adam would amplify."""
+    scene = scene_of(steps=3, optimiser=name, lr=0.01, eps=1e-3, weight_decay=0.1, max_norm=0.5)
+    observation = scene.observe(PlainDefense())
+    assert choose_backend(observation) is Backend.UNROLLED
+    assert relative(at_the_truth(scene, observation), observation.update) < 1e-4
+
+
 def test_without_an_order_the_error_is_proportional_to_the_step_size():
     errors = []
     for lr in (0.02, 0.01, 0.005):

@@ -75,24 +75,24 @@ def why_unreadable(observation: Observation) -> str | None:
 
 
 def gradient_intervals(observation: Observation) -> dict[str, Interval]:
-    """Return bounds of the gradient of the client's only step, by parameter.
+    """Return bounds of the gradient of the client's only step, by parameter (`gradient_interval`)."""
+    return {name: gradient_interval(observation, name) for name in observation.update}
+
+
+def gradient_interval(observation: Observation, name: str) -> Interval:
+    """Return bounds of one parameter's gradient at the client's only step.
 
     Raises:
         ValueError: the gradient cannot be read (`why_unreadable`); the message is one sentence.
     """
     if problem := why_unreadable(observation):
         raise ValueError(problem)
-    return {name: _interval(observation, name, value) for name, value in observation.update.items()}
-
-
-def _interval(observation: Observation, name: str, update: Tensor) -> Interval:
-    optimiser = observation.optimiser
-    scale = (observation.local_lr or 1.0) * observation.message.gain(observation.local_steps)
+    optimiser, update = observation.optimiser, observation.update[name].double()
+    moved = update  # (theta_0 - theta_E) / (eta E)
     weight = observation.network.get_parameter(name).detach().double()
-    moved = update.double()  # (theta_0 - theta_E) / (eta E)
     if optimiser.name == "adamw":
         moved = moved - optimiser.weight_decay * weight
-    rounding = _rounding(observation, weight, update, scale) / scale
+    rounding = _rounding(observation, name)
     error = rounding + ARITHMETIC * moved.abs()
     value, low, high = moved, moved - error, moved + error
     if optimiser.name != "sgd":
@@ -100,7 +100,7 @@ def _interval(observation: Observation, name: str, update: Tensor) -> Interval:
         value, low, high = (_inverse(share, optimiser.eps) for share in (inside, low, high))
     decay = optimiser.weight_decay * weight if optimiser.name != "adamw" else torch.zeros_like(weight)
     summed = ARITHMETIC * decay.abs()  # the rounding of the gradient plus its decay
-    low, high = _without_losses(observation.public, update.double(), rounding, (low, high))
+    low, high = _without_losses(observation.public, update, rounding, (low, high))
     return Interval(value - decay, low - decay - summed, high - decay + summed)
 
 
@@ -120,35 +120,45 @@ def _without_losses(
     )
 
 
+def update_interval(observation: Observation, name: str) -> Interval:
+    """Return bounds of one parameter of the update before the rounding of weights and message, for any number of steps."""
+    value = observation.update[name].double()
+    error = _rounding(observation, name) + ARITHMETIC * value.abs()
+    return Interval(value, value - error, value + error)
+
+
 def _inverse(share: Tensor, eps: float) -> Tensor:
     """Return the gradient at which a step is this share of the step size; infinite from a share of 1 on."""
     size = share.abs()
     return torch.where(size < 1, eps * share / (1 - size), share.sign() * math.inf)
 
 
-def _rounding(observation: Observation, weight: Tensor, update: Tensor, scale: float) -> Tensor:
-    """Return the largest error of theta_E by rounding: in the client's arithmetic at each step, and in the message.
+def _rounding(observation: Observation, name: str) -> Tensor:
+    """Return the largest error of the update by rounding: in the client's arithmetic at each step, and in the message.
 
     AdamW multiplies the weights by 1 - eta lambda before it steps. That number and the product are rounded, too. The average of
     weights inherits the share `Message.gain` of these errors, and is rounded itself. It is read after one step only.
     """
-    optimiser, message = observation.optimiser, observation.message
+    optimiser, message, steps = observation.optimiser, observation.message, observation.local_steps
+    update, weight = observation.update[name].double(), observation.network.get_parameter(name).detach().double()
+    lr = observation.local_lr or 1.0
+    scale = lr * message.gain(steps)
     if optimiser.is_plain and message.kind == "update" and message.ema is None:
         local = torch.zeros_like(weight)
     else:
-        walked = scale * observation.local_steps / message.gain(observation.local_steps)  # of theta_E, not of the average
-        size = torch.maximum(weight.abs(), (weight - walked * update.double()).abs()) * (1 + ARITHMETIC)
+        end = weight - lr * steps * update  # theta_E, not the average
+        size = torch.maximum(weight.abs(), end.abs()) * (1 + ARITHMETIC)
         step = 1.5 if optimiser.name == "adamw" and optimiser.weight_decay else 0.5
         average = 0.0 if message.ema is None else 0.5
-        local = unit(size, "float32") * (step * message.gain(observation.local_steps) + average)
+        local = unit(size, "float32") * (step * message.gain(steps) + average) / scale
     if message.precision == "float32":
         return local
     if message.precision == "secaggplus":
-        return local + secaggplus.largest_error(weight - scale * update.double(), message.examples)
+        return local + secaggplus.largest_error(weight - scale * update, message.examples) / scale
     if message.kind == "update":
-        return local + scale * unit(update.abs().double(), message.precision) / 2
-    sent = (weight - scale * update.double()).float().to(getattr(torch, message.precision))
-    return local + unit(sent.abs().double(), message.precision) / 2
+        return local + unit(update.abs(), message.precision) / 2
+    sent = (weight - scale * update).float().to(getattr(torch, message.precision))
+    return local + unit(sent.abs().double(), message.precision) / (2 * scale)
 
 
 def unit(size: Tensor, precision: str) -> Tensor:

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from benchmark.clients.toy import PlainDefense, toy
-from benchmark.closed_form.first_step import gradient_intervals, unit, why_unreadable
 from benchmark.closed_form.losses import measurements
 from benchmark.defenses.clipping import Clipping
 from benchmark.defenses.local_dp import LocalDP
 from benchmark.defenses.percentile_privacy import PercentilePrivacy
 from benchmark.defenses.random_pruning import RandomPruning
 from benchmark.diffusion.loss import training_loss
+from benchmark.matching.first_step import gradient_intervals, unit, why_unreadable
 
 ADAM = [
     {"optimiser": "adam", "local_lr": 1e-4},
