@@ -30,7 +30,7 @@ from torch.autograd import grad
 from torch.nn import functional as F
 
 from benchmark.diffusion.loss import training_loss
-from benchmark.matching.defense_aware import as_released, as_trained
+from benchmark.matching.defense_aware import as_released, as_trained, comparable
 from benchmark.matching.objectives import Distance
 from benchmark.matching.plans import plan_for
 from benchmark.matching.problem import Updates, clean_guess, stack
@@ -97,7 +97,7 @@ def whitened_distance(observation: Observation, guesses: Tensor, damping: float)
         difference = {name: update[name] - value for name, value in other.items()}
         return torch.stack([layer.whitened(difference).square().mean((1, 2)) for layer in factors], 1)
 
-    compare = as_trained(observation, mean_squares) or as_released(observation.public, mean_squares)
+    compare = as_trained(observation, mean_squares) or as_released(comparable(observation), mean_squares)
 
     def mean_squares_at(x_0: Tensor) -> Tensor:
         own = {name: value.detach() for name, value in updates(clean_guess({"x_0": x_0[None]}, known)).items()}

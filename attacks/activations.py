@@ -16,9 +16,10 @@ layers. DAGER (arXiv 2405.15586) and TIGER (arXiv 2606.18312) use the span of a 
 4. From there L-BFGS minimises the squared distance over x_t and the residual (`benchmark.attacks._residual`), or over the
    images if the noise is granted. The distance is adapted to the defense as in `residual`.
 
-If the defense states that it prunes, rounds or adds noise, steps 2 and 3 use restored gradients only
-(`benchmark.closed_form.restoration`). If none can be restored, or every convolution has too many positions, step 4 has the
-whole budget. If step 3 does not converge, step 4 spends the rest of the budget from the start of `residual`.
+If the update is lossy (`benchmark.closed_form.losses`: pruning, rounding, noise, one step of Adam, a rounded message), steps 2
+and 3 use restored gradients only (`benchmark.closed_form.restoration`). If none can be restored, or every convolution has too
+many positions, step 4 has the whole budget. If step 3 does not converge, step 4 spends the rest of the budget from the start of
+`residual`.
 
 After several local steps the rows belong to several gradients at weights that drift, but step 3 treats them as one gradient.
 The truth is then not where its cost is zero, and step 4 has to correct for that.

@@ -59,6 +59,7 @@ def diagnose(observation: Observation) -> Diagnosis:
         time_layers=tuple(layer for layer in spectra if layer.name in time_names),
         zeros=_zeros(observation.update),
         levels=_levels(observation.update),
+        dropout=observation.dropout > 0,
         read=None if observation.is_gradient else _read(observation),
         noise_ratio=_noise_ratio(observation.update, spectra) if observation.is_gradient else None,
     )

@@ -106,6 +106,7 @@ class Diagnosis:
         time_layers: the layers that take the time embedding.
         zeros: share of the coordinates that are exactly zero.
         levels: number of distinct values in the largest tensor if it shows rounding, else None.
+        dropout: whether the client's network dropped activations, which nobody else knows.
         read: share of the coordinates of the gradient that can be read through the client's optimiser and the rounding of its
             message; None if the update is the gradient itself, up to what a defense did.
         noise_ratio: root mean square of the noise, divided by that of the update without it, estimated from the singular values
@@ -129,6 +130,7 @@ class Diagnosis:
     time_layers: tuple[Layer, ...]
     zeros: float
     levels: int | None
+    dropout: bool
     read: float | None
     noise_ratio: float | None
 
@@ -175,8 +177,8 @@ class Diagnosis:
 
     @property
     def disturbed(self) -> bool:
-        """Return whether the update is no gradient, or noise, pruning or rounding shows in its values or singular values."""
-        if self.read is not None:
+        """Return whether the update is no gradient of this network, or its values show noise, pruning or rounding."""
+        if self.dropout or self.read is not None:
             return True
         floors = [layer.floor for layer in (*self.convolutions, *self.time_layers) if layer.floor is not None]
         return self.levels is not None or self.zeros >= 0.5 or any(floor > ROUNDING for floor in floors)
@@ -209,6 +211,8 @@ def disturbance(diagnosis: Diagnosis, success_db: float) -> Outlook | None:
     The noise is compared with the error that it causes in a least-squares estimate of all unknowns. A rule that is near the
     threshold gives "unknown".
     """
+    if diagnosis.dropout:
+        return unknown("the client's network dropped activations, and nobody else knows which")
     if diagnosis.read is not None:
         return unknown(f"the update is no gradient: {diagnosis.read:.0%} of the gradient's coordinates can be read from it")
     if diagnosis.zeros >= PRUNED:
@@ -286,7 +290,7 @@ def _stated_disturbance(diagnosis: Diagnosis, success_db: float) -> Outlook | No
     for them. Noise alone leaves neither zeros nor repeated values.
     """
     decided = disturbance(diagnosis, success_db)
-    if decided and (diagnosis.zeros or diagnosis.levels is not None):
+    if decided and diagnosis.read is None and (diagnosis.zeros or diagnosis.levels is not None):
         return unknown(f"{decided.reason}, but the attack uses what the defense states")
     return decided
 

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from benchmark.base.practice import Augmentation, Message, MessageKind, Optimiser, OptimiserName, Precision, State
-from benchmark.base.ranges import Count, Natural, NonNegative, Positive, Range, Share, check_fields
+from benchmark.base.ranges import MAX_NUMBER, Count, Natural, NonNegative, Positive, Range, Share, check_fields
 
 MAX_IMAGES = 100_000
 """Maximum number of private images behind one update. More are probably a mistake, and would not fit into memory."""
+
+MIN_LR = 1e-20
+"""Minimum of a step size. Limits of weights are divided by it, and must stay finite in float32."""
 
 MAX_LOCAL_IMAGES = 10_000_000
 """Maximum number of images of one client from which a Poisson batch is drawn."""
@@ -42,9 +45,9 @@ class Scenario:
         image_size: side of the square images in pixels; None uses the image size of the model.
         batch_size: number of private images B in a batch (under Poisson sampling: the expected number).
         local_steps: number of steps E that a client takes before it sends its update. With `client_images`, E is the number of
-            batches in all epochs.
-        local_lr: step size of a client's optimiser, above 0. It has no effect if a client takes one step of plain SGD and
-            sends its update, unless a defense acts on the change of the weights.
+            batches in all epochs, and 1 stands for it.
+        local_lr: step size of a client's optimiser, at least `MIN_LR`. It has no effect if a client takes one step of plain
+            SGD and sends its update, unless a defense acts on the change of the weights.
         optimiser: `sgd` without momentum, `adam`, `adamw` or `amsgrad` (Adam with amsgrad), each as in torch.
         beta1: first decay rate of Adam; without effect for `sgd`, as `beta2` and `eps`.
         beta2: second decay rate of Adam.
@@ -60,7 +63,8 @@ class Scenario:
             in each of the `local_steps`.
         epochs: number of walks. Each one has another order, timesteps and noise. Each use of an image is judged on its own.
         augment: changes of each image at each use: `none`, `flip` (left and right, with probability 1/2), or `flip_crop` (a
-            crop of the image in a black border of an eighth of its side, then a flip). The image is judged as it was used.
+            crop of the image in a black border of an eighth of its side, then a flip). The image is judged as it was used. The
+            images behind a kept state are not changed.
         dropout: probability of the network's dropout layers while a client trains. The attack's network drops nothing.
         min_snr: gamma of the loss weights by the signal-to-noise ratio (`Process.min_snr`); None for equal weights.
         ema: decay of the averaged weights that a client sends (`Message.ema`); None if it sends the last weights.
@@ -84,7 +88,7 @@ class Scenario:
     image_size: Annotated[int, Range(8, 1024)] | None = None
     batch_size: Count = 1
     local_steps: Count = 1
-    local_lr: Positive = 0.01
+    local_lr: Annotated[float, Range(MIN_LR, MAX_NUMBER)] = 0.01
     optimiser: OptimiserName = "sgd"
     beta1: Decay = 0.9
     beta2: Decay = 0.999
@@ -157,20 +161,19 @@ class Scenario:
             raise ValueError("sent_parameters must be a part of the names of the parameters that are sent, e.g. attentions")
         if self.state == "kept" and self.round == 1:
             raise ValueError("'state: kept' needs a round above 1: before the first round there is no state to keep")
-        if self.earlier_steps * self.batch_size > MAX_IMAGES:
-            raise ValueError(
-                f"at most {MAX_IMAGES} images may lie behind a kept state, not {self.earlier_steps * self.batch_size}"
-            )
+        earlier = self.clients * self.earlier_steps * self.batch_size
+        if earlier > MAX_IMAGES:
+            raise ValueError(f"at most {MAX_IMAGES} images may lie behind kept states, not {earlier}")
         if self.accumulation > 1 and self.sampling == "poisson":
             raise ValueError("accumulation needs 'sampling: fixed', since Poisson batches vary in size")
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation must divide the batch size {self.batch_size}, and {self.accumulation} does not")
 
     def _check_poisson(self) -> None:
-        if self.batches > 1:
-            raise ValueError("local_steps or clients above 1 need 'sampling: fixed', since Poisson batches vary in size")
         if self.client_images is not None:
             raise ValueError("client_images need 'sampling: fixed', since sample_rate already states the client's images")
+        if self.batches > 1:
+            raise ValueError("local_steps or clients above 1 need 'sampling: fixed', since Poisson batches vary in size")
         if isinstance(self.timesteps, tuple):
             raise ValueError("timesteps per image need 'sampling: fixed', since Poisson batches vary in size")
 
@@ -191,8 +194,16 @@ class Scenario:
 
     @property
     def scale(self) -> float:
-        """Return the change of a client's sent weights over minus its update: lr E if the last weights are sent."""
+        """Return s, where theta_0 minus the sent weights is s times the update.
+
+        It is lr E, or lr times `Message.gain` if averaged weights are sent.
+        """
         return self.local_lr * self.sent.gain(self.local_steps)
+
+    @property
+    def step_scale(self) -> float:
+        """Return s / E: minus the change of the sent weights for each step, over the update. It is lr for the last weights."""
+        return self.scale / self.local_steps
 
     @property
     def earlier_steps(self) -> int:

@@ -42,7 +42,7 @@ class PublicParameters:
     (`benchmark.disclosure`). All other lists of public parameters are derived from these declarations.
 
     Attributes:
-        kept_share: share of the coordinates of each client's update that is kept, in (0, 1]; the others are zero.
+        kept_share: share of the coordinates of each client's update that is kept, in [0, 1]; the others are zero.
         clip_norm: l2 norm that each example's gradient is clipped to, at every local step.
         update_clip_norm: l2 norm that each client's update is clipped to.
         coordinate_limit: largest magnitude of a coordinate of each client's update. Coordinates beyond it are clipped to it.
@@ -135,7 +135,7 @@ class Observation:
     Attributes:
         update: the update that the server receives: the mean over clients of (theta_0 - theta_E) / (eta E), with E local
             steps of step size eta. If each client takes one step of plain SGD, this is the gradient of the mean loss of all N
-            images.
+            images. If averaged weights were sent, they replace theta_E, and `Message.gain` replaces E.
         network: the granted weights, in evaluation mode.
         schedule: the granted diffusion process.
         image_shape: (C, H, W).
@@ -183,8 +183,11 @@ class Observation:
 
     @property
     def is_gradient(self) -> bool:
-        """Return whether the update is the mean of gradients as they were computed: of plain SGD, and sent without rounding."""
-        return self.optimiser.is_plain and self.message.is_exact
+        """Return whether the update is the mean of gradients as they were computed: of plain SGD, and sent without rounding.
+
+        An average of weights is none: it is rounded.
+        """
+        return self.optimiser.is_plain and self.message.is_exact and self.message.ema is None
 
     @property
     def image_count(self) -> int:

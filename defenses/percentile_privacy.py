@@ -4,8 +4,8 @@ Source: nvflare 2.9.0, app_common/filters/percentile_privacy.py; its idea is Sho
 
 The filter divides the change of the weights by the number of local steps. It sets the coordinates below a percentile of all
 magnitudes to zero, clips every coordinate to +-`gamma`, and multiplies by the number of steps again. The change of one step is
--lr times the update, so `gamma` / lr is the limit in the units of the update. A step of Adam is at most about lr: at lr = 1e-4,
-the default `gamma` clips nothing.
+-lr times the update (`Scenario.step_scale`), so `gamma` / lr is the limit in the units of the update. A step of Adam is at most
+about lr: at lr = 1e-4, the default `gamma` clips nothing.
 
 The client must tell NVFlare its number of steps (NUM_STEPS_CURRENT_ROUND); otherwise the filter takes 1. Here it tells it.
 NVFlare leaves parameters without dimensions unchanged; no network here has any. `percentile` = 0 clips alone.
@@ -45,9 +45,9 @@ class PercentilePrivacy(Defense):
         """See `Defense.release`. A coordinate as large as the percentile is kept."""
         magnitudes = np.concatenate([value.abs().flatten().cpu().numpy() for value in update.values()])
         cutoff = float(np.percentile(magnitudes, self.percentile))
-        limit = self.gamma / scenario.local_lr
+        limit = self.gamma / scenario.step_scale
         return {name: torch.where(value.abs() < cutoff, 0, value.clamp(-limit, limit)) for name, value in update.items()}
 
     def public(self, scenario: Scenario) -> PublicParameters:
         """See `Defense.public`."""
-        return PublicParameters(kept_share=1 - self.percentile / 100, coordinate_limit=self.gamma / scenario.local_lr)
+        return PublicParameters(kept_share=1 - self.percentile / 100, coordinate_limit=self.gamma / scenario.step_scale)

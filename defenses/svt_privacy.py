@@ -11,9 +11,10 @@ exceeds `gamma` by orders of magnitude, so the choice hardly depends on the coor
 `epsilon` covers the choice only. NVFlare's own accountant adds n `noise_var` for the values that are sent: 100 000 in each
 round for ten million weights and the defaults. No epsilon is stated here.
 
-The change of one step is -lr times the update. With the same numpy random numbers, the result is NVFlare's for tensors of up to
-a million coordinates; larger ones are drawn in parts there. Left out: `epsilon_threshold`, `epsilon_query` and
-`epsilon_release`, which are unset by default, and parameters without dimensions. Cost: a few random numbers per coordinate.
+The change of one step is -lr times the update (`Scenario.step_scale`). With the same numpy random numbers, the result is
+NVFlare's for tensors of up to a million coordinates; larger ones are drawn in parts there. Left out: `epsilon_threshold`,
+`epsilon_query` and `epsilon_release`, which are unset by default, and parameters without dimensions. Cost: a few random numbers
+per coordinate.
 """
 
 from __future__ import annotations
@@ -73,10 +74,10 @@ class SVTPrivacy(Defense):
         """See `Defense.release`."""
         draw = np.random.RandomState(int(torch.randint(2**32, (), generator=generator)))
         names = sorted(update)
-        changes = {name: -scenario.local_lr * update[name].flatten().double().cpu().numpy() for name in names}
+        changes = {name: -scenario.step_scale * update[name].flatten().double().cpu().numpy() for name in names}
         sent = self.filtered(changes, draw)
         return {
-            name: torch.from_numpy(-sent[name] / scenario.local_lr).to(value).view_as(value) for name, value in update.items()
+            name: torch.from_numpy(-sent[name] / scenario.step_scale).to(value).view_as(value) for name, value in update.items()
         }
 
     def filtered(self, changes: Mapping[str, Values], draw: np.random.RandomState) -> dict[str, Values]:
@@ -120,7 +121,7 @@ class SVTPrivacy(Defense):
         With replacement, `kept_share` is what is expected if every coordinate is accepted. Otherwise it is less.
         """
         kept = 1 - math.exp(-self.fraction) if self.replace else self.fraction
-        limit = self.gamma / scenario.local_lr
+        limit = self.gamma / scenario.step_scale
         return PublicParameters(kept_share=kept, coordinate_limit=limit, laplace_std=math.sqrt(2) * 2 * limit / self.noise_var)
 
 

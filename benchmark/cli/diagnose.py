@@ -89,6 +89,8 @@ def _disturbances(diagnosis: Diagnosis) -> Iterator[str]:
     """Yield what optimiser, message and defense did. Noise is named only where singular values show more than rounding."""
     if not diagnosis.disturbed:
         return
+    if diagnosis.dropout:
+        yield "the client's network dropped activations"
     if diagnosis.read is not None:
         yield f"the update is no gradient: {diagnosis.read:.1%} of the gradient's coordinates can be read from it"
     if diagnosis.zeros:

@@ -148,7 +148,7 @@ def _read_losses(observation: Observation, marks: Landmarks) -> Reading:
             if 1 < size < images:
                 raise RepeatedTimesteps(timesteps, images)
             return Reading(timesteps.expand(images).clone(), MIN_CONFIDENCE * found.log_ratio / MIN_LOG_RATIO)
-    raise UnreadableTimesteps(f"no {images} timesteps stand out from what the defense left of the layers that take them")
+    raise UnreadableTimesteps(f"no {images} timesteps stand out from what is known of the layers that take them")
 
 
 def _evidence(measured: Mapping[str, Measurement], layer: str, candidates: Tensor) -> Evidence:

@@ -59,8 +59,8 @@ def match_defense_aware(
     own = {observation: as_trained(observation, fit(NOTHING)) for observation in observations}
     tasks = [replace(task, distance=own[task.observation]) for task in tasks]
     found: dict[Task, Solution] = {}
-    for public in dict.fromkeys(task.observation.public for task in tasks):
-        alike = [task for task in tasks if task.observation.public == public]
+    for public in dict.fromkeys(comparable(task.observation) for task in tasks):
+        alike = [task for task in tasks if comparable(task.observation) == public]
         found |= zip(alike, match(alike, guess, fit(public), optimise, regularise), strict=True)
     return [found[task] for task in tasks]
 
@@ -77,7 +77,17 @@ def as_trained(observation: Observation, compare: Distance) -> Distance | None:
     compare, norm = within(compare, known), observation.optimiser.max_norm
     if norm is not None and not unrolls_local_steps(observation):
         compare = clipped(compare, norm)
-    return as_released(replace(NOTHING, clip_norm=observation.public.clip_norm), compare)
+    return as_released(replace(NOTHING, clip_norm=comparable(observation).clip_norm), compare)
+
+
+def comparable(observation: Observation) -> PublicParameters:
+    """Return the public parameters that describe what the engine computes from a guess.
+
+    It follows several steps of an optimiser to their update. A norm that the gradients were clipped to does not hold for it,
+    unless the steps are those of plain SGD.
+    """
+    moves = unrolls_local_steps(observation) and not observation.optimiser.is_plain
+    return replace(observation.public, clip_norm=None) if moves else observation.public
 
 
 def distance(public: PublicParameters) -> Distance:

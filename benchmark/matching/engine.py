@@ -20,7 +20,16 @@ from benchmark.matching.chunks import Chunked
 from benchmark.matching.lbfgs import HISTORY
 from benchmark.matching.objectives import Distance, squared_distance
 from benchmark.matching.plans import plan_for
-from benchmark.matching.problem import Guess, Stack, Updates, clean_guess, mean_colour_start, stack, why_unmatchable
+from benchmark.matching.problem import (
+    Guess,
+    Stack,
+    Updates,
+    clean_guess,
+    mean_colour_start,
+    stack,
+    unrolls_local_steps,
+    why_unmatchable,
+)
 from benchmark.matching.search import Optimiser, Searches, Solution, Variables
 from benchmark.types import Observation, Update
 
@@ -100,7 +109,7 @@ def _kind(task: Task) -> object:
         observation.local_lr,
         observation.optimiser,
         observation.clients,
-        observation.order_known,
+        unrolls_local_steps(observation),
     )
     held = (tuple(observation.update), observation.grants, id(observation.prior and observation.prior.network))
     return (id(observation.network), process, shapes, practice, held)

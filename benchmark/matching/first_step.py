@@ -60,11 +60,11 @@ def why_unreadable(observation: Observation) -> str | None:
     """Return why no gradient can be read from the steps behind an update; None if it can."""
     if observation.message.ema is not None and observation.local_steps > 1:  # the path is longer than its ends show
         return f"the average of the weights of {observation.local_steps} steps was sent, and its rounding has no bound"
-    if observation.optimiser.name == "sgd":
+    optimiser, clip = observation.optimiser, observation.public.update_clip_norm
+    if (optimiser.name != "sgd" or optimiser.weight_decay) and clip and norm(observation.update) > REACHED * clip:
+        return f"the step of {optimiser.name} was clipped, so it has another size"
+    if optimiser.name == "sgd":
         return None
-    clip = observation.public.update_clip_norm
-    if clip and norm(observation.update) > REACHED * clip:
-        return f"the step of {observation.optimiser.name} was clipped, so it has another size"
     if observation.clients > 1:
         return f"the update is the mean of {observation.clients} clients' steps of {observation.optimiser.name}"
     if observation.local_steps > 1:
@@ -80,7 +80,7 @@ def gradient_intervals(observation: Observation) -> dict[str, Interval]:
 
 
 def gradient_interval(observation: Observation, name: str) -> Interval:
-    """Return bounds of one parameter's gradient at the client's only step.
+    """Return bounds of one parameter's gradient at the client's only step, or of the mean gradient over steps of SGD.
 
     Raises:
         ValueError: the gradient cannot be read (`why_unreadable`); the message is one sentence.

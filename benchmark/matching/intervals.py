@@ -48,11 +48,15 @@ def bounds(observation: Observation) -> Bounds | None:
 
 
 def within(compare: Distance, known: Bounds) -> Distance:
-    """Return the comparison of one guess with the nearest points of its intervals, in place of the observed update."""
+    """Return the comparison of one guess with the nearest points of its intervals, in place of the observed update.
+
+    Coordinates without any bound are zero in both.
+    """
     low, high = known
+    bounded = {name: ~(low[name].isinf() & high[name].isinf()) for name in low}
 
     def to_nearest(update: Update, observed: Update) -> Tensor:
-        nearest = {name: update[name].detach().clamp(low[name], high[name]) for name in observed}
-        return compare(update, nearest)
+        own = {name: update[name] * bounded[name] for name in observed}
+        return compare(own, {name: value.detach().clamp(low[name], high[name]) for name, value in own.items()})
 
     return to_nearest

@@ -98,6 +98,12 @@ def test_a_step_of_adam_is_no_gradient_and_no_noise():
     assert shares[0] > shares[1] > 0.01 > shares[2]  # biases that start at zero are rounded hardly at all
 
 
+def test_nothing_is_expected_under_unknown_dropout():
+    found = diagnose(wide(dropout=0.3).observe(PlainDefense()))
+    assert found.disturbed
+    assert all(attack.outlook(found, 30.0).prediction is Prediction.UNKNOWN for attack in (Spans(), DLG(), Activations()))
+
+
 def test_timesteps_are_granted_or_read_or_the_reason_is_given():
     scene = wide(2, timesteps=(7, 500))
     granted, private = diagnose(scene.observe(PlainDefense())), diagnose(scene.observe(PrivateTimestep()))

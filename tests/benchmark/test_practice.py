@@ -54,7 +54,7 @@ def cells(*scenarios):
         ({"client_images": 8, "batch_size": 4, "local_steps": 3}, "has 2 local steps, so local_steps cannot be 3"),
         ({"client_images": 4, "batch_size": 4, "sampling": "poisson"}, "client_images need 'sampling: fixed'"),
         ({"state": "kept", "optimiser": "adam"}, "'state: kept' needs a round above 1"),
-        ({"state": "kept", "optimiser": "adam", "round": 10**6}, "at most 100000 images may lie behind a kept state"),
+        ({"state": "kept", "optimiser": "adam", "round": 10**6}, "at most 100000 images may lie behind kept states"),
         ({"accumulation": 2}, "accumulation must divide the batch size 1, and 2 does not"),
         ({"accumulation": 2, "batch_size": 4, "sampling": "poisson"}, "accumulation needs 'sampling: fixed'"),
         ({"dropout": 1.0}, "dropout must be"),

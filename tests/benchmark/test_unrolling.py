@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.autograd import grad
 
-from benchmark.base.practice import Optimiser
+from benchmark.base.practice import Message, Optimiser
 from benchmark.base.seeds import stream
 from benchmark.diffusion.local_training import LocalTraining
 from benchmark.diffusion.loss import parameter_gradient
@@ -54,7 +54,7 @@ def optimiser_of(name, setting):
 def test_it_equals_the_client_that_trains_with_torch(name, setting, steps):
     network, optimiser, (x, batches) = Net(), optimiser_of(name, setting), batches_of(steps)
     loss, before = loss_of(x), copy.deepcopy(network.state_dict())
-    client = LocalTraining(network, optimiser, steps)
+    client = LocalTraining(network, optimiser, Message(), steps)
     for batch in batches:
         client.step(parameter_gradient(client.network, loss(client.network, batch)))
     ours = local_update(network, loss, batches, optimiser)

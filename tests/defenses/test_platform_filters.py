@@ -50,6 +50,13 @@ def test_what_a_filter_does_to_the_weights_does_not_depend_on_the_step_size(defe
     assert not torch.allclose(released(defense, scenario), once)
 
 
+def test_limits_hold_for_each_step_of_the_average_that_is_sent():
+    """NVFlare's limit is for the change per step of whatever is sent."""
+    scenario = Scenario(local_lr=0.1, local_steps=4, ema=0.9)
+    sent = released(PercentilePrivacy(percentile=0, gamma=1e-3), scenario)
+    assert float(scenario.scale * sent.abs().max() / 4) == pytest.approx(1e-3)
+
+
 @pytest.mark.parametrize("name", ["percentile_privacy", "svt_privacy", "local_dp", "local_dp+private_noise"])
 def test_the_step_size_is_granted_shown_and_part_of_the_identity(name):
     """Without such a defense it has no effect on one step of plain SGD."""

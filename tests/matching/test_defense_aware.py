@@ -28,7 +28,7 @@ from benchmark.defenses.timestep_range import TimestepRange
 from benchmark.defenses.withhold import Withhold
 from benchmark.disclosure import User
 from benchmark.evaluation.metrics import psnr
-from benchmark.matching.defense_aware import as_released, distance, likelihood
+from benchmark.matching.defense_aware import as_released, comparable, distance, likelihood
 from benchmark.matching.objectives import (
     distance_to_cells,
     laplace_distance,
@@ -265,3 +265,10 @@ def test_every_public_parameter_is_used_by_an_included_attack():
     shown = {field for _, _, field in USES}
     names = {field.name for field in dataclasses.fields(PublicParameters)}
     assert shown == names - PublicParameters.used_by(User.ENGINE, User.LABEL)
+
+
+def test_the_clip_of_gradients_is_not_applied_to_several_steps_of_adam():
+    """The engine follows the steps to their update, which is no sum of clipped gradients."""
+    adam, sgd = (toy(local_steps=2, optimiser=name).observe(DPSGD(noise_multiplier=0.1)) for name in ("adam", "sgd"))
+    assert comparable(adam).clip_norm is None and comparable(sgd) == sgd.public
+    assert comparable(dataclasses.replace(adam, local_steps=1)).clip_norm == 1.0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmark.clients.toy import PlainDefense, toy
-from benchmark.closed_form.losses import measurements
+from benchmark.closed_form.losses import is_lossy, measurements
 from benchmark.defenses.clipping import Clipping
 from benchmark.defenses.local_dp import LocalDP
 from benchmark.defenses.percentile_privacy import PercentilePrivacy
@@ -180,3 +180,14 @@ def test_the_step_is_that_of_torch():
         optimiser.step()
     for name, value in trained.named_parameters():
         torch.testing.assert_close(3e-3 * update[name], start[name] - value.detach(), rtol=1e-3, atol=1e-7)
+
+
+def test_a_clipped_gradient_with_weight_decay_is_not_read():
+    """The decay was clipped with it, by an unknown factor."""
+    assert "was clipped" in why_unreadable(toy(weight_decay=0.1).observe(Clipping(clip=1e-3)))
+
+
+def test_an_average_of_weights_is_no_exact_gradient():
+    """At a small step size rounding hides nearly all of it."""
+    scene = toy(ema=0.9999, local_lr=1e-4)
+    assert is_lossy(scene.observe(PlainDefense())) and not is_lossy(toy(local_lr=1e-4).observe(PlainDefense()))
