@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmark.base.errors import UserError
-from benchmark.base.ranges import Positive, Share
+from benchmark.base.ranges import NonNegative, Positive, Share
 from benchmark.plugins import Defense
 from benchmark.scenario import Scenario
 from benchmark.types import PublicParameters, Update
@@ -60,7 +60,7 @@ class SVTPrivacy(Defense):
     epsilon: Positive = 0.1
     noise_var: Positive = 0.1
     gamma: Positive = 1e-5
-    tau: float = 1e-6
+    tau: NonNegative = 1e-6
     replace: bool = True
 
     def __post_init__(self) -> None:

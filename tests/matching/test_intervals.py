@@ -15,6 +15,7 @@ from benchmark.clients.toy import PlainDefense, toy
 from benchmark.defenses.clipping import Clipping
 from benchmark.defenses.gaussian_noise import GaussianNoise
 from benchmark.defenses.gradient_pruning import GradientPruning
+from benchmark.defenses.quantisation import Quantisation
 from benchmark.evaluation.metrics import psnr
 from benchmark.matching.defense_aware import as_trained
 from benchmark.matching.intervals import bounds, within
@@ -73,10 +74,22 @@ def test_an_update_that_is_exact_or_changed_after_the_training_has_no_bounds():
     assert bounds(observed(**adam, local_steps=2)[1]) is None
     scene, observation = observed(**adam)
     assert bounds(observation) is not None
-    for defense in (Clipping(clip=1e-3), GaussianNoise(), GradientPruning()):
+    for defense in (Clipping(clip=1e-3), GaussianNoise(), Quantisation(bits=8)):
         assert bounds(scene.observe(defense)) is None
     foreign = dataclasses.replace(observation, update={"unknown": torch.ones(3)})
     assert bounds(foreign) is None
+
+
+def test_pruned_coordinates_have_no_bounds_and_do_not_count():
+    observation = observed(optimiser="adam", local_lr=1e-4)[0].observe(GradientPruning(keep=0.1))
+    low, high = bounds(observation)
+    zero = {name: torch.zeros_like(value)[None] for name, value in observation.update.items()}
+    for name, value in observation.update.items():
+        pruned = value[None] == 0
+        assert low[name][pruned].isinf().all() and high[name][pruned].isinf().all()
+    large = {name: 1e3 * (value[None] == 0) for name, value in observation.update.items()}
+    fitted = within(squared_distance, (low, high))
+    assert float(fitted(large, zero)) == float(fitted(zero, zero))
 
 
 ATTACKS = [Residual(evaluations=60), PosteriorMode(evaluations=60, smoothness=0.0), Whitened(evaluations=60, stage=30)]
