@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmark.report.pictures import picture
+from benchmark.report.pictures import picture, set_title
 
 MIN_IMAGES = 4
 """Minimum number of images behind an update for which it has a figure of its own."""
@@ -18,9 +16,6 @@ MAX_IMAGES = 32
 
 ACROSS = 8
 """Images side by side."""
-
-INCHES_PER_LETTER = 0.07
-"""Width of one letter of the title."""
 
 
 def first_update(samples: pd.DataFrame) -> pd.DataFrame:
@@ -39,15 +34,13 @@ def whole_batch(update: pd.DataFrame, title: str) -> Figure:
     """
     columns = min(ACROSS, len(update))
     bands = -(-len(update) // columns)
-    width = 0.4 + 0.95 * columns
-    figure, grid = plt.subplots(2 * bands, columns, figsize=(width, 0.9 + 2.2 * bands), squeeze=False, layout="constrained")
+    size = (0.4 + 0.95 * columns, 0.9 + 2.2 * bands)
+    figure, grid = plt.subplots(2 * bands, columns, figsize=size, squeeze=False, layout="constrained")
     for axes in grid.flat:
         axes.set_axis_off()
     for place, row in enumerate(update.itertuples()):
         band, x = divmod(place, columns)
         picture(grid[2 * band, x], row.original, f"t = {row.timestep}")
         picture(grid[2 * band + 1, x], row.reconstruction, f"{row.psnr:.1f} dB")
-    lines = [*title.splitlines(), "upper rows: private images; lower rows: reconstructions"]
-    wrapped = [part for line in lines for part in textwrap.wrap(line, int(width / INCHES_PER_LETTER))]
-    figure.suptitle("\n".join(wrapped), x=0.01, ha="left")
+    set_title(figure, f"{title}\nupper rows: private images; lower rows: reconstructions")
     return figure

@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from benchmark.experiment.grid import ORACLE
+from benchmark.report.pictures import set_title
 
 
 def psnr_by_timestep(samples: pd.DataFrame, title: str) -> Figure:
@@ -81,5 +82,5 @@ def _with_labels(figure: Figure, panels: list[Any], x_label: str, y_label: str, 
     figure.legend(list(handles.values()), list(handles), loc="outside right center")
     figure.supxlabel(x_label, fontsize=8)
     figure.supylabel(y_label, fontsize=8)
-    figure.suptitle(title, x=0.01, ha="left")
+    set_title(figure, title)
     return figure
