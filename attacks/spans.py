@@ -169,7 +169,7 @@ class Spans(MatchingAttack):
             rebuilt.update(zip(lost, matched, strict=True))
         for place in sorted(set(range(len(found))) - set(lost)):
             observation, images = observations[place], found[place]
-            precise = _precise(observation, images)
+            precise = {} if granted_noise else _precise(observation, images)
             if lossy and (granted_noise or not precise):
                 start = _denoised(observation, images).images if granted_noise else images.x
                 (rebuilt[place],) = self._match([observation], [start], [images.spent], images.note, RESIDUAL_SCALE)

@@ -3,7 +3,7 @@
 Almost everything comes from values and from singular values. The singular values are square roots of eigenvalues of Gram
 matrices in float64, which keep eight digits of the largest one. Timesteps that cannot be read so are tried again with the
 losses that the defense states. Nothing is drawn at random. Cost: one pass of a blank image through the network, and one
-eigenvalue problem of the smaller side of each gradient, on the CPU.
+eigenvalue problem of the smaller side of each gradient, on the CPU; and some passes over an update that is no gradient.
 """
 
 from __future__ import annotations
@@ -103,8 +103,10 @@ def _singular_values(rows: Tensor) -> Tensor:
 
 def _read(observation: Observation) -> float:
     """Return the share of the gradient's coordinates that are known, 0 if nothing can be read."""
-    known = [measurement.known for measurement in measurements(observation).values()]
-    return sum(int(part.sum()) for part in known) / sum(part.numel() for part in known) if known else 0.0
+    if why_unmatchable(observation) or not is_lossy(observation):
+        return 0.0
+    known = sum(int(measurements(observation, [name])[name].known.sum()) for name in observation.update)
+    return known / sum(value.numel() for value in observation.update.values())
 
 
 def _zeros(update: Update) -> float:

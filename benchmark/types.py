@@ -146,7 +146,6 @@ class Observation:
         optimiser: the optimiser of these steps.
         message: what the client sent. `update` was computed from it.
         clients: number of clients K whose updates are averaged in `update`.
-        epochs: number of uses of each private image, in batches of different steps. Each use counts as one of the N images.
         dropout: probability of the network's dropout layers while the client trained.
         order_known: whether the granted timesteps and noise come in the order of clients and steps. It is True if neither
             is granted, because the attack then chooses the order of its own values.
@@ -167,7 +166,6 @@ class Observation:
     optimiser: Optimiser = field(default_factory=Optimiser)
     message: Message = field(default_factory=Message)
     clients: int = 1
-    epochs: int = 1
     dropout: float = 0.0
     order_known: bool = True
     public: PublicParameters = field(default_factory=PublicParameters)

@@ -221,7 +221,6 @@ def observe(
         optimiser=scenario.local_optimiser,
         message=scenario.sent,
         clients=scenario.clients,
-        epochs=scenario.epochs,
         dropout=scenario.dropout,
         order_known=order_known,
         public=granted.public,

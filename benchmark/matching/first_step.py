@@ -75,18 +75,21 @@ def why_unreadable(observation: Observation) -> str | None:
 
 
 def gradient_intervals(observation: Observation) -> dict[str, Interval]:
-    """Return bounds of the gradient of the client's only step, by parameter (`gradient_interval`)."""
-    return {name: gradient_interval(observation, name) for name in observation.update}
-
-
-def gradient_interval(observation: Observation, name: str) -> Interval:
-    """Return bounds of one parameter's gradient at the client's only step, or of the mean gradient over steps of SGD.
+    """Return bounds of the gradient of the client's only step, by parameter (`gradient_interval`).
 
     Raises:
         ValueError: the gradient cannot be read (`why_unreadable`); the message is one sentence.
     """
     if problem := why_unreadable(observation):
         raise ValueError(problem)
+    return {name: gradient_interval(observation, name) for name in observation.update}
+
+
+def gradient_interval(observation: Observation, name: str) -> Interval:
+    """Return bounds of one parameter's gradient at the client's only step, or of the mean gradient over steps of SGD.
+
+    They hold if the gradient can be read (`why_unreadable`), which costs a pass over the whole update to find out.
+    """
     optimiser, update = observation.optimiser, observation.update[name].double()
     moved = update  # (theta_0 - theta_E) / (eta E)
     weight = observation.network.get_parameter(name).detach().double()

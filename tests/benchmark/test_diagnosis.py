@@ -95,6 +95,8 @@ def test_a_step_of_adam_is_no_gradient_and_no_noise():
         assert found.disturbed and found.noise_ratio is None and found.estimated_images is None
         assert all(attack.outlook(found, 30.0).prediction is Prediction.UNKNOWN for attack in (Spans(), DLG(), Residual()))
         shares.append(found.read)
+    foreign = dataclasses.replace(wide(optimiser="adam").observe(PlainDefense()), update={"unknown": torch.ones(3)})
+    assert diagnose(foreign).read == 0
     assert shares[0] > shares[1] > 0.01 > shares[2]  # biases that start at zero are rounded hardly at all
 
 
